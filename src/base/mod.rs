@@ -1,0 +1,14 @@
+//! Floor 0: the words that every other floor uses.
+//!
+//! Plain values without behaviour of their own: ids, names of the contract, places in the log,
+//! moments in time. Nothing here reads a clock, allocates more than its value, or does I/O.
+
+mod ids;
+mod log;
+mod moment;
+mod words;
+
+pub use ids::{BroadcastId, ConnectionId, USER_ID_BYTES_MAX, UserId, UserIdError};
+pub use log::{LogIdentity, LogShape, Partition, Position, Topic, partition_of_key};
+pub use moment::{EpochMillis, Moment};
+pub use words::{EventType, Priority, Status, TargetType};

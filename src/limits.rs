@@ -1,0 +1,162 @@
+//! Floor 0: every bound, a section a room, each with its derivation.
+//!
+//! Configuration (`limits.*`) may lower a bound, never raise it. Reaching one is always visible:
+//! a status, a GAP event or a counter.
+
+use std::time::Duration;
+
+/// What the contract itself says.
+pub mod contract {
+    /// Longer ids are no ids of people; 256 bytes hold an e-mail address (254).
+    pub const USER_ID_BYTES_MAX: usize = 256;
+    /// `content` of a broadcast, bytes of UTF-8.
+    pub const CONTENT_BYTES_MAX: usize = 64 * 1024;
+    /// Users of one SELECTED broadcast.
+    pub const TARGET_USERS_MAX: usize = 1_000_000;
+    /// Roles, groups or products of one broadcast.
+    pub const TARGET_NAMES_MAX: usize = 1_000;
+    /// Content bytes times targets of one broadcast: what publishing it writes to the log.
+    pub const FAN_OUT_BYTES_MAX: u64 = 1 << 30;
+    /// A name: sender, category, role, group, product; bytes of UTF-8.
+    pub const NAME_BYTES_MAX: usize = 256;
+    /// A user's roles, groups and products together; a token of 16 KiB holds no more.
+    pub const MEMBERSHIPS_MAX: usize = 1_024;
+    /// Rows of one answer of a list, and what a list gives without `limit`.
+    pub const LIST_ROWS_MAX: usize = 1_000;
+    pub const LIST_ROWS_DEFAULT: usize = 100;
+    /// `targetIds` shown in one BroadcastResponse.
+    pub const TARGET_IDS_SHOWN_MAX: usize = 1_000;
+}
+
+/// The cursor, which travels with every event.
+pub mod cursor {
+    /// Longest `id`, characters. Proxies and apps store it; start is refused if the configured
+    /// partitions could exceed it.
+    pub const TEXT_CHARS_MAX: usize = 256;
+    /// Offsets are written in at most 6 bytes: at a million records a second and partition,
+    /// 2^48 lasts 8.9 years.
+    pub const OFFSET_BYTES_MAX: usize = 6;
+    pub const OFFSET_MAX: u64 = (1 << (8 * OFFSET_BYTES_MAX)) - 1;
+    /// Bytes before the offsets: version and flags, identity, hours, two counts, own partition.
+    pub const HEADER_BYTES: usize = 1 + 3 + 3 + 1 + 1 + 1;
+    /// Group partitions that a cursor can always hold, beside one offset of the selected topic.
+    pub const GROUP_PARTITIONS_MAX: usize =
+        (TEXT_CHARS_MAX * 3 / 4 - HEADER_BYTES) / OFFSET_BYTES_MAX - 1;
+    /// Selected partitions are counted in one byte.
+    pub const SELECTED_PARTITIONS_MAX: usize = 255;
+    const _: () = assert!(GROUP_PARTITIONS_MAX == 29);
+    /// The goal of the design: 10 + 10 partitions, offsets below 2^32, in 76 characters.
+    const _: () = assert!((HEADER_BYTES + 11 * 4) * 4 <= 76 * 3);
+}
+
+/// Records of the log.
+pub mod log {
+    use super::{Duration, contract};
+
+    /// Value of one record. JSON may write a byte of content in six (`\u0000`), and 1,000 target
+    /// names stand beside it.
+    pub const RECORD_VALUE_BYTES_MAX: usize = 1 << 20;
+    const _: () = assert!(
+        contract::CONTENT_BYTES_MAX * 6
+            + contract::TARGET_NAMES_MAX * (contract::NAME_BYTES_MAX + 3)
+            < RECORD_VALUE_BYTES_MAX
+    );
+    /// Records of one batch between ingest and a shard: one turn decodes it in under a millisecond.
+    pub const BATCH_RECORDS_MAX: usize = 512;
+    /// Bytes that one fetch may bring.
+    pub const FETCH_BYTES_MAX: usize = 4 << 20;
+    /// How long a fetch may wait for the first record.
+    pub const FETCH_WAIT: Duration = Duration::from_millis(500);
+    /// Records waiting for the embedded log's next commit: about what one fsync of 5 ms gathers
+    /// at 800,000 records a second.
+    pub const COMMIT_QUEUE_MAX: usize = 4_096;
+    /// Bytes of one group commit of the embedded parts.
+    pub const COMMIT_BYTES_MAX: usize = 16 << 20;
+    /// Records a partition that a starting node reads again to fill its ring.
+    pub const WARM_RECORDS: u64 = 4_096;
+}
+
+/// One shard: its ring, its streams, its turn.
+pub mod shard {
+    use super::{Duration, log};
+
+    /// Frames of a ring and the bytes of their events. Whatever comes first ends the ring.
+    pub const RING_FRAMES_MAX: usize = 65_536;
+    pub const RING_BYTES_MAX: usize = 64 << 20;
+    const _: () = assert!(RING_FRAMES_MAX as u64 >= log::WARM_RECORDS);
+    /// Streams of one shard. A process has 20,000 descriptors on a default machine, a tuned one
+    /// a million; beyond this a shard's idle work passes 2 % of a core.
+    pub const STREAMS_MAX: usize = 250_000;
+    /// Pieces of one vectored write: 32 frames, an id line and a body each.
+    pub const WRITE_PIECES_MAX: usize = 64;
+    /// Writes to one stream in one turn, so that a stream far behind can't hold up the others.
+    pub const WRITES_PER_TURN_MAX: usize = 4;
+    /// Frames looked at for one stream in one turn.
+    pub const FRAMES_SCANNED_PER_TURN_MAX: usize = 4_096;
+    /// Streams fed in one turn before the shard looks at its inputs again.
+    pub const FEEDS_PER_TURN_MAX: usize = 4_096;
+    /// Inputs taken from the lanes in one turn.
+    pub const INPUTS_PER_TURN_MAX: usize = 64;
+    /// Readiness events taken from the kernel in one turn.
+    pub const READY_PER_TURN_MAX: usize = 1_024;
+    /// A turn longer than this is counted and reported.
+    pub const LONG_TURN: Duration = Duration::from_millis(50);
+    /// A stream whose socket takes no byte for so long is closed and comes back with its cursor.
+    pub const WRITE_PROGRESS: Duration = Duration::from_secs(30);
+    /// One tick of the timer wheel, and its slots: a horizon of 131 s, past the longest heartbeat.
+    pub const WHEEL_TICK: Duration = Duration::from_millis(64);
+    pub const WHEEL_SLOTS: usize = 2_048;
+    /// Heartbeats between two blocks that carry only an id.
+    pub const HEARTBEATS_PER_ID: u8 = 10;
+    /// `retry:` of a stream, with jitter of half its length on top.
+    pub const RETRY: Duration = Duration::from_secs(2);
+}
+
+/// The edge: what a peer may send before it is a stream.
+pub mod edge {
+    use super::Duration;
+
+    /// A request head: line and fields.
+    pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+    pub const HEAD_FIELDS_MAX: usize = 64;
+    /// From the accept to the end of the head.
+    pub const HEAD_TIME: Duration = Duration::from_secs(10);
+    /// Connections of one shard whose head is not complete.
+    pub const HEADS_MAX: usize = 8_192;
+    /// Accepted in one turn, so that a flood of connects can't stop the streams.
+    pub const ACCEPTS_PER_TURN_MAX: usize = 128;
+    /// Length of the kernel's queue of established connections (`somaxconn` may cut it).
+    pub const BACKLOG: i32 = 4_096;
+    /// How long accepting rests when the process has no descriptors left.
+    pub const ACCEPT_REST: Duration = Duration::from_millis(100);
+}
+
+/// Lanes: what waits between two threads.
+pub mod lane {
+    /// Batches from ingest to a shard: with 512 records each, 64 are 32,768 records.
+    pub const INGEST_TO_SHARD: usize = 64;
+    /// Commands from the control threads to a shard.
+    pub const CONTROL_TO_SHARD: usize = 256;
+    /// Requests and reports from a shard to the control threads.
+    pub const SHARD_TO_CONTROL: usize = 4_096;
+}
+
+/// The admin API and the calls of users that are no stream.
+pub mod admin {
+    use super::{Duration, contract};
+
+    /// Body of a create: a million user ids of 24 bytes, quoted, beside the content.
+    pub const CREATE_BODY_BYTES_MAX: usize = 32 << 20;
+    const _: () = assert!(CREATE_BODY_BYTES_MAX > contract::CONTENT_BYTES_MAX * 6);
+    /// Body of every other call.
+    pub const BODY_BYTES_MAX: usize = 64 * 1024;
+    /// Head and body have to be here by then.
+    pub const REQUEST_TIME: Duration = Duration::from_secs(30);
+    /// Connections of the admin listener.
+    pub const CONNECTIONS_MAX: usize = 1_024;
+    /// `Retry-After` of a refusal that passes.
+    pub const RETRY_AFTER_S: u32 = 2;
+    /// Times that a new broadcast id is drawn before a create is refused: each draw meets a taken
+    /// id with at most 1 in 4,096.
+    pub const ID_DRAWS_MAX: usize = 8;
+}

@@ -1,0 +1,102 @@
+//! The log: partitions of records in order, read by offset.
+//!
+//! `tests/log_suite.rs` states what every implementation must do.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::base::{EpochMillis, LogShape, Partition, Position, Topic};
+
+/// One record as it stands in the log. Null keys, values and header values exist in Kafka.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    pub offset: u64,
+    /// When the log took it.
+    pub appended_at: EpochMillis,
+    pub key: Option<Bytes>,
+    pub value: Option<Bytes>,
+    pub headers: Vec<Header>,
+}
+
+/// Names may repeat; order is kept.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Header {
+    pub name: Bytes,
+    pub value: Option<Bytes>,
+}
+
+/// A record to append. Its partition follows from its key (`base::partition_of_key`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewRecord {
+    pub topic: Topic,
+    pub key: Bytes,
+    pub value: Bytes,
+    pub headers: Vec<Header>,
+}
+
+/// The offsets that a partition holds: `start..end`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    pub start: u64,
+    pub end: u64,
+}
+
+/// What one fetch asks of one partition: records from `offset` on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Want {
+    pub partition: Partition,
+    pub offset: u64,
+}
+
+/// What one fetch brings of one partition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Batch {
+    pub partition: Partition,
+    /// In offset order; offsets may have holes. Never empty unless `next` moved.
+    pub records: Vec<Record>,
+    /// Where to go on: above every record here.
+    pub next: u64,
+    /// End of the partition when it was read; `end - next` is the lag.
+    pub end: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Heals by itself: wait and ask again.
+    #[error("log is away: {0}")]
+    Away(String),
+    /// The offset is not (any more) in the log.
+    #[error("offset {} of {}-{} is outside {}..{}", .wanted.offset, .wanted.partition.topic.name(),
+        .wanted.partition.index, .bounds.start, .bounds.end)]
+    OutOfRange { wanted: Want, bounds: Bounds },
+    /// The record can never be taken.
+    #[error("record of {bytes} bytes is over the limit of {limit}")]
+    TooLarge { bytes: usize, limit: usize },
+    /// Does not heal without an operator.
+    #[error("log failed: {0}")]
+    Failed(String),
+}
+
+#[async_trait]
+pub trait Log: Send + Sync {
+    /// Identity and partition counts; constant while the node runs.
+    fn shape(&self) -> LogShape;
+
+    /// What one partition holds now.
+    async fn bounds(&self, partition: Partition) -> Result<Bounds, LogError>;
+
+    /// Appends all of them and returns each one's place. `Ok` means durable. On an error any part
+    /// of them may have been appended.
+    async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError>;
+
+    /// Durable records from the wanted places on, at least one if there is one, about `bytes_max`
+    /// in all. Waits up to `wait_max` for the first; then returns none.
+    async fn fetch(
+        &self,
+        wants: &[Want],
+        bytes_max: usize,
+        wait_max: Duration,
+    ) -> Result<Vec<Batch>, LogError>;
+}

@@ -1,0 +1,11 @@
+//! Floor 2: the seams to the world, as traits. Implementations stand on floor 3.
+//!
+//! `Log` and `Store` are called on the control threads only; `Clock` everywhere.
+
+mod clock;
+mod log;
+mod store;
+
+pub use clock::{Clock, SystemClock};
+pub use log::{Batch, Bounds, Header, Log, LogError, NewRecord, Record, Want};
+pub use store::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};
