@@ -67,6 +67,8 @@ pub mod log {
     pub const FETCH_BYTES_MAX: usize = 4 << 20;
     /// How long a fetch may wait for the first record.
     pub const FETCH_WAIT: Duration = Duration::from_millis(500);
+    /// Between two tries while the log is away.
+    pub const RETRY_WAIT: Duration = Duration::from_millis(500);
     /// Records waiting for the embedded log's next commit: about what one fsync of 5 ms gathers
     /// at 800,000 records a second.
     pub const COMMIT_QUEUE_MAX: usize = 4_096;
@@ -89,12 +91,10 @@ pub mod shard {
     pub const STREAMS_MAX: usize = 250_000;
     /// Pieces of one vectored write: 32 frames, an id line and a body each.
     pub const WRITE_PIECES_MAX: usize = 64;
-    /// Writes to one stream in one turn, so that a stream far behind can't hold up the others.
-    pub const WRITES_PER_TURN_MAX: usize = 4;
     /// Frames looked at for one stream in one turn.
     pub const FRAMES_SCANNED_PER_TURN_MAX: usize = 4_096;
-    /// Streams fed in one turn before the shard looks at its inputs again.
-    pub const FEEDS_PER_TURN_MAX: usize = 4_096;
+    /// Writes of one turn before the shard looks at its inputs again: about 10 ms of them.
+    pub const FEEDS_PER_TURN_MAX: usize = 1_024;
     /// Inputs taken from the lanes in one turn.
     pub const INPUTS_PER_TURN_MAX: usize = 64;
     /// Readiness events taken from the kernel in one turn.
@@ -108,6 +108,8 @@ pub mod shard {
     pub const WHEEL_SLOTS: usize = 2_048;
     /// Heartbeats between two blocks that carry only an id.
     pub const HEARTBEATS_PER_ID: u8 = 10;
+    /// How long a draining shard waits for its streams to take their last bytes.
+    pub const DRAIN_TIME: Duration = Duration::from_secs(2);
     /// `retry:` of a stream, with jitter of half its length on top.
     pub const RETRY: Duration = Duration::from_secs(2);
 }
@@ -121,8 +123,12 @@ pub mod edge {
     pub const HEAD_FIELDS_MAX: usize = 64;
     /// From the accept to the end of the head.
     pub const HEAD_TIME: Duration = Duration::from_secs(10);
-    /// Connections of one shard whose head is not complete.
+    /// Connections of one shard whose head is not complete, or whose refusal is on its way. Beyond
+    /// it the oldest is closed: an honest head comes with the first packet.
     pub const HEADS_MAX: usize = 8_192;
+    /// How long a refused connection is read from and forgotten, so that the refusal is not lost
+    /// to a reset (RFC 9112, section 9.6).
+    pub const LINGER_TIME: Duration = Duration::from_secs(2);
     /// Accepted in one turn, so that a flood of connects can't stop the streams.
     pub const ACCEPTS_PER_TURN_MAX: usize = 128;
     /// Length of the kernel's queue of established connections (`somaxconn` may cut it).

@@ -4,6 +4,22 @@
 //! `handle_*`, effects come out by `poll_*`, time is an argument. The simulator runs this very
 //! code.
 
+pub mod access;
+mod audience;
 mod broadcast;
+mod decode;
+mod ring;
+mod slab;
+mod streams;
+mod vector;
+mod wheel;
 
+pub use audience::Membership;
 pub use broadcast::{Broadcast, Target};
+pub use decode::{BadRecord, Decoder, Finding, Unserved};
+pub use ring::{Ring, RingLimits};
+pub use slab::Slab;
+pub use streams::{
+    CloseReason, Open, Outcome, StreamCounters, StreamKey, Streams, StreamsOptions, Write,
+};
+pub use vector::{Served, Vector};

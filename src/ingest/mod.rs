@@ -1,1 +1,228 @@
-//! ingest
+//! Floor 3, control threads: reads the log and hands its records to the shards that own the
+//! partitions.
+//!
+//! Invariants: batches of a partition reach its shard in offset order, each once; a shard that has
+//! no room makes the reading wait, nothing is dropped; an outage is waited out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::base::{LogShape, Partition};
+use crate::lane::{Refusal, RefusalReason, Sender, ToShard};
+use crate::limits::log as limits;
+use crate::ports::{Batch, Log, LogError, Want};
+
+/// How far the reading is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// The log can't be read: the reason. It is asked again.
+    Away(String),
+    Reading,
+    /// Does not heal: the reason. Reading has stopped.
+    Failed(String),
+}
+
+/// Why reading stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    #[error("a shard is gone")]
+    ShardGone,
+    #[error(transparent)]
+    Log(LogError),
+}
+
+/// Reads all partitions and feeds the shards, until they are gone or the log fails for good.
+pub struct Ingest {
+    pub log: Arc<dyn Log>,
+    /// A lane to each shard, in the shards' order.
+    pub shards: Vec<Sender<ToShard>>,
+    pub progress: watch::Sender<Progress>,
+    /// Records between what was read and the end of the log, all partitions.
+    pub lag: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl Ingest {
+    /// Starts `WARM_RECORDS` before the end, so that the ring knows the latest events, and says
+    /// `CaughtUp` to every shard once what the log held then has been read.
+    pub async fn run(self) -> Result<(), IngestError> {
+        let shape = self.log.shape();
+        let (mut wants, ends) = self.start(&shape).await?;
+        let mut lags = vec![0; wants.len()];
+        let mut is_caught_up = false;
+        loop {
+            if !is_caught_up && wants.iter().zip(&ends).all(|(want, end)| want.offset >= *end) {
+                for shard in &self.shards {
+                    deliver(shard, ToShard::CaughtUp).await?;
+                }
+                is_caught_up = true;
+            }
+            let fetched = self.log.fetch(&wants, limits::FETCH_BYTES_MAX, limits::FETCH_WAIT);
+            let batches = match fetched.await {
+                Ok(batches) => batches,
+                Err(LogError::OutOfRange { wanted, bounds }) => {
+                    // The log was trimmed under us, or is shorter than it was: go on from what is
+                    // there. Later positions only.
+                    let next = bounds.start.max(wanted.offset.min(bounds.end));
+                    tracing::warn!(
+                        topic = wanted.partition.topic.name(),
+                        partition = wanted.partition.index,
+                        from = wanted.offset,
+                        to = next,
+                        "the log does not hold this offset, going on where it does"
+                    );
+                    self.skip(&mut wants, wanted.partition, next).await?;
+                    continue;
+                }
+                Err(error) => {
+                    self.wait_out(error).await?;
+                    continue;
+                }
+            };
+            self.progress.send_if_modified(|progress| {
+                std::mem::replace(progress, Progress::Reading) != Progress::Reading
+            });
+            for batch in batches {
+                self.pass_on(batch, &mut wants, &mut lags, &shape).await?;
+            }
+            self.lag.store(lags.iter().sum(), std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// Where each partition is read from, and where it ended.
+    async fn start(&self, shape: &LogShape) -> Result<(Vec<Want>, Vec<u64>), IngestError> {
+        let mut wants = Vec::new();
+        let mut ends = Vec::new();
+        for partition in shape.all_partitions() {
+            let bounds = loop {
+                match self.log.bounds(partition).await {
+                    Ok(bounds) => break bounds,
+                    Err(error) => self.wait_out(error).await?,
+                }
+            };
+            let offset = bounds.start.max(bounds.end.saturating_sub(limits::WARM_RECORDS));
+            wants.push(Want { partition, offset });
+            ends.push(bounds.end);
+            let start = ToShard::Start { partition, next: offset };
+            deliver(self.shard_of(partition, shape), start).await?;
+        }
+        Ok((wants, ends))
+    }
+
+    async fn pass_on(
+        &self,
+        batch: Batch,
+        wants: &mut [Want],
+        lags: &mut [u64],
+        shape: &LogShape,
+    ) -> Result<(), IngestError> {
+        let partition = batch.partition;
+        let Some(at) = wants.iter().position(|want| want.partition == partition) else {
+            return Ok(());
+        };
+        wants[at].offset = batch.next;
+        lags[at] = batch.end.saturating_sub(batch.next);
+        let shard = self.shard_of(partition, shape);
+        for piece in pieces(batch) {
+            deliver(shard, ToShard::Batch(piece)).await?;
+        }
+        Ok(())
+    }
+
+    async fn skip(
+        &self,
+        wants: &mut [Want],
+        partition: Partition,
+        next: u64,
+    ) -> Result<(), IngestError> {
+        if let Some(want) = wants.iter_mut().find(|want| want.partition == partition) {
+            want.offset = next;
+        }
+        let nothing = Batch { partition, records: Vec::new(), next, end: next };
+        deliver(self.shard_of(partition, &self.log.shape()), ToShard::Batch(nothing)).await
+    }
+
+    /// Waits before the next try, or gives up on what does not heal.
+    async fn wait_out(&self, error: LogError) -> Result<(), IngestError> {
+        match error {
+            LogError::Away(reason) => {
+                self.progress.send_if_modified(|progress| {
+                    let away = Progress::Away(reason.clone());
+                    std::mem::replace(progress, away.clone()) != away
+                });
+                tokio::time::sleep(limits::RETRY_WAIT).await;
+                Ok(())
+            }
+            error => {
+                self.progress.send_replace(Progress::Failed(error.to_string()));
+                Err(IngestError::Log(error))
+            }
+        }
+    }
+
+    fn shard_of(&self, partition: Partition, shape: &LogShape) -> &Sender<ToShard> {
+        let number = usize::from(partition.topic as u8)
+            * usize::from(shape.partitions(partition.topic))
+            + usize::from(partition.index);
+        &self.shards[number % self.shards.len()]
+    }
+}
+
+/// A batch in pieces that a shard takes in one turn. The last one carries `next`.
+fn pieces(batch: Batch) -> impl Iterator<Item = Batch> {
+    let Batch { partition, records, next, end } = batch;
+    let count = records.len().div_ceil(limits::BATCH_RECORDS_MAX).max(1);
+    let mut records = records.into_iter();
+    (1..=count).map(move |piece| {
+        let records: Vec<_> = records.by_ref().take(limits::BATCH_RECORDS_MAX).collect();
+        let last = records.last().map_or(next, |record| record.offset + 1);
+        Batch { partition, records, next: if piece == count { next } else { last }, end }
+    })
+}
+
+/// Hands an item to a shard; waits while the lane is full.
+async fn deliver(shard: &Sender<ToShard>, mut item: ToShard) -> Result<(), IngestError> {
+    loop {
+        match shard.try_send(item) {
+            Ok(()) => return Ok(()),
+            Err(Refusal { reason: RefusalReason::Closed, .. }) => {
+                return Err(IngestError::ShardGone);
+            }
+            Err(Refusal { item: back, reason: RefusalReason::Full }) => {
+                item = back;
+                // The shard works on 64 batches: a millisecond is less than one of them takes.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{EpochMillis, Topic};
+    use crate::ports::Record;
+
+    #[test]
+    fn pieces_keep_order_and_positions() {
+        let partition = Partition { topic: Topic::Group, index: 3 };
+        let record = |offset| Record {
+            offset,
+            appended_at: EpochMillis(0),
+            key: None,
+            value: None,
+            headers: Vec::new(),
+        };
+        for (count, expected) in [(0_u64, 1), (1, 1), (512, 1), (513, 2), (1_025, 3)] {
+            let records: Vec<Record> = (0..count).map(|number| record(number * 2)).collect();
+            let batch = Batch { partition, records: records.clone(), next: 5_000, end: 6_000 };
+            let pieces: Vec<Batch> = pieces(batch).collect();
+            assert_eq!(pieces.len(), expected, "{count} records");
+            assert_eq!(pieces.last().map(|piece| piece.next), Some(5_000));
+            assert!(pieces.is_sorted_by_key(|piece| piece.next));
+            let joined: Vec<Record> = pieces.into_iter().flat_map(|piece| piece.records).collect();
+            assert_eq!(joined, records);
+        }
+    }
+}

@@ -1,1 +1,8 @@
-//! wire
+//! Floor 1: bytes that others read, and how they are written and read.
+
+pub mod api;
+pub mod archive;
+pub mod cursor;
+pub mod frame;
+pub mod head;
+pub mod record;

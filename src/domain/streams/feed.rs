@@ -1,0 +1,342 @@
+//! Feeding streams from the ring: what goes out next, and what became of it.
+//!
+//! `poll_write` plans one vectored write for the next stream in the queue and lends the pieces,
+//! straight from the shared bytes; `handle_written` must follow, before any other call.
+
+use std::io::IoSlice;
+use std::rc::Rc;
+
+use arrayvec::ArrayVec;
+
+use super::{BEHIND, BLOCKED, CLOSING, QUEUED, STALLED, TICK_MS};
+use super::{CloseReason, Frame, Served, StreamKey, Streams, enqueue, ticks, write_id_line};
+use crate::base::{EpochMillis, LogShape, Moment};
+use crate::limits::shard as limits;
+use crate::wire::frame::{self, GapReason};
+
+const FRAMES_MAX: usize = limits::WRITE_PIECES_MAX / 2;
+
+/// One vectored write, to be done now.
+#[derive(Debug)]
+pub struct Write<'a, S> {
+    pub key: StreamKey,
+    pub socket: &'a S,
+    pub pieces: ArrayVec<IoSlice<'a>, { limits::WRITE_PIECES_MAX }>,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The kernel took so many bytes, at least one.
+    Took(usize),
+    /// It takes none now, and `handle_writable` will be called when it does.
+    Full,
+    /// The socket is dead.
+    Dead,
+}
+
+/// What the last `poll_write` planned.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    frames: Vec<Planned>,
+    own_partition: u16,
+    /// Bytes of the stream's own that go first.
+    lead_bytes: usize,
+    /// Where the stream stands once all of it is out.
+    end: u64,
+    /// The lead holds a frame, built for a client that is ahead. What to go back to if no byte
+    /// of it goes out, because the broadcast may have ended when the socket takes bytes again.
+    undo: Option<Undo>,
+}
+
+#[derive(Debug)]
+struct Undo {
+    at: u64,
+    ahead: Served,
+}
+
+#[derive(Debug)]
+struct Planned {
+    frame: Rc<Frame>,
+    /// Where the stream stands once this frame is out.
+    end: u64,
+    /// Bytes of it that are out already, and its length.
+    out: usize,
+    bytes: usize,
+}
+
+impl<S> Streams<S> {
+    /// The next write, if any stream has one. Expired frames are skipped by `wall`.
+    pub fn poll_write(&mut self, now: Moment, wall: EpochMillis) -> Option<Write<'_, S>> {
+        loop {
+            let index = self.queue.pop_front()?;
+            let Some(stream) = self.slab.get_mut(index) else { continue };
+            if !stream.is(QUEUED) {
+                continue; // An entry of an earlier stream in this place.
+            }
+            stream.state &= !QUEUED;
+            self.plan(index, now, wall);
+            if self.plan.frames.is_empty() && self.plan.lead_bytes == 0 {
+                self.stand_at(index, self.plan.end);
+                continue;
+            }
+            return self.lend(index);
+        }
+    }
+
+    /// What became of the write that `poll_write` lent.
+    pub fn handle_written(&mut self, key: StreamKey, outcome: Outcome, now: Moment) {
+        let index = key.index;
+        let Some(stream) = self.slab.get_mut(index) else { return };
+        debug_assert_eq!(stream.serial, key.serial);
+        match outcome {
+            Outcome::Dead => self.close(index, CloseReason::Peer),
+            Outcome::Full => {
+                if let Some(undo) = self.plan.undo.take() {
+                    stream.at = undo.at;
+                    let private = stream.private();
+                    private.lead = Vec::new();
+                    private.ahead = Some(undo.ahead);
+                }
+                self.block(index, now);
+            }
+            Outcome::Took(bytes) => {
+                stream.touched = ticks(now);
+                stream.state &= !STALLED;
+                self.counters.deliveries += u64::from(self.plan.undo.take().is_some());
+                self.counters.bytes += bytes as u64;
+                self.counters.writes += 1;
+                if self.settle(index, bytes) {
+                    self.stand_at(index, self.plan.end);
+                } else {
+                    self.block(index, now);
+                }
+            }
+        }
+    }
+
+    /// Plans the next write of a stream.
+    fn plan(&mut self, index: u32, now: Moment, wall: EpochMillis) {
+        self.plan.frames.clear();
+        self.plan.lead_bytes = 0;
+        self.plan.undo = None;
+        let Some(stream) = self.slab.get_mut(index) else { return };
+        self.plan.own_partition = self.users.get(stream.user).own_partition;
+        self.plan.end = if stream.is(BEHIND) { stream.at } else { self.ring.next() };
+        let mut is_ahead = false;
+        if let Some(private) = stream.private.as_deref_mut() {
+            self.plan.lead_bytes = private.lead.len() - private.lead_out;
+            if let Some((frame, out)) = private.pinned.as_ref() {
+                debug_assert_eq!(self.plan.lead_bytes, 0, "a frame is finished before anything");
+                let bytes = frame_bytes(frame, &self.options.shape, self.plan.own_partition);
+                let (frame, out) = (frame.clone(), *out);
+                self.plan.frames.push(Planned { frame, end: self.plan.end, out, bytes });
+            }
+            is_ahead = private.ahead.is_some();
+        }
+        if !stream.is(BEHIND) || stream.is(CLOSING) {
+            return;
+        }
+        if self.plan.end < self.ring.first() {
+            if self.plan.frames.is_empty() && self.plan.lead_bytes == 0 {
+                self.plan_gap(index, now, wall);
+            }
+            return;
+        }
+        if is_ahead {
+            if self.plan.frames.is_empty() && self.plan.lead_bytes == 0 {
+                self.plan_ahead(index, wall);
+            }
+            return;
+        }
+        self.plan_frames(index, wall);
+    }
+
+    /// Frames of the stream's audience from its place on.
+    fn plan_frames(&mut self, index: u32, wall: EpochMillis) {
+        let Some(stream) = self.slab.get(index) else { return };
+        let user = self.users.get(stream.user);
+        let scan_end = self.scan_end();
+        // The lead takes one piece; a frame takes two.
+        let room = FRAMES_MAX - usize::from(self.plan.lead_bytes > 0);
+        while self.plan.end < scan_end && self.plan.frames.len() < room {
+            let Some(frame) = self.ring.get(self.plan.end) else { break };
+            self.plan.end += 1;
+            if !self.sets.admits(&frame.event().audience(), &user.name, stream.set) {
+                continue;
+            }
+            if frame.event().expires_at().is_some_and(|expires_at| expires_at <= wall) {
+                self.counters.expired_skips += 1;
+                continue;
+            }
+            let bytes = frame_bytes(frame, &self.options.shape, user.own_partition);
+            let (frame, end) = (frame.clone(), self.plan.end);
+            self.plan.frames.push(Planned { frame, end, out: 0, bytes });
+        }
+    }
+
+    /// The next frame of a stream whose client is ahead of the ring in some partition: what it has
+    /// been served is skipped, and ids are the maximum of both.
+    fn plan_ahead(&mut self, index: u32, wall: EpochMillis) {
+        let scan_end = self.scan_end();
+        let Some(stream) = self.slab.get_mut(index) else { return };
+        let user = self.users.get(stream.user);
+        let set = stream.set;
+
+        let Some(private) = stream.private.as_deref_mut() else { return };
+        while self.plan.end < scan_end {
+            let Some(ahead) = private.ahead.as_mut() else { break };
+            let Some(frame) = self.ring.get(self.plan.end) else { break };
+            self.plan.end += 1;
+            let event = frame.event();
+            let due = !ahead.covers(event.position())
+                && self.sets.admits(&event.audience(), &user.name, set)
+                && event.expires_at().is_none_or(|expires_at| expires_at > wall);
+            if due {
+                self.plan.undo = Some(Undo { at: self.plan.end - 1, ahead: ahead.clone() });
+            }
+            ahead.raise_to(frame.after());
+            if due {
+                write_id_line(&self.options.shape, &mut private.lead, ahead, event.appended_at());
+                private.lead.extend_from_slice(event.body());
+            }
+            if ahead.is_within(frame.after()) {
+                private.ahead = None;
+            }
+            if due {
+                break;
+            }
+        }
+        self.plan.lead_bytes = private.lead.len();
+        stream.at = self.plan.end;
+    }
+
+    /// The place up to which one plan may look.
+    fn scan_end(&self) -> u64 {
+        self.ring.next().min(self.plan.end + limits::FRAMES_SCANNED_PER_TURN_MAX as u64)
+    }
+
+    /// The ring has overtaken the stream: says so, and goes on from the ring's tail.
+    fn plan_gap(&mut self, index: u32, now: Moment, wall: EpochMillis) {
+        let first = self.ring.first();
+        let to = self.ring.get(first).map_or(wall, |frame| frame.event().appended_at());
+        let Some(stream) = self.slab.get_mut(index) else { return };
+        let waited = now.since(Moment(u64::from(stream.touched) * TICK_MS));
+        let from = EpochMillis(wall.0.saturating_sub(waited.as_millis() as u64)).min(to);
+        let own_partition = self.plan.own_partition;
+        let private = stream.private();
+        let mut served = Served::of(self.ring.base(), own_partition);
+        if let Some(ahead) = private.ahead.as_mut() {
+            ahead.raise_to(self.ring.base());
+            served = ahead.clone();
+        }
+        write_id_line(&self.options.shape, &mut private.lead, &served, to);
+        frame::write_gap(&mut private.lead, from, to, GapReason::Limit);
+        self.counters.gaps += 1;
+        self.plan.lead_bytes = private.lead.len();
+        self.plan.end = first;
+        stream.at = first;
+    }
+
+    /// Lends the planned pieces.
+    fn lend(&self, index: u32) -> Option<Write<'_, S>> {
+        let stream = self.slab.get(index)?;
+        let mut pieces = ArrayVec::new();
+        if let Some(private) = stream.private.as_deref()
+            && self.plan.lead_bytes > 0
+        {
+            pieces.push(IoSlice::new(&private.lead[private.lead_out..]));
+        }
+        for planned in &self.plan.frames {
+            let id_line = planned.frame.id_line(&self.options.shape, self.plan.own_partition);
+            let body = planned.frame.event().body();
+            if planned.out < id_line.len() {
+                pieces.push(IoSlice::new(&id_line[planned.out..]));
+                pieces.push(IoSlice::new(body));
+            } else {
+                pieces.push(IoSlice::new(&body[planned.out - id_line.len()..]));
+            }
+        }
+        let key = StreamKey { index, serial: stream.serial };
+        Some(Write { key, socket: &stream.socket, pieces })
+    }
+
+    /// Books the bytes that went out. Whether all that was planned did.
+    fn settle(&mut self, index: u32, mut bytes: usize) -> bool {
+        let Some(stream) = self.slab.get_mut(index) else { return false };
+        if let Some(private) = stream.private.as_deref_mut() {
+            let lead = bytes.min(self.plan.lead_bytes);
+            bytes -= lead;
+            private.lead_out += lead;
+            if lead < self.plan.lead_bytes {
+                return false; // Of the frames behind it nothing is out.
+            }
+            private.lead = Vec::new();
+            private.lead_out = 0;
+            private.pinned = None;
+        }
+        let mut completed = 0;
+        let mut all_out = true;
+        for planned in self.plan.frames.drain(..) {
+            let rest = planned.bytes - planned.out;
+            if bytes >= rest {
+                bytes -= rest;
+                completed += 1;
+                stream.at = planned.end;
+                continue;
+            }
+            all_out = false;
+            stream.state |= BEHIND;
+            if bytes + planned.out > 0 {
+                stream.at = planned.end;
+                stream.private().pinned = Some((planned.frame, planned.out + bytes));
+            } else {
+                stream.at = planned.end - 1;
+            }
+            break;
+        }
+        if completed > 0 {
+            stream.heartbeats = 0;
+        }
+        self.counters.deliveries += completed;
+        self.counters.joined += completed.saturating_sub(1);
+        if stream.private.as_ref().is_some_and(|private| private.is_done()) {
+            stream.private = None;
+        }
+        all_out
+    }
+
+    /// All that was planned is out: the stream stands here, at the head or with more to do.
+    fn stand_at(&mut self, index: u32, place: u64) {
+        let Some(stream) = self.slab.get_mut(index) else { return };
+        if stream.is(CLOSING) {
+            self.close(index, CloseReason::Drain);
+            return;
+        }
+        if !stream.is(BEHIND) {
+            return;
+        }
+        stream.at = place;
+        if place >= self.ring.next() {
+            stream.state &= !BEHIND;
+        } else {
+            enqueue(stream, index, &mut self.queue);
+        }
+    }
+
+    /// The socket is full: the stream waits at its place, for so long as it may.
+    fn block(&mut self, index: u32, now: Moment) {
+        let Some(stream) = self.slab.get_mut(index) else { return };
+        if !stream.is(STALLED) {
+            stream.touched = ticks(now);
+            self.counters.blocked += 1;
+        }
+        stream.state |= BLOCKED | STALLED;
+        let look = self.options.write_progress.min(self.options.heartbeat);
+        self.wheel.set(index, now.plus(look));
+    }
+}
+
+fn frame_bytes(frame: &Frame, shape: &LogShape, own_partition: u16) -> usize {
+    frame.id_line(shape, own_partition).len() + frame.event().body().len()
+}

@@ -1,0 +1,580 @@
+//! The streams of a shard: cursors into the ring.
+//!
+//! A stream has no queue, no buffer, no task and no timer. One that keeps up stands at the head of
+//! the ring and is nothing but its entry; one that is behind is fed from its place in the ring, in
+//! ring order, its own audience only. Inputs go in by `handle_*`; what is to be written comes out
+//! by `poll_write`, and its outcome goes back in by `handle_written` (`feed.rs`).
+//!
+//! Invariants:
+//! - what a stream got is its audience's part of the ring up to its place, in order, once;
+//! - the `id` of a frame covers that frame and nothing that was not served;
+//! - no component of a stream's `id`s falls;
+//! - a stream whose socket is full waits, and costs its entry and one frame.
+
+mod feed;
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::audience::{MemberSets, Membership, NOBODY, Users};
+use super::ring::{Frame, Ring, RingLimits};
+use super::slab::Slab;
+use super::vector::{Served, Vector};
+use super::wheel::Wheel;
+use crate::base::{ConnectionId, EpochMillis, LogShape, Moment, Partition, UserId};
+use crate::limits::shard as limits;
+use crate::wire::archive::{AudienceRef, SharedEvent};
+use crate::wire::cursor::{Cursor, CursorParts};
+use crate::wire::frame::{self, GapReason};
+
+pub use feed::{Outcome, Write};
+
+/// What one shard's streams are given at start.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamsOptions {
+    pub shape: LogShape,
+    pub ring: RingLimits,
+    pub streams_max: usize,
+    pub heartbeat: Duration,
+    pub write_progress: Duration,
+    /// Of the jitter: the only randomness here.
+    pub seed: u64,
+}
+
+/// Names a stream for as long as it stands; never another one that got its place.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct StreamKey {
+    index: u32,
+    serial: u32,
+}
+
+impl StreamKey {
+    /// For the kernel's 64 bits of user data.
+    pub const fn to_bits(self) -> u64 {
+        (self.serial as u64) << 32 | self.index as u64
+    }
+
+    pub const fn from_bits(bits: u64) -> Self {
+        Self { index: bits as u32, serial: (bits >> 32) as u32 }
+    }
+}
+
+/// A stream that is to be opened.
+#[derive(Debug)]
+pub struct Open<'a, S> {
+    pub socket: S,
+    pub user: &'a UserId,
+    /// Sorted, without repeats.
+    pub members: &'a [Membership],
+    pub connection: ConnectionId,
+    /// As the client spells it.
+    pub connection_text: &'a str,
+    /// What the client presented, if it was a cursor.
+    pub cursor: Option<Cursor>,
+    /// Bytes that go out before the first event: the response head.
+    pub response_head: &'a [u8],
+}
+
+/// Why a stream ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum CloseReason {
+    /// The peer closed, reset, or its machine is gone.
+    Peer,
+    /// No byte went out within the write-progress time.
+    Slow,
+    /// The node drains.
+    Drain,
+}
+
+impl CloseReason {
+    pub const ALL: [Self; 3] = [Self::Peer, Self::Slow, Self::Drain];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Slow => "slow",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+/// Plain counters since the start; whoever owns the streams publishes them.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct StreamCounters {
+    pub opened: u64,
+    pub resumed: u64,
+    pub closed: [u64; CloseReason::ALL.len()],
+    /// Frames whose last byte the kernel took.
+    pub deliveries: u64,
+    pub bytes: u64,
+    /// Writes that took at least a byte.
+    pub writes: u64,
+    /// Frames that went out in the write of another.
+    pub joined: u64,
+    pub blocked: u64,
+    pub heartbeats: u64,
+    pub gaps: u64,
+    pub expired_skips: u64,
+}
+
+/// One stream's entry. `S` is the socket; dropping it closes it.
+#[derive(Debug)]
+struct Stream<S> {
+    socket: S,
+    connection: [u8; 16],
+    /// What only a stream needs that resumes, is stuck in a frame, or is being told something.
+    private: Option<Box<Private>>,
+    /// The next frame to look at; without meaning at the head.
+    at: u64,
+    serial: u32,
+    user: u32,
+    next_of_user: u32,
+    set: u32,
+    place_in_set: u32,
+    /// Wheel ticks: the last write that took a byte; of a blocked stream, its last progress.
+    touched: u32,
+    state: u8,
+    /// Heartbeats since the last `id`.
+    heartbeats: u8,
+}
+
+const BEHIND: u8 = 1;
+const QUEUED: u8 = 2;
+const BLOCKED: u8 = 4;
+const CLOSING: u8 = 8;
+/// Blocked, and no byte went out since.
+const STALLED: u8 = 16;
+
+#[derive(Debug, Default)]
+struct Private {
+    /// Bytes of the stream's own, which go out before anything from the ring.
+    lead: Vec<u8>,
+    lead_out: usize,
+    /// A frame of which only a part is out. The stream's place is behind it.
+    pinned: Option<(Rc<Frame>, usize)>,
+    /// Where the client stands, while any component of it is ahead of the ring at our place.
+    ahead: Option<Served>,
+}
+
+impl Private {
+    fn is_done(&self) -> bool {
+        self.lead.is_empty() && self.pinned.is_none() && self.ahead.is_none()
+    }
+}
+
+impl<S> Stream<S> {
+    fn is(&self, flag: u8) -> bool {
+        self.state & flag != 0
+    }
+
+    fn private(&mut self) -> &mut Private {
+        self.private.get_or_insert_default()
+    }
+}
+
+/// All streams of one shard, its ring, and its positions.
+#[derive(Debug)]
+pub struct Streams<S> {
+    options: StreamsOptions,
+    vector: Vector,
+    ring: Ring,
+    slab: Slab<Stream<S>>,
+    users: Users,
+    sets: MemberSets,
+    wheel: Wheel,
+    /// Streams that have something to write and, as far as is known, a socket that takes it.
+    queue: VecDeque<u32>,
+    plan: feed::Plan,
+    serials: u32,
+    counters: StreamCounters,
+}
+
+impl<S> Streams<S> {
+    /// No streams, an empty ring, standing at `vector`.
+    pub fn new(options: StreamsOptions, vector: Vector, now: Moment) -> Self {
+        Self {
+            ring: Ring::new(options.shape, options.ring, vector.clone()),
+            options,
+            vector,
+            slab: Slab::default(),
+            users: Users::default(),
+            sets: MemberSets::default(),
+            wheel: Wheel::new(now),
+            queue: VecDeque::new(),
+            plan: feed::Plan::default(),
+            serials: 0,
+            counters: StreamCounters::default(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    pub fn users(&self) -> usize {
+        self.users.len()
+    }
+
+    pub fn counters(&self) -> &StreamCounters {
+        &self.counters
+    }
+
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    pub fn vector(&self) -> &Vector {
+        &self.vector
+    }
+
+    pub fn socket(&self, key: StreamKey) -> Option<&S> {
+        let stream = self.slab.get(key.index)?;
+        (stream.serial == key.serial).then_some(&stream.socket)
+    }
+
+    /// Whether this stream still stands.
+    pub fn contains(&self, key: StreamKey) -> bool {
+        self.slab.get(key.index).is_some_and(|stream| stream.serial == key.serial)
+    }
+
+    /// Starts to read a partition at `next`: what lies before it is not served from here. Only
+    /// before the first event and the first stream.
+    pub fn handle_start(&mut self, partition: Partition, next: u64) {
+        self.vector.advance(partition, next);
+        self.ring.restart(self.vector.clone());
+    }
+
+    /// An event in the order of its partition. One that was handled before changes nothing.
+    pub fn handle_event(&mut self, event: &SharedEvent) {
+        let position = event.position();
+        if position.offset < self.vector.next(position.partition) {
+            return;
+        }
+        self.vector.advance(position.partition, position.offset + 1);
+        let sequence = self.ring.push(event.clone(), self.vector.clone());
+        let Self { slab, sets, users, queue, .. } = self;
+        match event.audience() {
+            AudienceRef::Everyone => {
+                for (index, stream) in slab.iter_mut() {
+                    come_behind(stream, index, sequence, queue);
+                }
+            }
+            AudienceRef::User(name) => {
+                let user = users.find(name).map(|index| users.get(index));
+                let mut index = user.map_or(NOBODY, |user| user.first_stream);
+                while let Some(stream) = slab.get_mut(index) {
+                    come_behind(stream, index, sequence, queue);
+                    index = stream.next_of_user;
+                }
+            }
+            AudienceRef::Members { kind, names } => {
+                sets.for_each_member(kind, names.iter(), sequence, |index| {
+                    if let Some(stream) = slab.get_mut(index) {
+                        come_behind(stream, index, sequence, queue);
+                    }
+                });
+            }
+        }
+    }
+
+    /// The partition has been read up to `next`; what lies between is nothing for this shard.
+    pub fn handle_position(&mut self, partition: Partition, next: u64) {
+        self.vector.advance(partition, next);
+    }
+
+    /// Opens a stream. Its first bytes come out of the next `poll_write`. Gives the socket back if
+    /// the shard holds as many as it may.
+    pub fn handle_open(
+        &mut self,
+        open: Open<'_, S>,
+        now: Moment,
+        wall: EpochMillis,
+    ) -> Result<StreamKey, S> {
+        if self.slab.len() >= self.options.streams_max {
+            return Err(open.socket);
+        }
+        let user = self.enter_user(open.user);
+        let own_partition = self.users.get(user).own_partition;
+        let start = self.start_of(open.cursor.as_ref(), own_partition);
+        let mut lead = open.response_head.to_vec();
+        self.serials = self.serials.wrapping_add(1) & SERIAL_MASK;
+        let serial = self.serials;
+        frame::write_retry(&mut lead, self.jittered(limits::RETRY, serial, 50));
+        self.write_id(&mut lead, &start.presented, wall);
+        frame::write_connected(&mut lead, open.connection_text, wall);
+        if let Some(from) = start.gap_from {
+            let to =
+                self.ring.get(self.ring.first()).map_or(wall, |frame| frame.event().appended_at());
+            self.write_id(&mut lead, &start.served, wall);
+            frame::write_gap(&mut lead, from.min(to), to, GapReason::Limit);
+            self.counters.gaps += 1;
+        }
+        let behind = start.at < self.ring.next();
+        let ahead = (!start.served.is_within(self.before(start.at))).then_some(start.served);
+        let private = Private { lead, ahead, ..Private::default() };
+        let index = self.slab.insert(Stream {
+            socket: open.socket,
+            connection: open.connection.0.to_be_bytes(),
+            private: Some(Box::new(private)),
+            at: start.at,
+            serial,
+            user,
+            next_of_user: self.users.get(user).first_stream,
+            set: 0,
+            place_in_set: 0,
+            touched: ticks(now),
+            state: QUEUED | if behind { BEHIND } else { 0 },
+            heartbeats: 0,
+        });
+        self.users.get_mut(user).first_stream = index;
+        let (set, place_in_set) = self.sets.enter(open.members, index);
+        if let Some(stream) = self.slab.get_mut(index) {
+            (stream.set, stream.place_in_set) = (set, place_in_set);
+        }
+        self.queue.push_back(index);
+        self.wheel.set(index, now.plus(self.heartbeat(serial)));
+        self.counters.opened += 1;
+        self.counters.resumed += u64::from(start.resumed);
+        Ok(StreamKey { index, serial })
+    }
+
+    /// The socket may take bytes again.
+    pub fn handle_writable(&mut self, key: StreamKey) {
+        let Some(stream) = self.slab.get_mut(key.index) else { return };
+        if stream.serial == key.serial && stream.is(BLOCKED) {
+            stream.state &= !BLOCKED;
+            enqueue(stream, key.index, &mut self.queue);
+        }
+    }
+
+    /// Ends a stream; its socket is dropped. One that is gone already changes nothing.
+    pub fn handle_close(&mut self, key: StreamKey, reason: CloseReason) {
+        if self.contains(key) {
+            self.close(key.index, reason);
+        }
+    }
+
+    /// Everything that is due: heartbeats, and streams whose socket has taken nothing for too long.
+    pub fn handle_timers(&mut self, now: Moment, wall: EpochMillis) {
+        while let Some(index) = self.wheel.pop_due(now) {
+            let Some(stream) = self.slab.get(index) else { continue };
+            let (serial, touched) = (stream.serial, Moment(u64::from(stream.touched) * TICK_MS));
+            if stream.is(BLOCKED) {
+                let deadline = touched.plus(self.options.write_progress);
+                if deadline <= now {
+                    self.close(index, CloseReason::Slow);
+                } else {
+                    self.wheel.set(index, deadline);
+                }
+                continue;
+            }
+            let deadline = touched.plus(self.heartbeat(serial ^ stream.touched));
+            if deadline <= now && !stream.is(QUEUED) {
+                self.beat(index, wall);
+                self.wheel.set(index, now.plus(self.heartbeat(serial ^ ticks(now))));
+            } else {
+                self.wheel.set(index, deadline);
+            }
+        }
+    }
+
+    /// A `retry:` for a stream that is put off; differs from call to call.
+    pub fn retry_after(&mut self) -> Duration {
+        self.serials = self.serials.wrapping_add(1) & SERIAL_MASK;
+        self.jittered(limits::RETRY, self.serials, 50)
+    }
+
+    /// When `handle_timers` has to be called next. `None`: nothing will be due.
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        self.wheel.next_deadline()
+    }
+
+    /// Whether `poll_write` may have something.
+    pub fn wants_to_write(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Tells every stream that the node goes, spread over `window`, and ends it after that. Those
+    /// that can't be told at once are ended without: they come back with their cursor.
+    pub fn handle_drain(&mut self, window: Duration) {
+        let indices: Vec<u32> = self.slab.iter().map(|(index, _)| index).collect();
+        for index in indices {
+            let Some(stream) = self.slab.get_mut(index) else { continue };
+            let between_frames = stream.private.as_ref().is_none_or(|private| private.is_done());
+            if stream.is(BLOCKED) || !between_frames {
+                self.close(index, CloseReason::Drain);
+                continue;
+            }
+            let after = spread(self.options.seed, stream.serial, window);
+            frame::write_server_shutdown(&mut stream.private().lead, after);
+            stream.state |= CLOSING;
+            enqueue(stream, index, &mut self.queue);
+        }
+    }
+
+    fn enter_user(&mut self, user: &UserId) -> u32 {
+        let own_partition = self.options.shape.partition_of_user(user.as_str());
+        self.users.enter(user.as_str(), own_partition)
+    }
+
+    /// Where a stream starts that presents this cursor, or none.
+    fn start_of(&self, cursor: Option<&Cursor>, own_partition: u16) -> Start {
+        let usable = cursor.filter(|cursor| {
+            cursor.shape == self.options.shape
+                && cursor.own_partition == own_partition
+                && !cursor.backlog
+        });
+        let Some(cursor) = usable else {
+            let served = Served::of(&self.vector, own_partition);
+            let at = self.ring.next();
+            return Start { presented: served.clone(), served, at, gap_from: None, resumed: false };
+        };
+        let presented = Served { own_partition, own: cursor.own, group: cursor.group.clone() };
+        let mut served = presented.clone();
+        let gap_from = (!served.covers_all(self.ring.base())).then(|| cursor.at());
+        if gap_from.is_some() {
+            served.raise_to(self.ring.base());
+        }
+        Start { at: self.ring.place_of(&served), presented, served, gap_from, resumed: true }
+    }
+
+    /// Positions of the ring just before this place; at the head, those of the shard.
+    fn before(&self, sequence: u64) -> &Vector {
+        if sequence == self.ring.next() { &self.vector } else { self.ring.before(sequence) }
+    }
+
+    fn write_id(&self, out: &mut Vec<u8>, served: &Served, at: EpochMillis) {
+        write_id_line(&self.options.shape, out, served, at);
+    }
+
+    /// Says that the stream lives; with every tenth, where it stands.
+    fn beat(&mut self, index: u32, wall: EpochMillis) {
+        let Some(stream) = self.slab.get_mut(index) else { return };
+        stream.heartbeats += 1;
+        if stream.heartbeats >= limits::HEARTBEATS_PER_ID {
+            stream.heartbeats = 0;
+            let own_partition = self.users.get(stream.user).own_partition;
+            let mut served = match stream.private.as_ref().and_then(|private| private.ahead.clone())
+            {
+                Some(ahead) => ahead,
+                None => Served::of(&self.vector, own_partition),
+            };
+            served.raise_to(&self.vector);
+            let lead = &mut stream.private().lead;
+            write_id_line(&self.options.shape, lead, &served, wall);
+            lead.push(b'\n');
+        } else {
+            frame::write_heartbeat(&mut stream.private().lead);
+        }
+        self.counters.heartbeats += 1;
+        enqueue(stream, index, &mut self.queue);
+    }
+
+    fn close(&mut self, index: u32, reason: CloseReason) {
+        let Some(stream) = self.slab.remove(index) else { return };
+        self.wheel.cancel(index);
+        if let Some(moved) = self.sets.leave(stream.set, stream.place_in_set)
+            && let Some(moved) = self.slab.get_mut(moved)
+        {
+            moved.place_in_set = stream.place_in_set;
+        }
+        self.unchain(stream.user, index, stream.next_of_user);
+        self.counters.closed[reason as usize] += 1;
+    }
+
+    /// Takes a stream out of the chain of its user's.
+    fn unchain(&mut self, user: u32, index: u32, next: u32) {
+        let first = self.users.get(user).first_stream;
+        if first == index {
+            self.users.get_mut(user).first_stream = next;
+            if next == NOBODY {
+                self.users.leave(user);
+            }
+            return;
+        }
+        let mut previous = first;
+        while let Some(stream) = self.slab.get_mut(previous) {
+            if stream.next_of_user == index {
+                stream.next_of_user = next;
+                return;
+            }
+            previous = stream.next_of_user;
+        }
+        debug_assert!(false, "a stream is in the chain of its user");
+    }
+
+    /// A heartbeat's length: the configured one less up to a fifth.
+    fn heartbeat(&self, salt: u32) -> Duration {
+        self.options.heartbeat - spread(self.options.seed, salt, self.options.heartbeat / 5)
+    }
+
+    /// `base`, and up to `percent` of it on top.
+    fn jittered(&self, base: Duration, salt: u32, percent: u32) -> Duration {
+        base + spread(self.options.seed, salt, base * percent / 100)
+    }
+}
+
+/// Where a new stream starts.
+struct Start {
+    /// What the client says, or the shard's own positions.
+    presented: Served,
+    /// The same, raised to what the ring still has.
+    served: Served,
+    at: u64,
+    gap_from: Option<EpochMillis>,
+    resumed: bool,
+}
+
+/// Serials have 30 bits: two of the kernel's 64 say what kind of descriptor it is.
+const SERIAL_MASK: u32 = (1 << 30) - 1;
+const TICK_MS: u64 = limits::WHEEL_TICK.as_millis() as u64;
+
+fn ticks(now: Moment) -> u32 {
+    u32::try_from(now.0 / TICK_MS).unwrap_or(u32::MAX)
+}
+
+/// A stream gets work at this place of the ring, unless it has earlier work.
+fn come_behind<S>(stream: &mut Stream<S>, index: u32, sequence: u64, queue: &mut VecDeque<u32>) {
+    if !stream.is(BEHIND) {
+        stream.at = sequence;
+        stream.state |= BEHIND;
+    }
+    enqueue(stream, index, queue);
+}
+
+fn enqueue<S>(stream: &mut Stream<S>, index: u32, queue: &mut VecDeque<u32>) {
+    if stream.state & (QUEUED | BLOCKED) == 0 {
+        stream.state |= QUEUED;
+        queue.push_back(index);
+    }
+}
+
+fn write_id_line(shape: &LogShape, out: &mut Vec<u8>, served: &Served, at: EpochMillis) {
+    let parts = CursorParts {
+        shape: *shape,
+        at,
+        backlog: false,
+        own_partition: served.own_partition,
+        own: served.own,
+        group: &served.group,
+        offset_max: served.offset_max(),
+    };
+    parts.write_id_line(out);
+}
+
+/// A length below `window` that follows from seed and salt alone.
+///
+/// Source: the finaliser of SplitMix64 (G. Steele, D. Lea, C. Flood, 2014).
+fn spread(seed: u64, salt: u32, window: Duration) -> Duration {
+    let mut bits = seed.wrapping_add(u64::from(salt).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^= bits >> 31;
+    Duration::from_millis(bits % (window.as_millis() as u64).max(1))
+}

@@ -1,0 +1,139 @@
+//! Positions: how far every partition has been read.
+//!
+//! Positions only rise. One vector stands beside the shard's ring; a copy stands in every frame.
+
+use crate::base::{LogShape, Partition, Position, Topic};
+
+/// The next offset of every partition, group topic first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Vector {
+    offsets: Box<[u64]>,
+    groups: u16,
+}
+
+impl Vector {
+    /// All at zero.
+    pub fn new(shape: &LogShape) -> Self {
+        let all = usize::from(shape.group_partitions) + usize::from(shape.selected_partitions);
+        Self { offsets: vec![0; all].into(), groups: shape.group_partitions }
+    }
+
+    pub fn next(&self, partition: Partition) -> u64 {
+        self.offsets[self.slot(partition)]
+    }
+
+    /// Raises one component. A position never falls: a lower one changes nothing.
+    pub fn advance(&mut self, partition: Partition, next: u64) {
+        let slot = self.slot(partition);
+        self.offsets[slot] = self.offsets[slot].max(next);
+    }
+
+    pub fn group(&self) -> &[u64] {
+        &self.offsets[..usize::from(self.groups)]
+    }
+
+    pub fn selected(&self, partition: u16) -> u64 {
+        self.offsets[usize::from(self.groups) + usize::from(partition)]
+    }
+
+    /// The largest offset of all.
+    pub fn offset_max(&self) -> u64 {
+        self.offsets.iter().copied().max().unwrap_or(0)
+    }
+
+    fn slot(&self, partition: Partition) -> usize {
+        match partition.topic {
+            Topic::Group => {
+                debug_assert!(partition.index < self.groups);
+                usize::from(partition.index)
+            }
+            Topic::Selected => usize::from(self.groups) + usize::from(partition.index),
+        }
+    }
+}
+
+/// What one user has been served: the part of a vector that a cursor carries.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Served {
+    pub own_partition: u16,
+    pub own: u64,
+    pub group: Box<[u64]>,
+}
+
+impl Served {
+    /// What a stream of this partition that stands at `vector` has been served.
+    pub fn of(vector: &Vector, own_partition: u16) -> Self {
+        Self { own_partition, own: vector.selected(own_partition), group: vector.group().into() }
+    }
+
+    /// Whether the record at this place lies before it.
+    pub fn covers(&self, position: Position) -> bool {
+        match position.partition.topic {
+            Topic::Group => position.offset < self.group[usize::from(position.partition.index)],
+            Topic::Selected => {
+                position.partition.index == self.own_partition && position.offset < self.own
+            }
+        }
+    }
+
+    /// Whether nothing of what `vector` has read lies behind it, for this user.
+    pub fn covers_all(&self, vector: &Vector) -> bool {
+        self.own >= vector.selected(self.own_partition)
+            && self.group.iter().zip(vector.group()).all(|(served, next)| served >= next)
+    }
+
+    /// Whether `vector` has read everything that lies before it.
+    pub fn is_within(&self, vector: &Vector) -> bool {
+        self.own <= vector.selected(self.own_partition)
+            && self.group.iter().zip(vector.group()).all(|(served, next)| served <= next)
+    }
+
+    /// Raises every component to at least that of `vector`.
+    pub fn raise_to(&mut self, vector: &Vector) {
+        self.own = self.own.max(vector.selected(self.own_partition));
+        for (served, next) in self.group.iter_mut().zip(vector.group()) {
+            *served = (*served).max(*next);
+        }
+    }
+
+    pub fn offset_max(&self) -> u64 {
+        self.group.iter().copied().max().unwrap_or(0).max(self.own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::LogIdentity;
+
+    const SHAPE: LogShape =
+        LogShape { identity: LogIdentity([0; 3]), selected_partitions: 3, group_partitions: 2 };
+
+    fn group(index: u16) -> Partition {
+        Partition { topic: Topic::Group, index }
+    }
+
+    #[test]
+    fn positions_never_fall() {
+        let mut vector = Vector::new(&SHAPE);
+        vector.advance(group(1), 9);
+        vector.advance(group(1), 4);
+        assert_eq!((vector.next(group(0)), vector.next(group(1))), (0, 9));
+    }
+
+    #[test]
+    fn a_user_is_concerned_by_all_group_partitions_and_one_selected() {
+        let mut vector = Vector::new(&SHAPE);
+        vector.advance(group(0), 5);
+        let served = Served::of(&vector, 2);
+        let other = Partition { topic: Topic::Selected, index: 1 };
+        vector.advance(other, 7);
+        assert!(served.covers_all(&vector), "another partition's targeted events are not his");
+        assert!(served.covers(Position { partition: group(0), offset: 4 }));
+        assert!(!served.covers(Position { partition: group(0), offset: 5 }));
+        assert!(!served.covers(Position { partition: other, offset: 0 }));
+        vector.advance(Partition { topic: Topic::Selected, index: 2 }, 1);
+        assert!(!served.covers_all(&vector));
+        assert!(served.is_within(&vector));
+    }
+}

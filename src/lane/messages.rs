@@ -1,0 +1,37 @@
+//! What goes over the lanes between control threads and shards: two closed enums.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::base::{Partition, Position};
+use crate::ports::Batch;
+
+/// The one kind of input of a shard.
+#[derive(Debug)]
+pub enum ToShard {
+    /// The partition will be read from here on. Before its first batch.
+    Start { partition: Partition, next: u64 },
+    /// Records of one partition, in order.
+    Batch(Batch),
+    /// What the log held at the start has been read: streams may be served.
+    CaughtUp,
+    /// Tell the streams, end them, and stop.
+    Drain { window: Duration },
+}
+
+/// What a shard tells the control threads.
+#[derive(Debug)]
+pub enum FromShard {
+    /// A request that is no stream: its socket, and the bytes that were read from it.
+    Request { socket: OwnedFd, bytes: Bytes },
+    /// A record that could not be decoded. The next one is served.
+    BadRecord { position: Position, reason: String },
+    /// A record that this release does not serve.
+    Unserved { position: Position, reason: &'static str },
+    /// The shard serves streams.
+    Serving { shard: u16 },
+    /// A turn took longer than it should.
+    LongTurn { shard: u16, took: Duration },
+}

@@ -1,0 +1,259 @@
+//! The event between cores: one rkyv archive behind one reference count.
+//!
+//! Written once by the shard that decoded the record, read in place by every shard that serves it.
+//! In memory only: an archive never leaves the process. Any thread.
+#![allow(unsafe_code)] // One block: access without validation, of bytes that this file wrote.
+
+use std::sync::Arc;
+
+use rkyv::util::AlignedVec;
+use rkyv::{Archive, Serialize};
+
+use crate::base::{BroadcastId, EpochMillis, Partition, Position, Topic};
+
+/// What a user can be a member of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum MemberKind {
+    Role = 0,
+    Group = 1,
+    Product = 2,
+}
+
+impl MemberKind {
+    pub const COUNT: usize = 3;
+
+    pub const fn number(self) -> usize {
+        self as usize
+    }
+}
+
+/// Whom an event is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Audience {
+    Everyone,
+    User(String),
+    Members { kind: MemberKind, names: Vec<String> },
+}
+
+/// An event as it is put into the archive.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Event {
+    pub position: Position,
+    pub appended_at: EpochMillis,
+    pub event_id: u128,
+    pub attempt: u32,
+    pub broadcast: BroadcastId,
+    pub expires_at: Option<EpochMillis>,
+    pub audience: Audience,
+    /// The SSE frame without its `id` line: `event: NAME\ndata: {json}\n\n`.
+    pub body: Vec<u8>,
+}
+
+/// The archived form: plain numbers and texts.
+#[derive(Archive, Serialize)]
+struct Stored {
+    topic: u8,
+    partition: u16,
+    attempt: u32,
+    offset: u64,
+    appended_at: u64,
+    event_id: u128,
+    broadcast: u64,
+    /// `u64::MAX`: never.
+    expires_at: u64,
+    audience: u8,
+    /// The user, or the members' names, sorted and without repeats.
+    names: Vec<String>,
+    body: Vec<u8>,
+}
+
+const EVERYONE: u8 = 0;
+const USER: u8 = 1;
+const MEMBERS: u8 = 2;
+
+/// One event, shared by all who serve it. Cloning it counts a reference.
+#[derive(Clone)]
+pub struct SharedEvent {
+    /// An archive of `Stored`, written by `SharedEvent::new`.
+    bytes: Arc<AlignedVec>,
+}
+
+/// Whom an event is for, read in place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AudienceRef<'a> {
+    Everyone,
+    User(&'a str),
+    Members { kind: MemberKind, names: Names<'a> },
+}
+
+/// Names of members: sorted, without repeats.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Names<'a>(&'a [rkyv::string::ArchivedString]);
+
+impl<'a> Names<'a> {
+    pub fn iter(self) -> impl Iterator<Item = &'a str> {
+        self.0.iter().map(rkyv::string::ArchivedString::as_str)
+    }
+
+    pub fn contains(self, name: &str) -> bool {
+        self.0.binary_search_by(|known| known.as_str().cmp(name)).is_ok()
+    }
+}
+
+impl std::fmt::Debug for Names<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl SharedEvent {
+    /// Writes the archive.
+    pub fn new(event: Event) -> Self {
+        let (audience, mut names) = match event.audience {
+            Audience::Everyone => (EVERYONE, Vec::new()),
+            Audience::User(user) => (USER, vec![user]),
+            Audience::Members { kind, names } => (MEMBERS + kind as u8, names),
+        };
+        names.sort_unstable();
+        names.dedup();
+        let stored = Stored {
+            topic: event.position.partition.topic as u8,
+            partition: event.position.partition.index,
+            attempt: event.attempt,
+            offset: event.position.offset,
+            appended_at: event.appended_at.0,
+            event_id: event.event_id,
+            broadcast: event.broadcast.get(),
+            expires_at: event.expires_at.map_or(u64::MAX, |at| at.0),
+            audience,
+            names,
+            body: event.body,
+        };
+        let bytes = rkyv::to_bytes::<rkyv::rancor::Panic>(&stored);
+        match bytes {
+            Ok(bytes) => Self { bytes: Arc::new(bytes) },
+            Err(never) => match never {},
+        }
+    }
+
+    pub fn position(&self) -> Position {
+        let stored = self.stored();
+        let topic = if stored.topic == Topic::Group as u8 { Topic::Group } else { Topic::Selected };
+        let partition = Partition { topic, index: stored.partition.to_native() };
+        Position { partition, offset: stored.offset.to_native() }
+    }
+
+    pub fn partition(&self) -> Partition {
+        self.position().partition
+    }
+
+    /// When the log took the record.
+    pub fn appended_at(&self) -> EpochMillis {
+        EpochMillis(self.stored().appended_at.to_native())
+    }
+
+    pub fn event_id(&self) -> u128 {
+        self.stored().event_id.to_native()
+    }
+
+    pub fn attempt(&self) -> u32 {
+        self.stored().attempt.to_native()
+    }
+
+    pub fn broadcast(&self) -> BroadcastId {
+        BroadcastId::new(self.stored().broadcast.to_native()).expect("it was one when written")
+    }
+
+    pub fn expires_at(&self) -> Option<EpochMillis> {
+        let at = self.stored().expires_at.to_native();
+        (at != u64::MAX).then_some(EpochMillis(at))
+    }
+
+    pub fn audience(&self) -> AudienceRef<'_> {
+        let stored = self.stored();
+        let kind = match stored.audience {
+            USER => {
+                return AudienceRef::User(stored.names.first().map_or("", |name| name.as_str()));
+            }
+            EVERYONE => return AudienceRef::Everyone,
+            kind if kind == MEMBERS + MemberKind::Role as u8 => MemberKind::Role,
+            kind if kind == MEMBERS + MemberKind::Group as u8 => MemberKind::Group,
+            _ => MemberKind::Product,
+        };
+        AudienceRef::Members { kind, names: Names(stored.names.as_slice()) }
+    }
+
+    /// The SSE frame without its `id` line.
+    pub fn body(&self) -> &[u8] {
+        self.stored().body.as_slice()
+    }
+
+    /// Bytes that the event holds in memory.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len() + size_of::<AlignedVec>()
+    }
+
+    fn stored(&self) -> &ArchivedStored {
+        // SAFETY: `bytes` is private and only ever set by `new`, to what rkyv wrote there for a
+        // `Stored`: it is valid, and an AlignedVec keeps the alignment under which it was written.
+        unsafe { rkyv::access_unchecked::<ArchivedStored>(&self.bytes) }
+    }
+}
+
+impl std::fmt::Debug for SharedEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedEvent")
+            .field("position", &self.position())
+            .field("broadcast", &self.broadcast())
+            .field("audience", &self.audience())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(audience: Audience) -> Event {
+        Event {
+            position: Position {
+                partition: Partition { topic: Topic::Group, index: 7 },
+                offset: 1 << 40,
+            },
+            appended_at: EpochMillis(1_764_000_000_000),
+            event_id: u128::MAX - 1,
+            attempt: 3,
+            broadcast: BroadcastId::new(42).expect("small"),
+            expires_at: None,
+            audience,
+            body: b"event: MESSAGE\ndata: {}\n\n".to_vec(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_in_place() {
+        let shared = SharedEvent::new(event(Audience::User("u".into())));
+        let written = event(Audience::User("u".into()));
+        assert_eq!(shared.position(), written.position);
+        assert_eq!(shared.event_id(), written.event_id);
+        assert_eq!((shared.attempt(), shared.expires_at()), (3, None));
+        assert_eq!(shared.broadcast(), written.broadcast);
+        assert_eq!(shared.audience(), AudienceRef::User("u"));
+        assert_eq!(shared.body(), written.body);
+    }
+
+    #[test]
+    fn names_are_found_whatever_their_order() {
+        for kind in [MemberKind::Role, MemberKind::Group, MemberKind::Product] {
+            let names = vec!["b".into(), "a".into(), "b".into()];
+            let shared = SharedEvent::new(event(Audience::Members { kind, names }));
+            let AudienceRef::Members { kind: read, names } = shared.audience() else {
+                panic!("members")
+            };
+            assert_eq!(read, kind);
+            assert_eq!(names.iter().collect::<Vec<_>>(), ["a", "b"]);
+            assert!(names.contains("a") && names.contains("b") && !names.contains("c"));
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Records of the log: `MessageDeliveryEvent` as JSON, read and written (contract section 2).
+//!
+//! Reading borrows every string from the bytes that were parsed. Readers tolerate the absence of
+//! what Corecast adds, and ignore what they do not know. Pure; any thread.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use uuid::Uuid;
+
+use crate::base::{BroadcastId, EpochMillis, EventType, Priority, TargetType};
+
+/// Values of `timestampEpochMilli` below this are seconds, written by mistake: as milliseconds
+/// they would lie before 1973-03-03.
+const SECONDS_BELOW: u64 = 100_000_000_000;
+/// Namespace of the event ids that Corecast derives: UUIDv5 of "corecast.event" under the OID
+/// namespace.
+const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x8f3b_3b8d_5674_5dc9_9f2d_ca1d_6e3a_efa4);
+
+/// A record as it was read.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryRecord<'a> {
+    #[serde(borrow, default)]
+    pub event_id: Option<&'a str>,
+    pub broadcast_id: BroadcastId,
+    #[serde(borrow, default)]
+    pub user_id: Option<&'a str>,
+    pub event_type: EventType,
+    #[serde(default, deserialize_with = "timestamp")]
+    timestamp: Option<EpochMillis>,
+    #[serde(default)]
+    timestamp_epoch_milli: Option<u64>,
+    #[serde(borrow, default)]
+    pub correlation_id: Option<&'a str>,
+    #[serde(borrow, default)]
+    pub message: Option<&'a str>,
+    #[serde(default)]
+    fire_and_forget: Option<bool>,
+    #[serde(default)]
+    is_fire_and_forget: Option<bool>,
+    #[serde(default)]
+    pub target_type: Option<TargetType>,
+    #[serde(borrow, default)]
+    pub target_ids: Option<Vec<&'a str>>,
+    #[serde(borrow, default)]
+    pub sender_name: Option<&'a str>,
+    #[serde(default)]
+    pub priority: Option<Priority>,
+    #[serde(borrow, default)]
+    pub category: Option<&'a str>,
+    #[serde(default)]
+    pub created_at: Option<EpochMillis>,
+    #[serde(default)]
+    pub scheduled_at: Option<EpochMillis>,
+    #[serde(default)]
+    pub expires_at: Option<EpochMillis>,
+    #[serde(default)]
+    pub attempt: Option<u32>,
+}
+
+impl DeliveryRecord<'_> {
+    pub fn is_fire_and_forget(&self) -> bool {
+        self.fire_and_forget.or(self.is_fire_and_forget).unwrap_or(false)
+    }
+
+    /// When the event was made, as far as the record says.
+    pub fn made_at(&self) -> Option<EpochMillis> {
+        let millis = self
+            .timestamp_epoch_milli
+            .map(|value| EpochMillis(if value < SECONDS_BELOW { value * 1_000 } else { value }));
+        millis.or(self.timestamp).map(|at| at.min(EpochMillis::MAX))
+    }
+}
+
+/// A record that Corecast writes.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutgoingRecord<'a> {
+    pub event_id: Uuid,
+    pub broadcast_id: BroadcastId,
+    pub user_id: Option<&'a str>,
+    pub event_type: EventType,
+    /// The node that produces it; informational.
+    pub pod_id: &'a str,
+    pub timestamp: EpochMillis,
+    pub correlation_id: Option<&'a str>,
+    pub message: Option<&'a str>,
+    pub error_details: Option<&'a str>,
+    pub fire_and_forget: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_type: Option<TargetType>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_ids: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub category: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<EpochMillis>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduled_at: Option<EpochMillis>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<EpochMillis>,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub attempt: u32,
+}
+
+impl OutgoingRecord<'_> {
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("this shape is JSON")
+    }
+}
+
+/// The id of an event of Corecast's own: UUIDv5 of `broadcastId`, the user id or nothing, and the
+/// event type, joined by line feeds, which none of them holds.
+pub fn event_id(broadcast: BroadcastId, user: Option<&str>, event_type: EventType) -> Uuid {
+    let name = format!("{broadcast}\n{}\n{}", user.unwrap_or(""), event_type.name());
+    Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes())
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(attempt: &u32) -> bool {
+    *attempt == 0
+}
+
+/// ISO-8601, or epoch seconds with a fraction, or null.
+fn timestamp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<EpochMillis>, D::Error> {
+    struct Visitor;
+    impl<'de> de::Visitor<'de> for Visitor {
+        type Value = Option<EpochMillis>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an ISO-8601 instant, epoch seconds or null")
+        }
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            let at = EpochMillis::parse_iso(text);
+            at.map(Some).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+        }
+        fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Self::Value, E> {
+            let millis = (seconds * 1_000.0).round();
+            if (0.0..=EpochMillis::MAX.0 as f64).contains(&millis) {
+                return Ok(Some(EpochMillis(millis as u64)));
+            }
+            Err(E::invalid_value(de::Unexpected::Float(seconds), &self))
+        }
+        fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Self::Value, E> {
+            Ok(Some(EpochMillis(seconds.saturating_mul(1_000)).min(EpochMillis::MAX)))
+        }
+        fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Self::Value, E> {
+            match u64::try_from(seconds) {
+                Ok(seconds) => self.visit_u64(seconds),
+                Err(_) => Err(E::invalid_value(de::Unexpected::Signed(seconds), &self)),
+            }
+        }
+        fn visit_none<E: de::Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+    }
+    deserializer.deserialize_any(Visitor)
+}
