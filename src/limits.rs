@@ -160,8 +160,14 @@ pub mod admin {
     pub const REQUEST_TIME: Duration = Duration::from_secs(30);
     /// Connections of the admin listener.
     pub const CONNECTIONS_MAX: usize = 1_024;
+    /// Calls of the public listener, no streams, at one time.
+    pub const PUBLIC_CALLS_MAX: usize = 4_096;
     /// `Retry-After` of a refusal that passes.
     pub const RETRY_AFTER_S: u32 = 2;
+    /// Records of one append while a SELECTED broadcast is published.
+    pub const PUBLISH_RECORDS_MAX: usize = 1_000;
+    /// Outbox rows that are looked at together.
+    pub const OUTBOX_ROWS_MAX: usize = 1_000;
     /// Times that a new broadcast id is drawn before a create is refused: each draw meets a taken
     /// id with at most 1 in 4,096.
     pub const ID_DRAWS_MAX: usize = 8;

@@ -1,1 +1,71 @@
-//! admin
+//! Floor 5: everything over HTTP that is no stream, by hyper on the control threads.
+//!
+//! Two listeners: the admin one is accepted here; connections of the public one come from the edge
+//! with the bytes that were read already, and serve one request each. Every error has one shape.
+
+mod broadcasts;
+mod connection;
+mod errors;
+mod pages;
+mod rewind;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::routing::{any, get, post};
+
+use crate::control::Creator;
+use crate::limits::admin as limits;
+use crate::ops::health::Health;
+use crate::ops::metrics::Metrics;
+use crate::ports::{Clock, Store};
+
+pub use connection::{PublicCalls, serve_admin};
+
+/// What the calls work on.
+#[derive(Clone)]
+pub struct AdminState {
+    pub creator: Arc<Creator>,
+    pub store: Arc<dyn Store>,
+    pub clock: Arc<dyn Clock>,
+    pub health: Health,
+    pub metrics: Arc<Metrics>,
+    pub allow_anonymous: bool,
+}
+
+/// Calls of the admin listener.
+fn admin_router(state: AdminState) -> Router {
+    let create = post(broadcasts::create)
+        .get(broadcasts::list)
+        .layer(DefaultBodyLimit::max(limits::CREATE_BODY_BYTES_MAX));
+    Router::new()
+        .route("/", get(pages::index))
+        .route("/health/live", get(pages::live))
+        .route("/health/ready", get(pages::ready))
+        .route("/metrics", get(pages::metrics))
+        .route("/api/admin/broadcasts", create)
+        .route("/api/admin/broadcasts/{id}", get(broadcasts::show))
+        .route("/api/admin/broadcasts/{id}/targets", get(broadcasts::targets))
+        .fallback(errors::not_found)
+        .method_not_allowed_fallback(errors::method_not_allowed)
+        .layer(DefaultBodyLimit::max(limits::BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(state.clone(), errors::guard))
+        .with_state(state)
+}
+
+/// Calls of the public listener that are no stream. A stream's path comes here only with another
+/// method than GET.
+fn public_router(state: AdminState) -> Router {
+    let mut router = Router::new().route("/health/live", get(pages::live));
+    for path in crate::wire::head::STREAM_PATHS {
+        router = router.route(path, any(errors::stream_is_get));
+    }
+    router
+        .fallback(errors::not_found)
+        .method_not_allowed_fallback(errors::method_not_allowed)
+        .layer(DefaultBodyLimit::max(limits::BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(state.clone(), errors::guard))
+        .with_state(state)
+}

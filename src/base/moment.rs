@@ -8,9 +8,9 @@ use std::time::Duration;
 pub struct EpochMillis(pub u64);
 
 impl EpochMillis {
-    /// 9999-12-30T22:00:00.999Z: the last moment that every time zone can say in four digits of
+    /// 9999-12-30T21:59:59.999Z: the last whole hour that every time zone can say in four digits of
     /// a year.
-    pub const MAX: Self = Self(253_402_207_200_999);
+    pub const MAX: Self = Self(253_402_207_199_999);
 
     /// Reads any ISO-8601 instant with an offset, to the millisecond. `None` for anything else,
     /// for times before 1970 and beyond the year 9999.
@@ -84,7 +84,7 @@ mod tests {
             ("2026-11-24T10:00:00Z", "2026-11-24T10:00:00.000Z"),
             ("2026-11-24T10:00:00.1239+02:00", "2026-11-24T08:00:00.123Z"),
             ("1970-01-01T00:00:00Z", "1970-01-01T00:00:00.000Z"),
-            ("9999-12-30T22:00:00.999Z", "9999-12-30T22:00:00.999Z"),
+            ("9999-12-30T21:59:59.999Z", "9999-12-30T21:59:59.999Z"),
         ] {
             let parsed = EpochMillis::parse_iso(text).map(|millis| millis.to_string());
             assert_eq!(parsed.as_deref(), Some(shown), "{text}");

@@ -1,1 +1,325 @@
-//! boot
+//! The roof: puts the rooms together, starts them, and ends them in order. Decides nothing else.
+
+mod cli;
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use clap::Parser as _;
+
+use crate::admin::{AdminState, PublicCalls, serve_admin};
+use crate::control::{CreateError, Creator, Threads, run_reports, wait_for_signal};
+use crate::domain::StreamsOptions;
+use crate::edge::{AccessRules, listen};
+use crate::ingest::{Ingest, Progress};
+use crate::lane::{Doorbell, FromShard, Receiver, Sender, ToShard, lane};
+use crate::limits;
+use crate::ops::config::{self, Config, LogConfig, ShardsConfig};
+use crate::ops::health::{Health, Part};
+use crate::ops::metrics::{Metrics, Sources};
+use crate::ports::{Clock, Log, SystemClock};
+use crate::shard::{self, Probe, ShardOptions};
+use crate::store::embedded::{Embedded, EmbeddedOptions, OpenError};
+
+/// A configuration that is wrong.
+const EXIT_CONFIG: u8 = 2;
+const CONTROL_THREADS: usize = 2;
+/// Beyond what shards take to drain: for answers on their way and the last commit.
+const STOP_TIME: Duration = Duration::from_secs(2);
+
+/// Why a node could not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error("{key} = {address}: {source}{}", advice(.source))]
+    Listen { key: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("the process can't get what it needs from the system: {0}")]
+    System(#[from] std::io::Error),
+    #[error("what an earlier run left in the outbox can't be published: {0}")]
+    Outbox(#[from] CreateError),
+    #[error("{0}")]
+    Ended(String),
+    #[error("ended by a second signal")]
+    SecondSignal,
+}
+
+fn advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => "; end what listens there, or choose another port",
+        std::io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
+        std::io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
+        _ => "",
+    }
+}
+
+/// Why the node ends.
+enum Ending {
+    Signal,
+    /// A part that runs as long as the node does has ended.
+    Part(String),
+    ShardsDrained,
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let line = cli::CommandLine::parse();
+    let (written, config) = match config::load(&line.inputs()) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    if matches!(line.command, Some(cli::Command::CheckConfig)) {
+        print!("{}", config::to_toml(&written));
+        return ExitCode::SUCCESS;
+    }
+    start_logging(&config);
+    match serve(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("corecast: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_logging(config: &Config) {
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(&config.output_level))
+        .with_writer(std::io::stderr);
+    // Fails only if a subscriber is set already, and then log lines go there.
+    let _ = if config.output_json { builder.json().try_init() } else { builder.try_init() };
+}
+
+/// A node from start to end.
+fn serve(config: Config) -> Result<(), BootError> {
+    let public = bind("public.listen", config.public_listen)?;
+    let admin = bind("admin.listen", config.admin_listen)?;
+    let (public_address, admin_address) = (public.local_addr()?, admin.local_addr()?);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let LogConfig::Embedded { partitions } = config.log;
+    let options = EmbeddedOptions { data_dir: config.data_dir.clone(), partitions };
+    let embedded = Embedded::open(&options, clock.clone())?;
+    let (log, store) = (embedded.log(), embedded.store());
+    let threads = Threads::start(CONTROL_THREADS)?;
+    let health = Health::starting();
+    health.found(Part::Store);
+    let (endings, ended) = mpsc::channel();
+
+    let creator = Arc::new(Creator {
+        log: log.clone(),
+        store: store.clone(),
+        clock: clock.clone(),
+        node: config.node_id.clone(),
+        retention: config.retention,
+    });
+    let left = threads.block_on(creator.finish())?;
+    if left > 0 {
+        tracing::info!(broadcasts = left, "published what an earlier run left in the outbox");
+    }
+
+    let probe = Arc::new(Probe::default());
+    let log_lag = Arc::new(AtomicU64::new(0));
+    let report_bell = Arc::new(Doorbell::new()?);
+    let (report, reports) =
+        lane("shard_to_control", limits::lane::SHARD_TO_CONTROL, report_bell.clone());
+    let to_shard = start_shard(&config, &*log, public, report, probe.clone(), &endings)?;
+
+    let sources = Sources { shards: vec![probe], log_lag: log_lag.clone() };
+    let state = AdminState {
+        creator,
+        store,
+        clock,
+        health: health.clone(),
+        metrics: Arc::new(Metrics::new(sources)),
+        allow_anonymous: config.allow_anonymous,
+    };
+    start_control(&threads, admin, state, reports, report_bell, &endings);
+    start_ingest(&threads, log, to_shard.clone(), log_lag, health.clone(), &endings);
+    say_hello(public_address, admin_address);
+
+    let ended = run_until_signal(&ended)
+        .and_then(|()| drain(&ended, &health, &to_shard, config.drain_window));
+    drop(to_shard);
+    threads.stop(STOP_TIME);
+    ended
+}
+
+fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BootError> {
+    let failed = |source| BootError::Listen { key, address, source };
+    let mut listeners = listen(address, 1).map_err(failed)?;
+    listeners.pop().ok_or_else(|| failed(std::io::ErrorKind::Other.into()))
+}
+
+/// Starts the shard's thread, and one that waits for its end.
+fn start_shard(
+    config: &Config,
+    log: &dyn Log,
+    listener: TcpListener,
+    reports: Sender<FromShard>,
+    probe: Arc<Probe>,
+    endings: &mpsc::Sender<Ending>,
+) -> Result<Sender<ToShard>, BootError> {
+    let bell = Arc::new(Doorbell::new()?);
+    let (to_shard, inputs) = lane("control_to_shard", limits::lane::INGEST_TO_SHARD, bell);
+    let core = match config.shards {
+        ShardsConfig::One => shard::first_core(),
+        ShardsConfig::Core(core) => Some(core),
+    };
+    let thread = shard::start(ShardOptions {
+        number: 0,
+        core,
+        streams: StreamsOptions {
+            shape: log.shape(),
+            ring: config.ring,
+            streams_max: config.streams_max,
+            heartbeat: config.heartbeat,
+            write_progress: config.write_progress,
+            seed: uuid::Uuid::new_v4().as_u128() as u64,
+        },
+        access: AccessRules { allow_anonymous: config.allow_anonymous },
+        listener,
+        inputs,
+        reports,
+        probe,
+    })?;
+    let endings = endings.clone();
+    std::thread::Builder::new().name("shard-watch".to_owned()).spawn(move || {
+        let ending = match thread.join() {
+            Ok(Ok(())) => Ending::ShardsDrained,
+            Ok(Err(error)) => Ending::Part(error.to_string()),
+            Err(_) => Ending::Part("a shard panicked".to_owned()),
+        };
+        // Nobody listens any more once the node ends.
+        let _ = endings.send(ending);
+    })?;
+    Ok(to_shard)
+}
+
+/// Starts the admin API, the shards' reports, and the wait for signals.
+fn start_control(
+    threads: &Threads,
+    admin: TcpListener,
+    state: AdminState,
+    reports: Receiver<FromShard>,
+    bell: Arc<Doorbell>,
+    endings: &mpsc::Sender<Ending>,
+) {
+    let health = state.health.clone();
+    let serving = move |_shard| say_if_ready(health.found(Part::Shards));
+    let calls = Arc::new(PublicCalls::new(state.clone(), Box::new(serving)));
+    let ending = endings.clone();
+    threads.spawn(async move {
+        let ended = run_reports(reports, bell, calls).await;
+        let _ = ending.send(Ending::Part(format!("the shards' reports stopped: {ended:?}")));
+    });
+    let ending = endings.clone();
+    threads.spawn(async move {
+        let ended = serve_admin(admin, state).await;
+        let _ = ending.send(Ending::Part(format!("the admin listener stopped: {ended:?}")));
+    });
+    let ending = endings.clone();
+    threads.spawn(async move {
+        while wait_for_signal().await.is_ok() {
+            if ending.send(Ending::Signal).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn start_ingest(
+    threads: &Threads,
+    log: Arc<dyn Log>,
+    to_shard: Sender<ToShard>,
+    lag: Arc<AtomicU64>,
+    health: Health,
+    endings: &mpsc::Sender<Ending>,
+) {
+    let progress = move |progress| match progress {
+        Progress::Reading => say_if_ready(health.found(Part::Log)),
+        Progress::Away(reason) | Progress::Failed(reason) => health.lost(Part::Log, reason),
+    };
+    let ingest = Ingest { log, shards: vec![to_shard], progress: Box::new(progress), lag };
+    let ending = endings.clone();
+    threads.spawn(async move {
+        if let Err(error) = ingest.run().await {
+            let _ = ending.send(Ending::Part(format!("the log can't be read: {error}")));
+        }
+    });
+}
+
+/// One line a listener, and what to try them with.
+fn say_hello(public: SocketAddr, admin: SocketAddr) {
+    say(&format!(
+        "public listener on http://{public}\nadmin listener on http://{admin}\n\
+         try: curl -N 'http://{public}/api/user/sse/connect?userId=alice'\n\
+         and: curl -H 'content-type: application/json' \
+         -d '{{\"content\":\"Hello\",\"targetType\":\"ALL\"}}' \
+         http://{admin}/api/admin/broadcasts"
+    ));
+}
+
+/// Says `ready` the first time that the node is.
+fn say_if_ready(became_ready: bool) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    if became_ready {
+        SAID.call_once(|| say("ready"));
+    }
+}
+
+fn say(text: &str) {
+    let mut out = std::io::stdout();
+    // Without anybody who reads it, nobody misses it.
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+fn run_until_signal(ended: &mpsc::Receiver<Ending>) -> Result<(), BootError> {
+    match ended.recv() {
+        Ok(Ending::Signal) => Ok(()),
+        Ok(Ending::Part(reason)) => Err(BootError::Ended(reason)),
+        Ok(Ending::ShardsDrained) | Err(_) => {
+            Err(BootError::Ended("the shards stopped without being told".to_owned()))
+        }
+    }
+}
+
+/// Tells the streams, and waits until the shards have ended.
+fn drain(
+    ended: &mpsc::Receiver<Ending>,
+    health: &Health,
+    to_shard: &Sender<ToShard>,
+    window: Duration,
+) -> Result<(), BootError> {
+    tracing::info!("draining");
+    health.lost(Part::Node, "draining");
+    let mut item = ToShard::Drain { window };
+    loop {
+        // The lane may be full of records; then the shard makes room within milliseconds.
+        match to_shard.try_send(item) {
+            Ok(()) => break,
+            Err(refusal) => item = refusal.item,
+        }
+        match ended.recv_timeout(Duration::from_millis(1)) {
+            Ok(Ending::Signal) => return Err(BootError::SecondSignal),
+            Ok(Ending::Part(reason)) => return Err(BootError::Ended(reason)),
+            Ok(Ending::ShardsDrained) | Err(_) => {}
+        }
+    }
+    loop {
+        match ended.recv() {
+            Ok(Ending::ShardsDrained) => return Ok(()),
+            Ok(Ending::Signal) => return Err(BootError::SecondSignal),
+            // Reading the log ends when its shard does.
+            Ok(Ending::Part(_)) => {}
+            Err(_) => return Err(BootError::Ended("the shards ended unheard".to_owned())),
+        }
+    }
+}

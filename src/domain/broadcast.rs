@@ -15,6 +15,7 @@ pub struct Target {
 ///
 /// Serialised as JSON it is a row of the embedded store; fields are only ever added.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Broadcast {
     pub id: BroadcastId,
     pub correlation_id: String,

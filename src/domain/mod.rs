@@ -8,6 +8,7 @@ pub mod access;
 mod audience;
 mod broadcast;
 mod decode;
+mod draft;
 mod ring;
 mod slab;
 mod streams;
@@ -17,6 +18,7 @@ mod wheel;
 pub use audience::Membership;
 pub use broadcast::{Broadcast, Target};
 pub use decode::{BadRecord, Decoder, Finding, Unserved};
+pub use draft::{Draft, DraftError, Violation};
 pub use ring::{Ring, RingLimits};
 pub use slab::Slab;
 pub use streams::{

@@ -14,7 +14,7 @@ use crate::wire::archive::{AudienceRef, SharedEvent};
 use crate::wire::cursor::CursorParts;
 
 /// What a ring may hold. Both are at least one frame's worth: the newest frame always stays.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RingLimits {
     pub frames: usize,
     pub bytes: usize,

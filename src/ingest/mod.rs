@@ -5,9 +5,8 @@
 //! no room makes the reading wait, nothing is dropped; an outage is waited out.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-use tokio::sync::watch;
 
 use crate::base::{LogShape, Partition};
 use crate::lane::{Refusal, RefusalReason, Sender, ToShard};
@@ -38,9 +37,10 @@ pub struct Ingest {
     pub log: Arc<dyn Log>,
     /// A lane to each shard, in the shards' order.
     pub shards: Vec<Sender<ToShard>>,
-    pub progress: watch::Sender<Progress>,
+    /// Told whenever the reading begins to go on, or is held up.
+    pub progress: Box<dyn Fn(Progress) + Send + Sync>,
     /// Records between what was read and the end of the log, all partitions.
-    pub lag: Arc<std::sync::atomic::AtomicU64>,
+    pub lag: Arc<AtomicU64>,
 }
 
 impl Ingest {
@@ -51,6 +51,7 @@ impl Ingest {
         let (mut wants, ends) = self.start(&shape).await?;
         let mut lags = vec![0; wants.len()];
         let mut is_caught_up = false;
+        let mut is_away = true;
         loop {
             if !is_caught_up && wants.iter().zip(&ends).all(|(want, end)| want.offset >= *end) {
                 for shard in &self.shards {
@@ -76,17 +77,18 @@ impl Ingest {
                     continue;
                 }
                 Err(error) => {
+                    is_away = true;
                     self.wait_out(error).await?;
                     continue;
                 }
             };
-            self.progress.send_if_modified(|progress| {
-                std::mem::replace(progress, Progress::Reading) != Progress::Reading
-            });
+            if std::mem::take(&mut is_away) {
+                (self.progress)(Progress::Reading);
+            }
             for batch in batches {
                 self.pass_on(batch, &mut wants, &mut lags, &shape).await?;
             }
-            self.lag.store(lags.iter().sum(), std::sync::atomic::Ordering::Relaxed);
+            self.lag.store(lags.iter().sum(), Ordering::Relaxed);
         }
     }
 
@@ -147,15 +149,12 @@ impl Ingest {
     async fn wait_out(&self, error: LogError) -> Result<(), IngestError> {
         match error {
             LogError::Away(reason) => {
-                self.progress.send_if_modified(|progress| {
-                    let away = Progress::Away(reason.clone());
-                    std::mem::replace(progress, away.clone()) != away
-                });
+                (self.progress)(Progress::Away(reason));
                 tokio::time::sleep(limits::RETRY_WAIT).await;
                 Ok(())
             }
             error => {
-                self.progress.send_replace(Progress::Failed(error.to_string()));
+                (self.progress)(Progress::Failed(error.to_string()));
                 Err(IngestError::Log(error))
             }
         }

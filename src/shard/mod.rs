@@ -11,7 +11,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::domain::StreamsOptions;
 use crate::edge::AccessRules;
@@ -39,6 +39,12 @@ pub struct ShardOptions {
 pub enum ShardError {
     #[error("shard {shard} can't get what it needs from the kernel: {error}")]
     Kernel { shard: u16, error: std::io::Error },
+}
+
+/// The first core that this process may use.
+pub fn first_core() -> Option<usize> {
+    let cores = sched_getaffinity(None).ok()?;
+    (0..CpuSet::MAX_CPU).find(|core| cores.is_set(*core))
 }
 
 /// Starts the thread of a shard. It ends by `ToShard::Drain`, or with an error.

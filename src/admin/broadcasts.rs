@@ -1,0 +1,196 @@
+//! `/api/admin/broadcasts`: create, list, show.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::Deserialize;
+
+use super::AdminState;
+use super::errors::Failure;
+use crate::base::{BroadcastId, EpochMillis, TargetType};
+use crate::domain::Draft;
+use crate::limits::contract as limits;
+use crate::ports::{BroadcastRow, ListFilter, ListPlace};
+use crate::wire::api::{self, BroadcastResponse};
+
+/// Query of a list. Texts, so that each can be refused by name.
+#[derive(Debug, Deserialize)]
+pub(super) struct Listing {
+    filter: Option<String>,
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+pub(super) async fn create(
+    State(state): State<AdminState>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Failure> {
+    check_json(&headers)?;
+    let body = body.map_err(|error| Failure::new(error.status(), error.body_text()))?;
+    let value = serde_json::from_slice(&body).map_err(|error| {
+        Failure::new(StatusCode::BAD_REQUEST, format!("body: must be JSON: {error}"))
+    })?;
+    drop(body);
+    let draft = Draft::check(value, state.clock.wall())?;
+    // A client that goes away does not stop a broadcast that has begun to exist.
+    let creator = state.creator.clone();
+    let created = tokio::spawn(async move { creator.create(draft).await }).await;
+    let row = created.map_err(|error| {
+        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("creating it failed: {error}"))
+    })??;
+    Ok(Json(response(&row)).into_response())
+}
+
+pub(super) async fn show(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+) -> Result<Response, Failure> {
+    let row = find(&state, &id).await?;
+    Ok(Json(response(&row)).into_response())
+}
+
+/// All target ids, paged by their number.
+pub(super) async fn targets(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    Query(listing): Query<Listing>,
+) -> Result<Response, Failure> {
+    let limit = read_limit(listing.limit.as_deref())?;
+    let row = find(&state, &id).await?;
+    let ids = &row.broadcast.target.ids;
+    let start = match listing.cursor.as_deref() {
+        None => 0,
+        Some(text) => text.parse::<usize>().map_err(|_| bad_cursor())?.min(ids.len()),
+    };
+    let end = (start + limit).min(ids.len());
+    let next = (end < ids.len()).then(|| end.to_string());
+    let path = format!("/api/admin/broadcasts/{}/targets", row.broadcast.id);
+    Ok(page(&ids[start..end], &path, None, limit, next))
+}
+
+pub(super) async fn list(
+    State(state): State<AdminState>,
+    Query(listing): Query<Listing>,
+) -> Result<Response, Failure> {
+    let (word, filter) = match listing.filter.as_deref().unwrap_or("all") {
+        "all" => ("all", ListFilter::All),
+        "active" => ("active", ListFilter::Active),
+        "scheduled" => ("scheduled", ListFilter::Scheduled),
+        _ => {
+            let message = "filter: must be one of all, active, scheduled";
+            return Err(Failure::new(StatusCode::BAD_REQUEST, message));
+        }
+    };
+    let limit = read_limit(listing.limit.as_deref())?;
+    let after = listing.cursor.as_deref().map(read_place).transpose()?;
+    // One more than asked for tells whether there is a next page.
+    let mut rows = state.store.broadcasts(filter, after, limit + 1).await?;
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let next = rows.last().filter(|_| more).map(|row| {
+        let at = match filter {
+            ListFilter::Scheduled => row.broadcast.scheduled_at,
+            ListFilter::All | ListFilter::Active => None,
+        };
+        write_place(ListPlace { at: at.unwrap_or(row.broadcast.created_at), id: row.broadcast.id })
+    });
+    let bodies: Vec<BroadcastResponse<'_>> = rows.iter().map(response).collect();
+    Ok(page(&bodies, "/api/admin/broadcasts", Some(word), limit, next))
+}
+
+async fn find(state: &AdminState, id: &str) -> Result<BroadcastRow, Failure> {
+    let not_found = || Failure::new(StatusCode::NOT_FOUND, format!("there is no broadcast {id}"));
+    let id: BroadcastId = id.parse().map_err(|()| {
+        Failure::new(StatusCode::BAD_REQUEST, "id: must be an integer of at most 2^53-1")
+    })?;
+    state.store.broadcast(id).await?.ok_or_else(not_found)
+}
+
+fn response(row: &BroadcastRow) -> BroadcastResponse<'_> {
+    let broadcast = &row.broadcast;
+    let ids = &broadcast.target.ids;
+    let targeted = if broadcast.target.r#type == TargetType::Selected { ids.len() } else { 0 };
+    BroadcastResponse {
+        id: broadcast.id,
+        correlation_id: &broadcast.correlation_id,
+        sender_id: broadcast.sender_id.as_deref(),
+        sender_name: broadcast.sender_name.as_deref(),
+        content: &broadcast.content,
+        target_type: broadcast.target.r#type,
+        target_ids: &ids[..ids.len().min(limits::TARGET_IDS_SHOWN_MAX)],
+        priority: broadcast.priority,
+        category: broadcast.category.as_deref(),
+        created_at: broadcast.created_at,
+        scheduled_at: broadcast.scheduled_at,
+        expires_at: broadcast.expires_at,
+        fire_and_forget: broadcast.fire_and_forget,
+        status: row.status,
+        total_targeted: targeted as u64,
+        total_delivered: 0,
+        total_read: 0,
+    }
+}
+
+/// A page as an array; where it goes on stands in the Link field.
+fn page<T: serde::Serialize>(
+    rows: &[T],
+    path: &str,
+    filter: Option<&str>,
+    limit: usize,
+    next: Option<String>,
+) -> Response {
+    let mut response = Json(rows).into_response();
+    if let Some(next) = next {
+        let filter = filter.map_or(String::new(), |word| format!("filter={word}&"));
+        let link = format!("<{path}?{filter}limit={limit}&cursor={next}>; rel=\"next\"");
+        if let Ok(link) = HeaderValue::try_from(link) {
+            response.headers_mut().insert(header::LINK, link);
+        }
+    }
+    response
+}
+
+fn check_json(headers: &HeaderMap) -> Result<(), Failure> {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or("");
+    if media_type.trim().eq_ignore_ascii_case(api::JSON) {
+        return Ok(());
+    }
+    let message = "the body must be application/json";
+    Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message))
+}
+
+fn read_limit(text: Option<&str>) -> Result<usize, Failure> {
+    let Some(text) = text else { return Ok(limits::LIST_ROWS_DEFAULT) };
+    let limit = text.parse().ok().filter(|limit| (1..=limits::LIST_ROWS_MAX).contains(limit));
+    limit.ok_or_else(|| {
+        let message = format!("limit: must be 1 to {}", limits::LIST_ROWS_MAX);
+        Failure::new(StatusCode::BAD_REQUEST, message)
+    })
+}
+
+fn write_place(place: ListPlace) -> String {
+    URL_SAFE_NO_PAD.encode(format!("{}-{}", place.at.0, place.id))
+}
+
+fn read_place(text: &str) -> Result<ListPlace, Failure> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok();
+    let place = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+    let place = place.as_deref().and_then(|place| place.split_once('-'));
+    let place = place.and_then(|(at, id)| {
+        let at = at.parse().ok().filter(|at| *at <= EpochMillis::MAX.0)?;
+        Some(ListPlace { at: EpochMillis(at), id: id.parse().ok()? })
+    });
+    place.ok_or_else(bad_cursor)
+}
+
+fn bad_cursor() -> Failure {
+    let message = "cursor: must be one that a Link field gave";
+    Failure::new(StatusCode::BAD_REQUEST, message)
+}

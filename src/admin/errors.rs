@@ -1,0 +1,133 @@
+//! Causes to HTTP: the one place where an error gets its status, and the one shape that it has.
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::{HeaderValue, Method, StatusCode, header};
+
+use super::AdminState;
+use crate::control::CreateError;
+use crate::domain::{DraftError, access};
+use crate::limits::admin as limits;
+use crate::ports::{LogError, StoreError};
+use crate::wire::api;
+
+/// An error on its way out; `guard` gives it its body.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub status: StatusCode,
+    pub message: String,
+    pub allow: Option<&'static str>,
+}
+
+impl Failure {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), allow: None }
+    }
+}
+
+impl From<DraftError> for Failure {
+    fn from(error: DraftError) -> Self {
+        let status = match &error {
+            DraftError::Invalid(_) => StatusCode::BAD_REQUEST,
+            DraftError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+impl From<CreateError> for Failure {
+    fn from(error: CreateError) -> Self {
+        let status = match &error {
+            CreateError::Log(LogError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            CreateError::Log(_) | CreateError::Store(_) | CreateError::NoId => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl axum::response::IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = self.status;
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+pub(super) async fn not_found() -> Failure {
+    Failure::new(StatusCode::NOT_FOUND, "there is nothing at this path")
+}
+
+pub(super) async fn method_not_allowed() -> Failure {
+    Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not know this method")
+}
+
+pub(super) async fn stream_is_get() -> Failure {
+    let message = "a stream is opened by GET";
+    Failure { allow: Some("GET"), ..Failure::new(StatusCode::METHOD_NOT_ALLOWED, message) }
+}
+
+/// Around every call: who may, how long it may take, and the shape of what went wrong.
+pub(super) async fn guard(
+    State(state): State<AdminState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let path = request.uri().path().to_owned();
+    let is_open = path.starts_with("/health/");
+    let allowed = if state.allow_anonymous || is_open { Ok(()) } else { check_local(&request) };
+    let is_head = request.method() == Method::HEAD;
+    let response = match allowed {
+        Err(failure) => axum::response::IntoResponse::into_response(failure),
+        Ok(()) => match tokio::time::timeout(limits::REQUEST_TIME, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => axum::response::IntoResponse::into_response(Failure::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "the request was not complete in time",
+            )),
+        },
+    };
+    shape(response, &path, is_head, &state)
+}
+
+fn check_local(request: &Request) -> Result<(), Failure> {
+    let host = request.headers().get(header::HOST);
+    let host = host.map(|host| host.to_str().unwrap_or("?"));
+    access::check_local(host, request.headers().keys().map(http::HeaderName::as_str))
+        .map_err(|error| Failure::new(error.status(), error.to_string()))
+}
+
+/// Gives an error its body, and every answer the fields that keep it out of caches.
+fn shape(mut response: Response, path: &str, is_head: bool, state: &AdminState) -> Response {
+    let status = response.status();
+    let failure = response.extensions_mut().remove::<Failure>();
+    if status.is_client_error() || status.is_server_error() {
+        let words = status.canonical_reason().unwrap_or("error");
+        let message = failure.as_ref().map_or(words, |failure| failure.message.as_str());
+        let body = api::error_body(status, message, path, state.clock.wall());
+        let headers = response.headers_mut();
+        headers.remove(header::CONTENT_LENGTH);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(api::JSON));
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(limits::RETRY_AFTER_S));
+        }
+        if let Some(allow) = failure.and_then(|failure| failure.allow) {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        *response.body_mut() = if is_head { Body::empty() } else { Body::from(body) };
+    }
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}

@@ -1,0 +1,159 @@
+//! Creating a broadcast: outbox, content, status, in that order; then it is published.
+//!
+//! The status row is what makes it exist; the outbox row says that publishing is not finished, and
+//! `finish` publishes what a crash left. Event ids follow from the broadcast, so a repeat is
+//! recognised. `Ok` means that store and log hold it durably.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::base::{BroadcastId, EpochMillis, EventType, Status, TargetType, Topic};
+use crate::domain::{Broadcast, Draft};
+use crate::limits::admin as limits;
+use crate::ports::{
+    BroadcastRow, Claim, Clock, Log, LogError, NewRecord, OutboxRow, Store, StoreError,
+};
+use crate::wire::record::{OutgoingRecord, event_id};
+
+/// 2020-01-01T00:00:00Z.
+const ID_EPOCH_MS: u64 = 1_577_836_800_000;
+const ID_RANDOM_BITS: u32 = 12;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("no free broadcast id in {} draws", limits::ID_DRAWS_MAX)]
+    NoId,
+}
+
+/// Creates and publishes.
+pub struct Creator {
+    pub log: Arc<dyn Log>,
+    pub store: Arc<dyn Store>,
+    pub clock: Arc<dyn Clock>,
+    pub node: String,
+    /// Without `expiresAt`, a broadcast ends so long after its creation.
+    pub retention: std::time::Duration,
+}
+
+impl Creator {
+    pub async fn create(&self, draft: Draft) -> Result<BroadcastRow, CreateError> {
+        let created_at = self.clock.wall();
+        let status = draft.status(created_at);
+        let mut broadcast = Broadcast {
+            id: draw_id(created_at),
+            correlation_id: uuid::Uuid::new_v4().to_string(),
+            sender_id: draft.sender_id,
+            sender_name: draft.sender_name,
+            content: draft.content,
+            target: draft.target,
+            priority: draft.priority,
+            category: draft.category,
+            created_at,
+            scheduled_at: draft.scheduled_at,
+            expires_at: Some(draft.expires_at.unwrap_or(created_at.plus(self.retention))),
+            fire_and_forget: draft.fire_and_forget,
+        };
+        self.claim(&mut broadcast).await?;
+        if self.store.create_status(broadcast.id, status).await? == Claim::Taken {
+            return Err(CreateError::NoId);
+        }
+        if status == Status::Active {
+            self.publish(&broadcast).await?;
+        }
+        self.store.remove_outbox(broadcast.id).await?;
+        Ok(BroadcastRow { broadcast, status })
+    }
+
+    /// Publishes what an earlier run of this node left in the outbox; returns how many.
+    pub async fn finish(&self) -> Result<usize, CreateError> {
+        let mut published = 0;
+        loop {
+            let rows = self.store.outbox(limits::OUTBOX_ROWS_MAX).await?;
+            if rows.is_empty() {
+                return Ok(published);
+            }
+            for OutboxRow { id, .. } in rows {
+                if let Some(row) = self.store.broadcast(id).await?
+                    && row.status == Status::Active
+                {
+                    self.publish(&row.broadcast).await?;
+                    published += 1;
+                }
+                self.store.remove_outbox(id).await?;
+            }
+        }
+    }
+
+    /// Writes outbox and content under an id that nobody has.
+    async fn claim(&self, broadcast: &mut Broadcast) -> Result<(), CreateError> {
+        for _ in 0..limits::ID_DRAWS_MAX {
+            let row = OutboxRow { id: broadcast.id, created_at: broadcast.created_at };
+            self.store.put_outbox(&row).await?;
+            if self.store.claim_broadcast(broadcast).await? == Claim::Applied {
+                return Ok(());
+            }
+            // The outbox row stays: the id is somebody's, and so may the row be. Publishing again
+            // what is published does no harm.
+            broadcast.id = draw_id(broadcast.created_at);
+        }
+        Err(CreateError::NoId)
+    }
+
+    /// One record of the group topic, or one a user of the selected topic.
+    async fn publish(&self, broadcast: &Broadcast) -> Result<(), CreateError> {
+        if broadcast.target.r#type != TargetType::Selected {
+            let record = self.record(broadcast, None);
+            self.log.append(vec![record]).await?;
+            return Ok(());
+        }
+        for users in broadcast.target.ids.chunks(limits::PUBLISH_RECORDS_MAX) {
+            let records = users.iter().map(|user| self.record(broadcast, Some(user))).collect();
+            self.log.append(records).await?;
+        }
+        Ok(())
+    }
+
+    fn record(&self, broadcast: &Broadcast, user: Option<&str>) -> NewRecord {
+        let is_group = user.is_none() && broadcast.target.r#type != TargetType::All;
+        let value = OutgoingRecord {
+            event_id: event_id(broadcast.id, user, EventType::Created),
+            broadcast_id: broadcast.id,
+            user_id: user,
+            event_type: EventType::Created,
+            pod_id: &self.node,
+            timestamp: self.clock.wall(),
+            correlation_id: Some(&broadcast.correlation_id),
+            message: Some(&broadcast.content),
+            error_details: None,
+            fire_and_forget: broadcast.fire_and_forget,
+            target_type: Some(broadcast.target.r#type),
+            target_ids: is_group.then_some(&broadcast.target.ids),
+            sender_id: broadcast.sender_id.as_deref(),
+            sender_name: broadcast.sender_name.as_deref(),
+            priority: Some(broadcast.priority),
+            category: broadcast.category.as_deref(),
+            created_at: Some(broadcast.created_at),
+            scheduled_at: broadcast.scheduled_at,
+            expires_at: broadcast.expires_at,
+            attempt: 0,
+        };
+        let (topic, key) = match user {
+            Some(user) => (Topic::Selected, user.to_owned()),
+            None => (Topic::Group, broadcast.id.to_string()),
+        };
+        let value = Bytes::from(value.to_json());
+        NewRecord { topic, key: Bytes::from(key), value, headers: Vec::new() }
+    }
+}
+
+/// 41 bits of milliseconds and 12 random ones.
+fn draw_id(at: EpochMillis) -> BroadcastId {
+    let millis = at.0.saturating_sub(ID_EPOCH_MS) & ((1 << 41) - 1);
+    let random = uuid::Uuid::new_v4().as_u128() as u64 & ((1 << ID_RANDOM_BITS) - 1);
+    BroadcastId::new(millis << ID_RANDOM_BITS | random).expect("41 + 12 bits are 53")
+}

@@ -1,0 +1,195 @@
+//! Configuration as meant: types, ranges, and what goes together.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::written::{Shards, Written};
+use crate::domain::RingLimits;
+use crate::limits;
+
+/// A configuration that makes sense.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Config {
+    pub node_id: String,
+    pub shards: ShardsConfig,
+    pub data_dir: PathBuf,
+    pub public_listen: SocketAddr,
+    pub admin_listen: SocketAddr,
+    pub log: LogConfig,
+    pub allow_anonymous: bool,
+    pub heartbeat: Duration,
+    pub drain_window: Duration,
+    pub retention: Duration,
+    pub streams_max: usize,
+    pub ring: RingLimits,
+    pub write_progress: Duration,
+    pub output_json: bool,
+    pub output_level: String,
+}
+
+/// How many shards, and where. One in this release.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ShardsConfig {
+    /// One, on the first core that the process may use.
+    One,
+    /// One, on this core.
+    Core(usize),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LogConfig {
+    Embedded { partitions: u16 },
+}
+
+const HOUR: u64 = 3_600;
+
+/// Turns what is written into what is meant. Reports every problem as (key, message).
+pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> Option<Config> {
+    let mut problems = 0;
+    let mut report = |key: &str, message: String| {
+        problems += 1;
+        report(key, message);
+    };
+    refuse_unsupported(written, &mut report);
+    check_ranges(written, &mut report);
+    let public_listen = address("public.listen", &written.public.listen, &mut report);
+    let admin_listen = address("admin.listen", &written.admin.listen, &mut report);
+    for (key, listen) in [("public.listen", public_listen), ("admin.listen", admin_listen)] {
+        if listen.is_some_and(|listen| !listen.ip().is_loopback()) && !written.auth.allow_anonymous
+        {
+            report(
+                key,
+                "is not on loopback while auth.mode = \"none\" believes everybody; listen on \
+                 127.0.0.1, or set auth.allow_anonymous = true"
+                    .to_owned(),
+            );
+        }
+    }
+    let shards = shards(&written.node.shards, &mut report);
+    let node_id = written.node.id.clone().unwrap_or_else(draw_node_id);
+    if !crate::domain::access::is_name(&node_id) {
+        report("node.id", "must be 1 to 256 bytes without control characters".to_owned());
+    }
+    let config = Config {
+        node_id,
+        shards: shards?,
+        data_dir: PathBuf::from(&written.node.data_dir),
+        public_listen: public_listen?,
+        admin_listen: admin_listen?,
+        log: LogConfig::Embedded { partitions: written.log.partitions },
+        allow_anonymous: written.auth.allow_anonymous,
+        heartbeat: Duration::from_secs(u64::from(written.stream.heartbeat_s)),
+        drain_window: Duration::from_secs(u64::from(written.drain.window_s)),
+        retention: Duration::from_secs(u64::from(written.broadcast.retention_days) * 24 * HOUR),
+        streams_max: usize::try_from(written.limits.streams_max).ok()?,
+        ring: RingLimits {
+            frames: usize::try_from(written.limits.ring_frames_max).ok()?,
+            bytes: usize::try_from(written.limits.ring_bytes_max).ok()?,
+        },
+        write_progress: Duration::from_secs(u64::from(written.limits.write_progress_s)),
+        output_json: written.output.format == "json",
+        output_level: written.output.level.clone(),
+    };
+    (problems == 0).then_some(config)
+}
+
+/// Keys that are known, and values of them that this release can't act on.
+fn refuse_unsupported(written: &Written, report: &mut impl FnMut(&str, String)) {
+    let mut one_of = |key: &str, value: &str, supported: &[&str], later: &[&str]| {
+        if later.contains(&value) {
+            let supported = supported.join("\" or \"");
+            report(key, format!("is not supported by this release, which knows \"{supported}\""));
+        } else if !supported.contains(&value) {
+            let all: Vec<&str> = supported.iter().chain(later).copied().collect();
+            report(key, format!("must be one of \"{}\"", all.join("\", \"")));
+        }
+    };
+    one_of("log.kind", &written.log.kind, &["embedded"], &["kafka"]);
+    one_of("store.kind", &written.store.kind, &["embedded"], &["scylla"]);
+    one_of("auth.mode", &written.auth.mode, &["none"], &["jwt"]);
+    one_of("node.runtime", &written.node.runtime, &["auto", "epoll"], &["glommio"]);
+    let deliveries = &written.broadcast.group_deliveries;
+    one_of("broadcast.group_deliveries", deliveries, &["counted"], &["recorded"]);
+    let legacy = &written.log.legacy_group_audience;
+    one_of("log.legacy_group_audience", legacy, &["lookup"], &["all"]);
+    one_of("output.format", &written.output.format, &["text", "json"], &[]);
+    let levels = ["error", "warn", "info", "debug", "trace"];
+    one_of("output.level", &written.output.level, &levels, &[]);
+    let defaults = Written::default();
+    for (key, is_default) in [
+        ("log.brokers", written.log.brokers.is_empty()),
+        ("log.topic_selected", written.log.topic_selected == defaults.log.topic_selected),
+        ("log.topic_group", written.log.topic_group == defaults.log.topic_group),
+        ("log.topic_control", written.log.topic_control == defaults.log.topic_control),
+        ("log.replication", written.log.replication == defaults.log.replication),
+        ("log.retention_hours", written.log.retention_hours == defaults.log.retention_hours),
+        ("log.fetch_pace_ms", written.log.fetch_pace_ms == defaults.log.fetch_pace_ms),
+        ("store.nodes", written.store.nodes.is_empty()),
+        ("store.keyspace", written.store.keyspace == defaults.store.keyspace),
+        ("store.replication", written.store.replication == defaults.store.replication),
+        ("store.datacenter", written.store.datacenter.is_none()),
+        ("stream.max_age_s", written.stream.max_age_s == 0),
+        ("node.owner", written.node.owner),
+        ("testing.enabled", !written.testing.enabled),
+    ] {
+        if !is_default {
+            report(key, "has no effect in this release; leave it at its default".to_owned());
+        }
+    }
+}
+
+fn check_ranges(written: &Written, report: &mut impl FnMut(&str, String)) {
+    use limits::{cursor, shard};
+    let mut within = |key: &str, value: u64, least: u64, most: u64| {
+        if value < least || value > most {
+            report(key, format!("must be {least} to {most}"));
+        }
+    };
+    // More would let a cursor exceed 256 characters.
+    let partitions = cursor::GROUP_PARTITIONS_MAX as u64;
+    within("log.partitions", u64::from(written.log.partitions), 1, partitions);
+    within("stream.heartbeat_s", u64::from(written.stream.heartbeat_s), 1, 120);
+    within("drain.window_s", u64::from(written.drain.window_s), 0, 3_600);
+    within("broadcast.retention_days", u64::from(written.broadcast.retention_days), 1, 3_650);
+    let lowered = &written.limits;
+    within("limits.streams_max", lowered.streams_max, 1, shard::STREAMS_MAX as u64);
+    within("limits.ring_frames_max", lowered.ring_frames_max, 1, shard::RING_FRAMES_MAX as u64);
+    within("limits.ring_bytes_max", lowered.ring_bytes_max, 1, shard::RING_BYTES_MAX as u64);
+    let progress = shard::WRITE_PROGRESS.as_secs();
+    within("limits.write_progress_s", u64::from(lowered.write_progress_s), 1, progress);
+    if written.node.data_dir.is_empty() {
+        report("node.data_dir", "must not be empty".to_owned());
+    }
+}
+
+fn address(key: &str, text: &str, report: &mut impl FnMut(&str, String)) -> Option<SocketAddr> {
+    let parsed = text.replace("localhost:", "127.0.0.1:").parse().ok();
+    if parsed.is_none() {
+        report(key, "must be ADDRESS:PORT, such as 127.0.0.1:8080 or [::1]:8080".to_owned());
+    }
+    parsed
+}
+
+fn shards(shards: &Shards, report: &mut impl FnMut(&str, String)) -> Option<ShardsConfig> {
+    match shards {
+        Shards::Word(word) if word == "auto" => Some(ShardsConfig::One),
+        Shards::Number(1) => Some(ShardsConfig::One),
+        Shards::Cpus(cpus) if cpus.len() == 1 => Some(ShardsConfig::Core(cpus[0])),
+        Shards::Number(0) | Shards::Word(_) => {
+            report("node.shards", "must be \"auto\", a number from 1 on or a CPU list".to_owned());
+            None
+        }
+        Shards::Number(_) | Shards::Cpus(_) => {
+            report("node.shards", "this release runs one shard: \"auto\", 1 or [CPU]".to_owned());
+            None
+        }
+    }
+}
+
+/// The host's name and a random part.
+fn draw_node_id() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    format!("{host}-{}", &random[..8])
+}

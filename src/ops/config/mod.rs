@@ -1,0 +1,259 @@
+//! Configuration: as written (`written.rs`), turned once into what is meant (`Config`).
+//!
+//! Layers, each over the one before: defaults, the file, environment variables
+//! `CORECAST_SECTION__KEY`, `--set SECTION.KEY=VALUE`. A key that nobody knows is an error that
+//! names the nearest one that is known. All errors of one load are reported together. What this
+//! release can't do is refused, never ignored.
+
+mod meant;
+mod written;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+pub use meant::{Config, LogConfig, ShardsConfig};
+pub use written::Written;
+
+const ENV_PREFIX: &str = "CORECAST_";
+const ENV_SEPARATOR: &str = "__";
+/// How alike a key must be to be suggested (Jaro-Winkler, 0 to 1).
+const SIMILARITY_MIN: f64 = 0.75;
+
+/// Where a value came from, for messages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    File(PathBuf),
+    Environment(String),
+    Set(String),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
+            Self::Set(text) => write!(f, "--set {text}"),
+        }
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    #[error("{source_name}: {message}")]
+    Unreadable { source_name: String, message: String },
+    #[error("{source_name}: unknown key {key}{}", suggestion(.nearest.as_deref()))]
+    Unknown { source_name: String, key: String, nearest: Option<String> },
+    #[error("{key} = {value} ({source_name}): {message}")]
+    Invalid { key: String, value: String, source_name: String, message: String },
+}
+
+fn suggestion(key: Option<&str>) -> String {
+    key.map_or(String::new(), |key| format!("; did you mean {key}?"))
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigError(pub Vec<Problem>);
+
+/// What the command line and the environment say.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    pub file: Option<PathBuf>,
+    /// All of the environment; what does not begin with `CORECAST_` is left alone.
+    pub environment: Vec<(String, String)>,
+    /// `SECTION.KEY=VALUE`.
+    pub sets: Vec<String>,
+}
+
+type Values = BTreeMap<String, (toml::Value, Source)>;
+
+/// Loads and checks.
+pub fn load(inputs: &Inputs) -> Result<(Written, Config), ConfigError> {
+    let known = known_keys();
+    let mut problems = Vec::new();
+    let mut values = Values::new();
+    if let Some(path) = &inputs.file {
+        read_file(path, &mut values, &mut problems);
+    }
+    read_environment(&inputs.environment, &known, &mut values, &mut problems);
+    read_sets(&inputs.sets, &known, &mut values, &mut problems);
+    for (key, (_, source)) in &values {
+        if !known.contains_key(key) {
+            let source_name = source.to_string();
+            let nearest = nearest_key(key, &known);
+            problems.push(Problem::Unknown { source_name, key: key.clone(), nearest });
+        }
+    }
+    values.retain(|key, _| known.contains_key(key));
+    let written = merge(&values, &mut problems);
+    let config = meant::mean(&written, &mut |key: &str, message: String| {
+        let (value, source_name) = values.get(key).map_or_else(
+            || (known.get(key).map_or(String::new(), ToString::to_string), "default".to_owned()),
+            |(value, source)| (value.to_string(), source.to_string()),
+        );
+        let key = key.to_owned();
+        problems.push(Problem::Invalid { key, value, source_name, message });
+    });
+    match config {
+        Some(config) if problems.is_empty() => Ok((written, config)),
+        _ => Err(ConfigError(problems)),
+    }
+}
+
+/// The configuration as a file would say it.
+pub fn to_toml(written: &Written) -> String {
+    toml::to_string(written).unwrap_or_else(|error| format!("# {error}\n"))
+}
+
+/// Every key, with its default; an empty string stands for none.
+fn known_keys() -> BTreeMap<String, toml::Value> {
+    let mut known = BTreeMap::new();
+    if let Ok(toml::Value::Table(sections)) = toml::Value::try_from(Written::default()) {
+        flatten(&sections, &mut |key, value| {
+            known.insert(key, value);
+        });
+    }
+    for optional in ["node.id", "store.datacenter"] {
+        known.insert(optional.to_owned(), toml::Value::String(String::new()));
+    }
+    known
+}
+
+fn flatten(sections: &toml::Table, each: &mut impl FnMut(String, toml::Value)) {
+    for (section, values) in sections {
+        match values {
+            toml::Value::Table(values) => {
+                for (key, value) in values {
+                    each(format!("{section}.{key}"), value.clone());
+                }
+            }
+            value => each(section.clone(), value.clone()),
+        }
+    }
+}
+
+fn read_file(path: &Path, values: &mut Values, problems: &mut Vec<Problem>) {
+    let mut unreadable = |message: String| {
+        problems.push(Problem::Unreadable { source_name: path.display().to_string(), message });
+    };
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => return unreadable(error.to_string()),
+    };
+    match text.parse::<toml::Table>() {
+        Ok(sections) => flatten(&sections, &mut |key, value| {
+            values.insert(key, (value, Source::File(path.to_owned())));
+        }),
+        Err(error) => unreadable(error.to_string()),
+    }
+}
+
+fn read_environment(
+    environment: &[(String, String)],
+    known: &BTreeMap<String, toml::Value>,
+    values: &mut Values,
+    problems: &mut Vec<Problem>,
+) {
+    for (name, text) in environment {
+        let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
+        let source = Source::Environment(name.clone());
+        let Some((section, key)) = rest.split_once(ENV_SEPARATOR) else {
+            let nearest = nearest_key(&rest.to_lowercase().replace('_', "."), known);
+            let source_name = source.to_string();
+            problems.push(Problem::Unknown { source_name, key: name.clone(), nearest });
+            continue;
+        };
+        let key = format!("{}.{}", section.to_lowercase(), key.to_lowercase());
+        let is_list = matches!(known.get(&key), Some(toml::Value::Array(_)));
+        let value = if is_list {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            toml::Value::Array(items.map(|item| toml::Value::String(item.to_owned())).collect())
+        } else {
+            parse_value(text, known.get(&key))
+        };
+        values.insert(key, (value, source));
+    }
+}
+
+fn read_sets(
+    sets: &[String],
+    known: &BTreeMap<String, toml::Value>,
+    values: &mut Values,
+    problems: &mut Vec<Problem>,
+) {
+    for set in sets {
+        let source = Source::Set(set.clone());
+        match set.split_once('=') {
+            Some((key, text)) => {
+                let key = key.trim().to_owned();
+                let value = parse_value(text.trim(), known.get(&key));
+                values.insert(key, (value, source));
+            }
+            None => problems.push(Problem::Unreadable {
+                source_name: source.to_string(),
+                message: "must be SECTION.KEY=VALUE".to_owned(),
+            }),
+        }
+    }
+}
+
+/// A TOML value; a text that is none, or that stands where a string is wanted, is that string.
+fn parse_value(text: &str, default: Option<&toml::Value>) -> toml::Value {
+    let parsed = format!("value = {text}").parse::<toml::Table>();
+    let parsed = parsed.ok().and_then(|mut table| table.remove("value"));
+    match (parsed, default) {
+        (Some(toml::Value::String(text)), _) => toml::Value::String(text),
+        // `node.shards` takes a string, a number or a list.
+        (Some(value), Some(toml::Value::String(word))) if word == "auto" => value,
+        (Some(_), Some(toml::Value::String(_))) | (None, _) => toml::Value::String(text.to_owned()),
+        (Some(value), _) => value,
+    }
+}
+
+/// Lays the values over the defaults, one at a time, so that each wrong type is named.
+fn merge(values: &Values, problems: &mut Vec<Problem>) -> Written {
+    let mut written = Written::default();
+    for (key, (value, source)) in values {
+        let layered = config::Config::try_from(&written).and_then(|defaults| {
+            config::Config::builder()
+                .add_source(defaults)
+                .set_override(key, to_config_value(value))?
+                .build()?
+                .try_deserialize::<Written>()
+        });
+        match layered {
+            Ok(layered) => written = layered,
+            Err(error) => problems.push(Problem::Invalid {
+                key: key.clone(),
+                value: value.to_string(),
+                source_name: source.to_string(),
+                message: error.to_string(),
+            }),
+        }
+    }
+    written
+}
+
+fn to_config_value(value: &toml::Value) -> config::ValueKind {
+    match value {
+        toml::Value::String(text) => config::ValueKind::String(text.clone()),
+        toml::Value::Integer(number) => config::ValueKind::I64(*number),
+        toml::Value::Float(number) => config::ValueKind::Float(*number),
+        toml::Value::Boolean(flag) => config::ValueKind::Boolean(*flag),
+        toml::Value::Array(items) => config::ValueKind::Array(
+            items.iter().map(|item| config::Value::new(None, to_config_value(item))).collect(),
+        ),
+        toml::Value::Datetime(_) | toml::Value::Table(_) => {
+            config::ValueKind::String(value.to_string())
+        }
+    }
+}
+
+fn nearest_key(key: &str, known: &BTreeMap<String, toml::Value>) -> Option<String> {
+    let similarity = |known: &&String| strsim::jaro_winkler(key, known);
+    let nearest = known.keys().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
+    (strsim::jaro_winkler(key, nearest) >= SIMILARITY_MIN).then(|| nearest.clone())
+}

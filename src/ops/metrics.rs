@@ -1,0 +1,166 @@
+//! Metrics in the OpenMetrics text format: what the shards' probes and the reading of the log show.
+//!
+//! Nothing is counted twice: a scrape reads the numbers where they are kept.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::domain::CloseReason;
+use crate::shard::{BUCKETS_MICROS, Histogram, Probe};
+
+/// What a scrape reads.
+pub struct Metrics {
+    registry: Registry,
+}
+
+/// Numbers that are kept elsewhere.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    pub shards: Vec<Arc<Probe>>,
+    pub log_lag: Arc<AtomicU64>,
+}
+
+impl Metrics {
+    pub fn new(sources: Sources) -> Self {
+        let mut registry = Registry::with_prefix("corecast");
+        let build = Family::<Vec<(String, String)>, Gauge>::default();
+        let version = ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+        build.get_or_create(&vec![version]).set(1);
+        registry.register("build_info", "The release that runs", build);
+        registry.register_collector(Box::new(sources));
+        Self { registry }
+    }
+
+    /// All of them as text.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            // Writing to a String does not fail; should a collector, the scrape shows nothing.
+            Err(_) => String::new(),
+        }
+    }
+}
+
+/// A number of every shard.
+type Read = fn(&Probe) -> &AtomicU64;
+
+const GAUGES: [(&str, &str, Read); 4] = [
+    ("streams", "Open streams", |probe| &probe.streams),
+    ("users", "Users with an open stream", |probe| &probe.users),
+    ("ring_frames", "Frames in the ring", |probe| &probe.ring_frames),
+    ("serving", "1 while the shard serves streams", |probe| &probe.serving),
+];
+
+const COUNTERS: [(&str, &str, Read); 17] = [
+    ("streams_opened", "Streams that were opened", |probe| &probe.opened),
+    ("streams_resumed", "Streams that came with a usable cursor", |probe| &probe.resumed),
+    ("deliveries", "Frames of which the kernel took the last byte", |probe| &probe.deliveries),
+    ("writes", "Writes that took at least a byte", |probe| &probe.writes),
+    ("deliveries_joined", "Frames that went out with another one", |probe| &probe.joined),
+    ("writes_blocked", "Times that a stream's socket became full", |probe| &probe.blocked),
+    ("heartbeats", "Heartbeats sent", |probe| &probe.heartbeats),
+    ("gaps", "GAP events sent", |probe| &probe.gaps),
+    ("expired_skips", "Frames not sent because they had expired", |probe| &probe.expired_skips),
+    ("events", "Events appended to the ring", |probe| &probe.events),
+    ("bad_records", "Records that could not be decoded", |probe| &probe.bad_records),
+    ("unserved_records", "Records not served by this release", |probe| &probe.unserved_records),
+    ("connections_accepted", "Connections accepted", |probe| &probe.accepted),
+    ("requests_malformed", "Request heads refused", |probe| &probe.heads_refused),
+    ("connections_evicted", "Connections closed for newer ones", |probe| &probe.heads_evicted),
+    ("requests_put_off", "Requests told to come back later", |probe| &probe.requests_refused),
+    ("long_turns", "Turns of a shard that were too long", |probe| &probe.long_turns),
+];
+
+impl Collector for Sources {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        for (name, help, read) in GAUGES {
+            let value = |probe: &Probe| ConstGauge::new(load(read(probe)) as i64);
+            self.per_shard(&mut encoder, (name, help, None), value)?;
+        }
+        for (name, help, read) in COUNTERS {
+            let value = |probe: &Probe| ConstCounter::new(load(read(probe)));
+            self.per_shard(&mut encoder, (name, help, None), value)?;
+        }
+        let ring = |probe: &Probe| ConstGauge::new(load(&probe.ring_bytes) as i64);
+        let what = ("ring", "Memory of the ring", Some(Unit::Bytes));
+        self.per_shard(&mut encoder, what, ring)?;
+        let bytes = |probe: &Probe| ConstCounter::new(load(&probe.bytes));
+        let what = ("sent", "Bytes that streams took", Some(Unit::Bytes));
+        self.per_shard(&mut encoder, what, bytes)?;
+        self.closes(&mut encoder)?;
+        self.histogram(&mut encoder, "fanout", "Append to all that keep up", |probe| {
+            &probe.fanout
+        })?;
+        self.histogram(&mut encoder, "shard_turn", "Length of a turn", |probe| &probe.turns)?;
+        let lag = ConstGauge::new(load(&self.log_lag) as i64);
+        let help = "Records between what was read and the end of the log";
+        let metric = encoder.encode_descriptor("log_lag_records", help, None, lag.metric_type())?;
+        lag.encode(metric)
+    }
+}
+
+impl Sources {
+    fn per_shard<M: EncodeMetric>(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        (name, help, unit): (&str, &str, Option<Unit>),
+        value: impl Fn(&Probe) -> M,
+    ) -> Result<(), std::fmt::Error> {
+        let Some(first) = self.shards.first() else { return Ok(()) };
+        let kind = value(first).metric_type();
+        let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
+        for (shard, probe) in self.shards.iter().enumerate() {
+            let labels = [("shard", shard.to_string())];
+            value(probe).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn closes(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let kind = ConstCounter::new(0_u64).metric_type();
+        let help = "Streams that ended, by reason";
+        let mut family = encoder.encode_descriptor("stream_closes", help, None, kind)?;
+        for (shard, probe) in self.shards.iter().enumerate() {
+            for reason in CloseReason::ALL {
+                let labels = [("shard", shard.to_string()), ("reason", reason.name().to_owned())];
+                let closed = ConstCounter::new(load(&probe.closed[reason as usize]));
+                closed.encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The library takes the buckets of a histogram that is kept elsewhere.
+    fn histogram(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        read: fn(&Probe) -> &Histogram,
+    ) -> Result<(), std::fmt::Error> {
+        use prometheus_client::metrics::MetricType;
+        let unit = Some(&Unit::Seconds);
+        let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Histogram)?;
+        for (shard, probe) in self.shards.iter().enumerate() {
+            let (counts, sum) = read(probe).read();
+            let bounds = BUCKETS_MICROS.iter().map(|micros| *micros as f64 / 1e6);
+            let buckets: Vec<(f64, u64)> = bounds.chain([f64::MAX]).zip(counts).collect();
+            let labels = [("shard", shard.to_string())];
+            let mut metric = family.encode_family(&labels)?;
+            metric.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)?;
+        }
+        Ok(())
+    }
+}
+
+fn load(cell: &AtomicU64) -> u64 {
+    cell.load(Ordering::Relaxed)
+}

@@ -1,0 +1,231 @@
+//! The one thread that writes: gathers what waits, commits and syncs it as one batch, answers.
+//!
+//! Conditional writes are decided here, where nobody else writes: that is the lightweight
+//! transaction of the embedded store. Group commit after D. DeWitt et al., "Implementation
+//! Techniques for Main Memory Database Systems" (1984), section 5.2.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fjall::{Database, Keyspace, PersistMode};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Keyspaces, log};
+use crate::base::{EpochMillis, LogShape, Partition, Position, partition_of_key};
+use crate::limits::log as limits;
+use crate::ports::{Claim, Clock, LogError, NewRecord, StoreError};
+
+/// The durable end of every partition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Ends {
+    shape: LogShape,
+    offsets: Vec<u64>,
+}
+
+/// A row to write, or with `None` to remove.
+pub(super) struct Row {
+    pub keyspace: Keyspace,
+    pub key: Vec<u8>,
+    pub value: Option<Vec<u8>>,
+}
+
+/// What a row's writing depends on.
+pub(super) enum Condition {
+    None,
+    /// The first row's key is free.
+    Absent,
+}
+
+enum Operation {
+    Append {
+        records: Vec<NewRecord>,
+        reply: oneshot::Sender<Result<Vec<Position>, LogError>>,
+    },
+    Write {
+        rows: Vec<Row>,
+        condition: Condition,
+        reply: oneshot::Sender<Result<Claim, StoreError>>,
+    },
+}
+
+/// Hands operations to the committing thread, which ends with the last of these.
+#[derive(Clone)]
+pub(super) struct Committer {
+    operations: mpsc::Sender<Operation>,
+    ends: watch::Receiver<Arc<Ends>>,
+}
+
+/// Starts the thread. `ends` is what the log holds.
+pub(super) fn start(
+    database: Database,
+    keyspaces: Keyspaces,
+    shape: LogShape,
+    ends: Ends,
+    clock: Arc<dyn Clock>,
+) -> std::io::Result<Committer> {
+    let (operations, inbox) = mpsc::channel(limits::COMMIT_QUEUE_MAX);
+    let (publish, published) = watch::channel(Arc::new(ends.clone()));
+    let writer = Writer { database, keyspaces, shape, ends, publish, clock };
+    std::thread::Builder::new()
+        .name("embedded-commit".to_owned())
+        .spawn(move || writer.run(inbox))?;
+    Ok(Committer { operations, ends: published })
+}
+
+impl Ends {
+    pub fn new(shape: &LogShape) -> Self {
+        Self { shape: *shape, offsets: vec![0; shape.all_partitions().count()] }
+    }
+
+    pub fn of(&self, partition: Partition) -> u64 {
+        self.offsets.get(self.slot(partition)).copied().unwrap_or(0)
+    }
+
+    pub fn set(&mut self, partition: Partition, end: u64) {
+        let slot = self.slot(partition);
+        self.offsets[slot] = end;
+    }
+
+    fn slot(&self, partition: Partition) -> usize {
+        let before =
+            usize::from(partition.topic as u8) * usize::from(self.shape.selected_partitions);
+        before + usize::from(partition.index)
+    }
+}
+
+impl Committer {
+    pub fn ends(&self) -> watch::Receiver<Arc<Ends>> {
+        self.ends.clone()
+    }
+
+    pub async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || LogError::Failed("the embedded log has stopped".to_owned());
+        let sent = self.operations.send(Operation::Append { records, reply }).await;
+        sent.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    pub async fn write(&self, rows: Vec<Row>, condition: Condition) -> Result<Claim, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || StoreError::Failed("the embedded store has stopped".to_owned());
+        let sent = self.operations.send(Operation::Write { rows, condition, reply }).await;
+        sent.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+struct Writer {
+    database: Database,
+    keyspaces: Keyspaces,
+    shape: LogShape,
+    ends: Ends,
+    publish: watch::Sender<Arc<Ends>>,
+    clock: Arc<dyn Clock>,
+}
+
+/// An operation whose effects are in the batch.
+enum Waiting {
+    Append(oneshot::Sender<Result<Vec<Position>, LogError>>, Vec<Position>),
+    Write(oneshot::Sender<Result<Claim, StoreError>>, Claim),
+}
+
+impl Writer {
+    fn run(mut self, mut inbox: mpsc::Receiver<Operation>) {
+        while let Some(first) = inbox.blocking_recv() {
+            let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+            let mut waiting = Vec::new();
+            let mut written = HashSet::new();
+            let mut bytes = 0;
+            let mut ends = self.ends.clone();
+            let mut next = Some(first);
+            while let Some(operation) = next {
+                match operation {
+                    Operation::Append { records, reply } => {
+                        let places = self.put_records(&mut batch, &mut ends, records, &mut bytes);
+                        waiting.push(Waiting::Append(reply, places));
+                    }
+                    Operation::Write { rows, condition, reply } => {
+                        match self.put_rows(&mut batch, &mut written, rows, &condition) {
+                            Ok(claim) => waiting.push(Waiting::Write(reply, claim)),
+                            Err(error) => drop(reply.send(Err(error))),
+                        }
+                    }
+                }
+                next = if bytes < limits::COMMIT_BYTES_MAX { inbox.try_recv().ok() } else { None };
+            }
+            let committed = batch.commit().map_err(|error| error.to_string());
+            if committed.is_ok() && ends != self.ends {
+                self.ends = ends;
+                self.publish.send_replace(Arc::new(self.ends.clone()));
+            }
+            answer(waiting, &committed);
+        }
+    }
+
+    fn put_records(
+        &self,
+        batch: &mut fjall::OwnedWriteBatch,
+        ends: &mut Ends,
+        records: Vec<NewRecord>,
+        bytes: &mut usize,
+    ) -> Vec<Position> {
+        let appended_at: EpochMillis = self.clock.wall();
+        let mut places = Vec::with_capacity(records.len());
+        for record in records {
+            let index = partition_of_key(&record.key, self.shape.partitions(record.topic));
+            let partition = Partition { topic: record.topic, index };
+            let offset = ends.of(partition);
+            let value = log::encode(&record, appended_at);
+            *bytes += value.len();
+            batch.insert(&self.keyspaces.log, log::key(partition, offset), value);
+            ends.set(partition, offset + 1);
+            places.push(Position { partition, offset });
+        }
+        places
+    }
+
+    /// Puts the rows into the batch, if the condition holds for what is stored and for what is in
+    /// the batch already.
+    fn put_rows(
+        &self,
+        batch: &mut fjall::OwnedWriteBatch,
+        written: &mut HashSet<(u64, Bytes)>,
+        rows: Vec<Row>,
+        condition: &Condition,
+    ) -> Result<Claim, StoreError> {
+        let place = |row: &Row| (row.keyspace.id(), Bytes::copy_from_slice(&row.key));
+        if let (Condition::Absent, Some(first)) = (condition, rows.first()) {
+            let stored = first.keyspace.contains_key(&first.key);
+            let stored = stored.map_err(|error| StoreError::Failed(error.to_string()))?;
+            if stored || written.contains(&place(first)) {
+                return Ok(Claim::Taken);
+            }
+        }
+        for row in rows {
+            written.insert(place(&row));
+            match row.value {
+                Some(value) => batch.insert(&row.keyspace, row.key, value),
+                None => batch.remove(&row.keyspace, row.key),
+            }
+        }
+        Ok(Claim::Applied)
+    }
+}
+
+/// Tells everybody. Who no longer waits is not told.
+fn answer(waiting: Vec<Waiting>, committed: &Result<(), String>) {
+    for waiting in waiting {
+        match (waiting, committed) {
+            (Waiting::Append(reply, places), Ok(())) => drop(reply.send(Ok(places))),
+            (Waiting::Write(reply, claim), Ok(())) => drop(reply.send(Ok(claim))),
+            (Waiting::Append(reply, _), Err(reason)) => {
+                drop(reply.send(Err(LogError::Failed(reason.clone()))));
+            }
+            (Waiting::Write(reply, _), Err(reason)) => {
+                drop(reply.send(Err(StoreError::Failed(reason.clone()))));
+            }
+        }
+    }
+}
