@@ -33,23 +33,25 @@ pub struct Wheel {
     links: Vec<Link>,
     /// Everything due at or before this tick has been handed out.
     tick: u64,
+    /// The latest tick up to which `pop_due` was asked. What is set meanwhile comes after it, or
+    /// who sets anew what has just come would never be done.
+    asked: u64,
 }
 
 impl Wheel {
     pub fn new(now: Moment) -> Self {
-        Self {
-            heads: vec![NONE; WHEEL_SLOTS].into(),
-            occupied: [0; WORDS],
-            links: Vec::new(),
-            tick: now.0 / TICK_MS,
-        }
+        let tick = now.0 / TICK_MS;
+        let heads = vec![NONE; WHEEL_SLOTS].into();
+        Self { heads, occupied: [0; WORDS], links: Vec::new(), tick, asked: tick }
     }
 
-    /// Sets or moves the deadline of an index. It is handed out at the first tick not before it.
+    /// Sets or moves the deadline of an index. It is handed out at the first tick not before it;
+    /// one that has passed, at the next tick.
     pub fn set(&mut self, index: u32, deadline: Moment) {
         self.cancel(index);
         let last = self.tick + WHEEL_SLOTS as u64 - 1;
-        let tick = deadline.0.div_ceil(TICK_MS).clamp(self.tick + 1, last);
+        let first = (self.asked + 1).min(last);
+        let tick = deadline.0.div_ceil(TICK_MS).clamp(first, last);
         let slot = (tick % WHEEL_SLOTS as u64) as usize;
         if self.links.len() <= index as usize {
             self.links.resize(index as usize + 1, UNLINKED);
@@ -86,6 +88,7 @@ impl Wheel {
     /// The next index that is due, taken out of the wheel.
     pub fn pop_due(&mut self, now: Moment) -> Option<u32> {
         let now_tick = now.0 / TICK_MS;
+        self.asked = self.asked.max(now_tick);
         while let Some(tick) = self.next_tick() {
             if tick > now_tick {
                 break;
@@ -150,6 +153,20 @@ mod tests {
         wheel.cancel(2);
         assert_eq!(wheel.next_deadline(), None);
         assert_eq!(due(&mut wheel, 1_000_000), [] as [u32; 0]);
+    }
+
+    #[test]
+    fn a_deadline_that_has_passed_comes_once_a_tick() {
+        let mut wheel = Wheel::new(Moment(0));
+        wheel.set(1, Moment(64));
+        let mut times = 0;
+        // Somebody who always sets what has just come must get to an end.
+        while let Some(index) = wheel.pop_due(Moment(10_000)) {
+            wheel.set(index, Moment(5));
+            times += 1;
+            assert!(times < 10, "handed out again and again");
+        }
+        assert_eq!((times, due(&mut wheel, 10_064)), (1, vec![1]));
     }
 
     proptest! {
