@@ -105,27 +105,6 @@ impl fmt::Display for UserId {
     }
 }
 
-/// One stream among the streams of a user: a UUID that Corecast drew, or the UUIDv5 of the text
-/// that the client chose. 16 bytes, because every open stream keeps one.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct ConnectionId(pub u128);
-
-impl ConnectionId {
-    /// The id for a client's own text; a text that is a UUID is that UUID.
-    pub fn from_client(text: &str) -> Self {
-        let parsed = uuid::Uuid::try_parse(text);
-        let id = parsed
-            .unwrap_or_else(|_| uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, text.as_bytes()));
-        Self(id.as_u128())
-    }
-}
-
-impl fmt::Display for ConnectionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        uuid::Uuid::from_u128(self.0).fmt(f)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,13 +124,5 @@ mod tests {
         assert_eq!(UserId::new("a\nb"), Err(UserIdError::Control));
         assert!(UserId::new(&"x".repeat(256)).is_ok());
         assert_eq!(UserId::new(&"x".repeat(257)), Err(UserIdError::TooLong));
-    }
-
-    #[test]
-    fn a_clients_connection_id_is_stable() {
-        let uuid = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
-        assert_eq!(ConnectionId::from_client(uuid).to_string(), uuid);
-        assert_eq!(ConnectionId::from_client("tab-1"), ConnectionId::from_client("tab-1"));
-        assert_ne!(ConnectionId::from_client("tab-1"), ConnectionId::from_client("tab-2"));
     }
 }

@@ -8,7 +8,7 @@ mod log;
 mod moment;
 mod words;
 
-pub use ids::{BroadcastId, ConnectionId, USER_ID_BYTES_MAX, UserId, UserIdError};
+pub use ids::{BroadcastId, USER_ID_BYTES_MAX, UserId, UserIdError};
 pub use log::{LogIdentity, LogShape, Partition, Position, Topic, partition_of_key};
 pub use moment::{EpochMillis, Moment};
 pub use words::{EventType, Priority, Status, TargetType};

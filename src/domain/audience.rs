@@ -176,10 +176,6 @@ impl MemberSets {
         }
     }
 
-    pub fn len(&self) -> usize {
-        self.slab.len()
-    }
-
     fn get_mut(&mut self, index: u32) -> &mut MemberSet {
         self.slab.get_mut(index).expect("a stream's set stands while the stream does")
     }
@@ -245,7 +241,7 @@ mod tests {
         assert_eq!(members(&mut sets, &["nobody"], 2), [] as [u32; 0]);
         assert_eq!(sets.leave(set, place), None);
         assert_eq!(members(&mut sets, &["b"], 3), [1]);
-        assert_eq!(sets.len(), 3);
+        assert_eq!(sets.slab.len(), 3);
     }
 
     #[test]
@@ -253,7 +249,7 @@ mod tests {
         let mut sets = MemberSets::default();
         let (set, place) = sets.enter(&[role("x")], 1);
         sets.leave(set, place);
-        assert_eq!((sets.len(), sets.by_name[0].len(), sets.by_content.len()), (0, 0, 0));
+        assert_eq!((sets.slab.len(), sets.by_name[0].len(), sets.by_content.len()), (0, 0, 0));
     }
 
     #[test]

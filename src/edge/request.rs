@@ -4,7 +4,7 @@
 
 use http::StatusCode;
 
-use crate::base::{ConnectionId, UserId};
+use crate::base::UserId;
 use crate::domain::{Membership, access};
 use crate::limits::contract as limits;
 use crate::wire::cursor::Cursor;
@@ -24,7 +24,7 @@ pub struct StreamRequest {
     /// Sorted, without repeats.
     pub members: Vec<Membership>,
     /// As the client chose it; without one, the shard draws one.
-    pub connection: Option<(ConnectionId, String)>,
+    pub connection: Option<String>,
     /// What a client presents that is no cursor is none.
     pub cursor: Option<Cursor>,
     pub accepts_event_stream: bool,
@@ -74,7 +74,7 @@ pub fn read_stream_request(
     let identity = access::identify(pairs_read)?;
     let connection = match value("connectionId").filter(|text| !text.is_empty()) {
         Some(text) if !access::is_name(text) => return Err(RequestError::Connection),
-        Some(text) => Some((ConnectionId::from_client(text), text.to_owned())),
+        Some(text) => Some(text.to_owned()),
         None => None,
     };
     // The header beats the query, because an EventSource repeats its URL.
@@ -109,7 +109,7 @@ mod tests {
         )
         .expect("valid");
         assert_eq!(request.user.as_str(), "a b");
-        assert_eq!(request.connection.map(|(_, text)| text).as_deref(), Some("tab"));
+        assert_eq!(request.connection.as_deref(), Some("tab"));
         assert_eq!(request.cursor.map(|cursor| cursor.own), Some(5));
         assert!(request.accepts_event_stream);
     }

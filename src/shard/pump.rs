@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::ShardOptions;
 use super::probe::{self, Probe};
 use super::runtime::{Next, Pump};
-use crate::base::{ConnectionId, EpochMillis, Moment, Position};
+use crate::base::{EpochMillis, Moment, Position};
 use crate::domain::{CloseReason, Decoder, Finding, Open, Outcome, Streams, Vector};
 use crate::edge::{
     AccessRules, Arrival, Door, StreamRequest, Token, Visitor, head_of, read_stream_request, watch,
@@ -241,16 +241,13 @@ impl Core {
         request: StreamRequest,
         now: Moment,
     ) -> Result<(), OwnedFd> {
-        let (connection, connection_text) = request.connection.unwrap_or_else(|| {
-            let id = ConnectionId(uuid::Uuid::new_v4().as_u128());
-            (id, id.to_string())
-        });
+        let connection = request.connection;
+        let connection = connection.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let open = Open {
             socket,
             user: &request.user,
             members: &request.members,
-            connection,
-            connection_text: &connection_text,
+            connection: &connection,
             cursor: request.cursor,
             response_head: head::STREAM_RESPONSE_HEAD,
         };

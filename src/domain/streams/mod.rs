@@ -22,7 +22,7 @@ use super::ring::{Frame, Ring, RingLimits};
 use super::slab::Slab;
 use super::vector::{Served, Vector};
 use super::wheel::Wheel;
-use crate::base::{ConnectionId, EpochMillis, LogShape, Moment, Partition, UserId};
+use crate::base::{EpochMillis, LogShape, Moment, Partition, UserId};
 use crate::limits::shard as limits;
 use crate::wire::archive::{AudienceRef, SharedEvent};
 use crate::wire::cursor::{Cursor, CursorParts};
@@ -67,9 +67,8 @@ pub struct Open<'a, S> {
     pub user: &'a UserId,
     /// Sorted, without repeats.
     pub members: &'a [Membership],
-    pub connection: ConnectionId,
-    /// As the client spells it.
-    pub connection_text: &'a str,
+    /// Names it among the user's streams, as the client spells it.
+    pub connection: &'a str,
     /// What the client presented, if it was a cursor.
     pub cursor: Option<Cursor>,
     /// Bytes that go out before the first event: the response head.
@@ -123,7 +122,6 @@ pub struct StreamCounters {
 #[derive(Debug)]
 struct Stream<S> {
     socket: S,
-    connection: [u8; 16],
     /// What only a stream needs that resumes, is stuck in a frame, or is being told something.
     private: Option<Box<Private>>,
     /// The next frame to look at; without meaning at the head.
@@ -307,7 +305,7 @@ impl<S> Streams<S> {
         let serial = self.serials;
         frame::write_retry(&mut lead, self.jittered(limits::RETRY, serial, 50));
         self.write_id(&mut lead, &start.presented, wall);
-        frame::write_connected(&mut lead, open.connection_text, wall);
+        frame::write_connected(&mut lead, open.connection, wall);
         if let Some(from) = start.gap_from {
             let to =
                 self.ring.get(self.ring.first()).map_or(wall, |frame| frame.event().appended_at());
@@ -320,7 +318,6 @@ impl<S> Streams<S> {
         let private = Private { lead, ahead, ..Private::default() };
         let index = self.slab.insert(Stream {
             socket: open.socket,
-            connection: open.connection.0.to_be_bytes(),
             private: Some(Box::new(private)),
             at: start.at,
             serial,
