@@ -1,0 +1,113 @@
+//! A client: reads the bytes of its socket as an EventSource does, and remembers what it got.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use corecast::base::{Partition, Position, Topic};
+use corecast::wire::cursor::Cursor;
+
+/// The kernel between a stream and its client. Shared by both ends.
+pub type Socket = Rc<RefCell<Kernel>>;
+
+#[derive(Debug, Default)]
+pub struct Kernel {
+    /// Bytes that it takes now; `None`: any number.
+    pub room: Option<usize>,
+    /// Bytes on their way, with the wall time at which the write began.
+    pub in_flight: VecDeque<(u64, Vec<u8>)>,
+    pub is_dead: bool,
+    /// A write found no room, so an edge has to be reported when there is some.
+    pub wants_edge: bool,
+}
+
+/// What a client got of one block of the stream.
+#[derive(Debug)]
+pub struct Block {
+    pub id: Option<String>,
+    pub event: Option<String>,
+    pub data: String,
+    /// Wall time at which the write of its first byte began.
+    pub begun_at: u64,
+}
+
+/// Splits bytes into blocks, as the HTML standard's "interpreting an event stream" does.
+#[derive(Debug, Default)]
+pub struct Parser {
+    line: Vec<u8>,
+    id: Option<String>,
+    event: Option<String>,
+    data: String,
+    begun_at: Option<u64>,
+    head_is_over: bool,
+}
+
+impl Parser {
+    pub fn feed(&mut self, at: u64, bytes: &[u8], mut each: impl FnMut(Block)) {
+        for byte in bytes {
+            self.begun_at.get_or_insert(at);
+            if *byte != b'\n' {
+                self.line.push(*byte);
+                continue;
+            }
+            let line = String::from_utf8(std::mem::take(&mut self.line)).expect("UTF-8");
+            if !self.head_is_over {
+                self.head_is_over = line == "\r" || line.is_empty();
+                self.begun_at = None;
+                continue;
+            }
+            if !line.is_empty() {
+                self.take_line(&line);
+                continue;
+            }
+            let begun_at = self.begun_at.take().unwrap_or(at);
+            let block = Block {
+                id: self.id.take(),
+                event: self.event.take(),
+                data: std::mem::take(&mut self.data),
+                begun_at,
+            };
+            each(block);
+        }
+    }
+
+    fn take_line(&mut self, line: &str) {
+        match line.split_once(':') {
+            Some(("", _)) => {}
+            Some(("id", value)) => self.id = Some(value.trim_start().to_owned()),
+            Some(("event", value)) => self.event = Some(value.trim_start().to_owned()),
+            Some(("data", value)) => self.data.push_str(value.trim_start()),
+            Some(("retry", value)) => {
+                assert!(value.trim().parse::<u64>().is_ok(), "retry is a number: {line}");
+            }
+            _ => panic!("a line that no frame has: {line:?}"),
+        }
+    }
+}
+
+/// Where an event's content says that it is from.
+pub fn position_of(data: &str) -> Position {
+    let data: serde_json::Value = serde_json::from_str(data).expect("data is JSON");
+    let content = data["content"].as_str().expect("content");
+    let mut parts = content.split('-').map(|part| part.parse::<u64>().expect("a number"));
+    let mut next = || parts.next().expect("topic-partition-offset");
+    let topic = Topic::from_number(next() as u8).expect("a topic");
+    let index = next() as u16;
+    Position { partition: Partition { topic, index }, offset: next() }
+}
+
+/// Whether each component of the later cursor is at least that of the earlier one.
+pub fn never_falls(earlier: &str, later: &str) -> bool {
+    let parse = |text: &str| Cursor::parse(text).expect("ids are cursors");
+    let (earlier, later) = (parse(earlier), parse(later));
+    earlier.own <= later.own && earlier.group.iter().zip(&later.group).all(|(old, new)| old <= new)
+}
+
+/// Whether the record at this place lies before the cursor.
+pub fn is_covered(cursor: &str, position: Position) -> bool {
+    let cursor = Cursor::parse(cursor).expect("ids are cursors");
+    match position.partition.topic {
+        Topic::Group => position.offset < cursor.group[usize::from(position.partition.index)],
+        Topic::Selected => position.offset < cursor.own,
+    }
+}

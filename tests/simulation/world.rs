@@ -1,0 +1,650 @@
+//! The world: a log, nodes that read it at their own pace, clients that come and go.
+//!
+//! The nodes' streams, rings and cursors are the real ones. Time, sockets and the log are not.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use corecast::base::{
+    BroadcastId, EpochMillis, LogIdentity, LogShape, Moment, Partition, Position, Priority, Topic,
+    UserId,
+};
+use corecast::domain::{
+    CloseReason, Membership, Open, Outcome, RingLimits, StreamKey, Streams, StreamsOptions, Vector,
+};
+use corecast::wire::archive::{Audience, Event, MemberKind, SharedEvent};
+use corecast::wire::cursor::Cursor;
+use corecast::wire::frame::{self, Message};
+
+use crate::client::{self, Kernel, Parser, Socket};
+
+const SHAPE: LogShape =
+    LogShape { identity: LogIdentity([7, 7, 7]), selected_partitions: 3, group_partitions: 2 };
+const ROLES: [&str; 4] = ["admin", "editor", "reader", "guest"];
+const USERS: usize = 12;
+const CLIENTS: usize = 16;
+const NODES: usize = 2;
+const WALL_START: u64 = 1_795_514_400_000;
+const WRITE_PROGRESS: Duration = Duration::from_secs(30);
+
+/// What is done to the world.
+#[derive(Clone, Copy)]
+pub struct Faults {
+    pub slow_sockets: bool,
+    pub deaths: bool,
+    pub node_crashes: bool,
+    pub expiry: bool,
+}
+
+impl Faults {
+    pub const ALL: Self =
+        Self { slow_sockets: true, deaths: true, node_crashes: true, expiry: true };
+}
+
+/// What happened, so that a simulation in which nothing did is found out.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Seen {
+    pub deliveries: u64,
+    pub resumes: u64,
+    pub gaps: u64,
+    pub partial_writes: u64,
+    pub heartbeats: u64,
+    pub slow_closes: u64,
+    pub deaths: u64,
+    pub ahead: u64,
+    pub expired: u64,
+}
+
+impl Seen {
+    pub fn add(&mut self, other: &Self) {
+        self.deliveries += other.deliveries;
+        self.resumes += other.resumes;
+        self.gaps += other.gaps;
+        self.partial_writes += other.partial_writes;
+        self.heartbeats += other.heartbeats;
+        self.slow_closes += other.slow_closes;
+        self.deaths += other.deaths;
+        self.ahead += other.ahead;
+        self.expired += other.expired;
+    }
+}
+
+/// SplitMix64: a stream of numbers that follows from the seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ bits >> 31
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    fn one_in(&mut self, chances: usize) -> bool {
+        self.below(chances) == 0
+    }
+}
+
+struct Node {
+    streams: Streams<Socket>,
+    /// Sockets by stream, to report edges and to see which streams the node ended.
+    sockets: Vec<(StreamKey, Socket)>,
+    /// Next offset of each partition to read.
+    read: BTreeMap<Partition, u64>,
+}
+
+struct Client {
+    user: UserId,
+    roles: Vec<&'static str>,
+    connection: Option<Connection>,
+    parser: Parser,
+    last_id: Option<String>,
+    /// Everything before it was before this client's time.
+    first_id: Option<String>,
+    got: BTreeSet<Position>,
+    /// Positions that a GAP excused.
+    excused: BTreeSet<Position>,
+    is_slow: bool,
+}
+
+struct Connection {
+    node: usize,
+    key: StreamKey,
+    socket: Socket,
+}
+
+pub struct World {
+    seed: u64,
+    random: Random,
+    faults: Faults,
+    now: Moment,
+    log: BTreeMap<Partition, Vec<SharedEvent>>,
+    nodes: Vec<Node>,
+    clients: Vec<Client>,
+    ring: RingLimits,
+    seen: Seen,
+    trace: u64,
+}
+
+impl World {
+    pub fn new(seed: u64, faults: Faults) -> Self {
+        let mut random = Random(seed);
+        let ring = RingLimits {
+            frames: [8, 32, 4_096][random.below(3)],
+            bytes: [20_000, 1 << 20][random.below(2)],
+        };
+        let log = SHAPE.all_partitions().map(|partition| (partition, Vec::new())).collect();
+        let mut world = Self {
+            seed,
+            random,
+            faults,
+            now: Moment(1_000_000),
+            log,
+            nodes: Vec::new(),
+            clients: Vec::new(),
+            ring,
+            seen: Seen::default(),
+            trace: 0xcbf2_9ce4_8422_2325,
+        };
+        for _ in 0..NODES {
+            let node = world.start_node();
+            world.nodes.push(node);
+        }
+        for number in 0..CLIENTS {
+            let roles = ROLES.into_iter().filter(|_| world.random.one_in(2)).collect::<Vec<_>>();
+            let user = UserId::new(&format!("user-{}", number % USERS)).expect("a user id");
+            let is_slow = world.random.one_in(3) && faults.slow_sockets;
+            world.clients.push(Client {
+                user,
+                roles,
+                connection: None,
+                parser: Parser::default(),
+                last_id: None,
+                first_id: None,
+                got: BTreeSet::new(),
+                excused: BTreeSet::new(),
+                is_slow,
+            });
+        }
+        world
+    }
+
+    /// Faults, and every byte checked.
+    pub fn run_safety(&mut self, steps: usize) {
+        for _ in 0..steps {
+            self.step();
+        }
+    }
+
+    /// No more faults: everybody comes back, and has everything.
+    pub fn run_liveness(&mut self) {
+        self.faults =
+            Faults { slow_sockets: false, deaths: false, node_crashes: false, expiry: false };
+        for node in 0..NODES {
+            self.read_log(node, usize::MAX);
+            let (now, wall) = (self.now, self.wall());
+            self.nodes[node].streams.handle_timers(now, wall);
+        }
+        for client in 0..CLIENTS {
+            self.clients[client].is_slow = false;
+            if let Some(connection) = &self.clients[client].connection {
+                connection.socket.borrow_mut().room = None;
+            } else {
+                self.connect(client);
+            }
+        }
+        // A client that its node has ended comes back in the second round.
+        for _ in 0..3 {
+            for node in 0..NODES {
+                self.report_edges(node);
+                self.feed(node);
+            }
+            self.read_sockets();
+            for client in 0..CLIENTS {
+                if self.clients[client].connection.is_none() {
+                    self.connect(client);
+                }
+            }
+        }
+        for client in 0..CLIENTS {
+            self.check_complete(client);
+        }
+    }
+
+    pub fn seen(&self) -> Seen {
+        let mut seen = self.seen;
+        for node in &self.nodes {
+            self.count(node, &mut seen);
+        }
+        seen
+    }
+
+    /// A hash of all that clients read, in order.
+    pub fn trace(&self) -> u64 {
+        self.trace
+    }
+
+    fn wall(&self) -> EpochMillis {
+        EpochMillis(WALL_START + self.now.0)
+    }
+
+    fn step(&mut self) {
+        self.now = self.now.plus(Duration::from_millis(self.random.next() % 400));
+        match self.random.below(12) {
+            0..=3 => self.append(),
+            4..=5 => {
+                let (node, many) = (self.random.below(NODES), 1 + self.random.below(6));
+                self.read_log(node, many);
+            }
+            6..=7 => {
+                let client = self.random.below(CLIENTS);
+                if self.clients[client].connection.is_none() {
+                    self.connect(client);
+                }
+            }
+            8 if self.faults.deaths => self.kill_client(),
+            9 => self.change_rooms(),
+            10 if self.faults.node_crashes && self.random.one_in(12) => self.crash_node(),
+            // Long quiet: heartbeats, and stuck sockets that run into their deadline.
+            11 if self.random.one_in(4) => {
+                self.now = self.now.plus(Duration::from_secs(self.random.next() % 40));
+            }
+            _ => {}
+        }
+        for node in 0..NODES {
+            let (now, wall) = (self.now, self.wall());
+            self.nodes[node].streams.handle_timers(now, wall);
+            self.report_edges(node);
+            self.feed(node);
+            self.check_no_delay(node);
+        }
+        self.read_sockets();
+    }
+
+    fn append(&mut self) {
+        let partitions: Vec<Partition> = SHAPE.all_partitions().collect();
+        let user = format!("user-{}", self.random.below(USERS));
+        let (partition, audience) = match self.random.below(4) {
+            0 => {
+                let index = SHAPE.partition_of_user(&user);
+                (Partition { topic: Topic::Selected, index }, Audience::User(user))
+            }
+            kind => {
+                let groups: Vec<_> =
+                    partitions.iter().filter(|partition| partition.topic == Topic::Group).collect();
+                let partition = *groups[self.random.below(groups.len())];
+                let names =
+                    vec![ROLES[self.random.below(4)].into(), ROLES[self.random.below(4)].into()];
+                let members = Audience::Members { kind: MemberKind::Role, names };
+                (partition, if kind == 1 { Audience::Everyone } else { members })
+            }
+        };
+        let offset = self.log[&partition].last().map_or(0, |event| event.position().offset + 1)
+            // Kafka's offsets have holes.
+            + u64::from(self.random.one_in(10));
+        let position = Position { partition, offset };
+        let expires_at = (self.faults.expiry && self.random.one_in(5))
+            .then(|| EpochMillis(self.wall().0 + self.random.next() % 3_000));
+        let content = format!("{}-{}-{offset}", partition.topic as u8, partition.index);
+        let padding = "x".repeat(self.random.below(2_000));
+        let mut body = Vec::new();
+        frame::write_message(&mut body, &message(&content, &padding));
+        let event = SharedEvent::new(Event {
+            position,
+            appended_at: self.wall(),
+            event_id: u128::from(self.random.next()),
+            attempt: 0,
+            broadcast: BroadcastId::new(1).expect("small"),
+            expires_at,
+            audience,
+            body,
+        });
+        self.log.get_mut(&partition).expect("a partition").push(event);
+    }
+
+    /// A node reads a few records of each partition, in an order of its own.
+    fn read_log(&mut self, node: usize, many: usize) {
+        let mut partitions: Vec<Partition> = SHAPE.all_partitions().collect();
+        for _ in 0..partitions.len() {
+            let partition = partitions.swap_remove(self.random.below(partitions.len()));
+            let node = &mut self.nodes[node];
+            let read = node.read.get_mut(&partition).expect("a partition");
+            let events = &self.log[&partition];
+            for event in events.iter().filter(|event| event.position().offset >= *read).take(many) {
+                node.streams.handle_event(event);
+                // The same record again, as after a reconnect to the broker.
+                node.streams.handle_event(event);
+            }
+            let end = events.last().map_or(0, |event| event.position().offset + 1);
+            let read_now = events
+                .iter()
+                .filter(|event| event.position().offset >= *read)
+                .take(many)
+                .last()
+                .map_or(*read, |event| event.position().offset + 1);
+            *read = read_now.min(end);
+            node.streams.handle_position(partition, *read);
+        }
+    }
+
+    fn start_node(&mut self) -> Node {
+        let options = StreamsOptions {
+            shape: SHAPE,
+            ring: self.ring,
+            streams_max: CLIENTS,
+            heartbeat: Duration::from_secs(5),
+            write_progress: WRITE_PROGRESS,
+            seed: self.random.next(),
+        };
+        let mut streams = Streams::new(options, Vector::new(&SHAPE), self.now);
+        let mut read = BTreeMap::new();
+        for partition in SHAPE.all_partitions() {
+            let end = self.log[&partition].last().map_or(0, |event| event.position().offset + 1);
+            // A node begins some way before the end, so that its ring is not empty.
+            let next = end.saturating_sub(self.random.next() % 20);
+            streams.handle_start(partition, next);
+            read.insert(partition, next);
+        }
+        Node { streams, sockets: Vec::new(), read }
+    }
+
+    fn crash_node(&mut self) {
+        let node = self.random.below(NODES);
+        let mut seen = self.seen;
+        self.count(&self.nodes[node], &mut seen);
+        self.seen = seen;
+        for client in &mut self.clients {
+            if client.connection.as_ref().is_some_and(|connection| connection.node == node) {
+                client.connection = None;
+                client.parser = Parser::default();
+            }
+        }
+        self.nodes[node] = self.start_node();
+    }
+
+    fn count(&self, node: &Node, seen: &mut Seen) {
+        let counters = node.streams.counters();
+        seen.deliveries += counters.deliveries;
+        seen.resumes += counters.resumed;
+        seen.gaps += counters.gaps;
+        seen.heartbeats += counters.heartbeats;
+        seen.expired += counters.expired_skips;
+        seen.slow_closes += counters.closed[CloseReason::Slow as usize];
+    }
+
+    fn connect(&mut self, client: usize) {
+        let node = self.random.below(NODES);
+        let room = self.clients[client].is_slow.then(|| self.random.below(3_000));
+        let socket: Socket = Rc::new(RefCell::new(Kernel { room, ..Kernel::default() }));
+        let (now, wall) = (self.now, self.wall());
+        let client = &mut self.clients[client];
+        let mut members: Vec<Membership> = client
+            .roles
+            .iter()
+            .map(|role| Membership { kind: MemberKind::Role, name: (*role).into() })
+            .collect();
+        members.sort_unstable();
+        let cursor = client.last_id.as_deref().map(|id| Cursor::parse(id).expect("an id"));
+        let node_vector = self.nodes[node].streams.vector();
+        if let Some(cursor) = &cursor {
+            let is_ahead =
+                cursor.group.iter().zip(node_vector.group()).any(|(own, read)| own > read);
+            self.seen.ahead += u64::from(is_ahead);
+        }
+        let opened = self.nodes[node].streams.handle_open(
+            Open {
+                socket: socket.clone(),
+                user: &client.user,
+                members: &members,
+                connection: "c",
+                cursor,
+                response_head: b"HTTP/1.1 200 OK\r\n\r\n",
+            },
+            now,
+            wall,
+        );
+        let key = opened.expect("there is room for all clients");
+        self.nodes[node].sockets.push((key, socket.clone()));
+        client.parser = Parser::default();
+        client.connection = Some(Connection { node, key, socket });
+    }
+
+    /// A client vanishes; what was on its way is lost.
+    fn kill_client(&mut self) {
+        let client = self.random.below(CLIENTS);
+        let Some(connection) = self.clients[client].connection.take() else { return };
+        self.seen.deaths += 1;
+        connection.socket.borrow_mut().is_dead = true;
+        // The node may hear of it at once, or only when it writes.
+        if self.random.one_in(2) {
+            self.nodes[connection.node].streams.handle_close(connection.key, CloseReason::Peer);
+        }
+        self.clients[client].parser = Parser::default();
+    }
+
+    /// Slow clients read a bit, or stop reading.
+    fn change_rooms(&mut self) {
+        for client in 0..CLIENTS {
+            let more = self.random.below(4_000);
+            let stops = self.random.one_in(3);
+            let client = &self.clients[client];
+            if let (true, Some(connection)) = (client.is_slow, &client.connection) {
+                connection.socket.borrow_mut().room = Some(if stops { 0 } else { more });
+            }
+        }
+    }
+
+    fn report_edges(&mut self, node: usize) {
+        let Node { streams, sockets, .. } = &mut self.nodes[node];
+        sockets.retain(|(key, _)| streams.contains(*key));
+        for (key, socket) in sockets {
+            let mut kernel = socket.borrow_mut();
+            if kernel.wants_edge && kernel.room != Some(0) {
+                kernel.wants_edge = false;
+                streams.handle_writable(*key);
+            }
+        }
+    }
+
+    fn feed(&mut self, node: usize) {
+        let (now, wall) = (self.now, self.wall());
+        let streams = &mut self.nodes[node].streams;
+        loop {
+            let Some(write) = streams.poll_write(now, wall) else { break };
+            let key = write.key;
+            let socket = write.socket.clone();
+            let mut kernel = socket.borrow_mut();
+            let bytes: Vec<u8> =
+                write.pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+            assert!(!bytes.is_empty(), "seed {}: a write of nothing", self.seed);
+            let taken = kernel.room.map_or(bytes.len(), |room| room.min(bytes.len()));
+            let outcome = if kernel.is_dead {
+                Outcome::Dead
+            } else if taken == 0 {
+                kernel.wants_edge = true;
+                Outcome::Full
+            } else {
+                kernel.wants_edge = taken < bytes.len();
+                self.seen.partial_writes += u64::from(taken < bytes.len());
+                if let Some(room) = kernel.room.as_mut() {
+                    *room -= taken;
+                }
+                kernel.in_flight.push_back((wall.0, bytes[..taken].to_vec()));
+                Outcome::Took(taken)
+            };
+            drop(kernel);
+            drop(write);
+            streams.handle_written(key, outcome, now);
+        }
+    }
+
+    /// Clients read what arrived; each block is checked.
+    fn read_sockets(&mut self) {
+        for client in 0..CLIENTS {
+            let Some(connection) = self.clients[client].connection.as_ref() else { continue };
+            let node_has_it = self.nodes[connection.node].streams.contains(connection.key);
+            let socket = connection.socket.clone();
+            loop {
+                let Some((at, bytes)) = socket.borrow_mut().in_flight.pop_front() else { break };
+                for byte in &bytes {
+                    self.trace = (self.trace ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+                }
+                let mut parser = std::mem::take(&mut self.clients[client].parser);
+                let mut blocks = Vec::new();
+                parser.feed(at, &bytes, |block| blocks.push(block));
+                self.clients[client].parser = parser;
+                for block in blocks {
+                    self.take_block(client, block);
+                }
+            }
+            if !node_has_it {
+                self.clients[client].connection = None;
+                self.clients[client].parser = Parser::default();
+            }
+        }
+    }
+
+    fn take_block(&mut self, number: usize, block: client::Block) {
+        let seed = self.seed;
+        let client = &mut self.clients[number];
+        if let (Some(before), Some(id)) = (&client.last_id, &block.id) {
+            assert!(client::never_falls(before, id), "seed {seed}: an id of client {number} fell");
+        }
+        match block.event.as_deref() {
+            None => assert!(block.data.is_empty(), "seed {seed}: data without event"),
+            Some("CONNECTED") => {
+                let id = block.id.clone().expect("CONNECTED has an id");
+                if let Some(last) = &client.last_id {
+                    assert_eq!(last, &id, "seed {seed}: CONNECTED carries the presented cursor");
+                }
+                client.first_id.get_or_insert(id);
+            }
+            Some("MESSAGE") => {
+                let position = client::position_of(&block.data);
+                let id = block.id.clone().expect("MESSAGE has an id");
+                assert!(client::is_covered(&id, position), "seed {seed}: the id misses its event");
+                let last = client.last_id.as_deref().expect("CONNECTED came first");
+                assert!(
+                    !client::is_covered(last, position),
+                    "seed {seed}: client {number} got {position:?} behind a cursor that covers it"
+                );
+                assert!(client.got.insert(position), "seed {seed}: {position:?} twice");
+                let event = find(&self.log, position);
+                assert!(
+                    is_for(&event, client.user.as_str(), &client.roles),
+                    "seed {seed}: {position:?} is not for client {number}"
+                );
+                let in_time = event.expires_at().is_none_or(|at| block.begun_at < at.0);
+                assert!(in_time, "seed {seed}: {position:?} was begun after its expiry");
+                // Nothing of the audience lies between the last cursor and this one, but it.
+                for skipped in audience(&self.log, client) {
+                    let place = skipped.position();
+                    let is_new = client::is_covered(&id, place) && !client::is_covered(last, place);
+                    let may_miss = place == position
+                        || skipped.expires_at().is_some_and(|at| at.0 <= WALL_START + self.now.0);
+                    assert!(
+                        !is_new || may_miss || client.got.contains(&place),
+                        "seed {seed}: client {number} was led past {place:?}"
+                    );
+                }
+            }
+            Some("GAP") => {
+                let id = block.id.clone().expect("GAP has an id");
+                for missed in audience(&self.log, client) {
+                    if client::is_covered(&id, missed.position()) {
+                        client.excused.insert(missed.position());
+                    }
+                }
+            }
+            Some(other) => panic!("seed {seed}: unexpected event {other}"),
+        }
+        if let Some(id) = block.id {
+            client.last_id = Some(id);
+        }
+    }
+
+    /// A reader that takes everything has everything that its node read, whoever else is stuck.
+    fn check_no_delay(&mut self, node: usize) {
+        self.read_sockets();
+        for (number, client) in self.clients.iter().enumerate() {
+            let Some(connection) = client.connection.as_ref() else { continue };
+            if client.is_slow || connection.node != node || client.first_id.is_none() {
+                continue;
+            }
+            let read = &self.nodes[node].read;
+            self.check_has(number, client, |position| position.offset < read[&position.partition]);
+        }
+    }
+
+    fn check_complete(&self, number: usize) {
+        let client = &self.clients[number];
+        assert!(client.first_id.is_some(), "seed {}: client {number} never came in", self.seed);
+        self.check_has(number, client, |_| true);
+    }
+
+    fn check_has(&self, number: usize, client: &Client, among: impl Fn(Position) -> bool) {
+        let first = client.first_id.as_deref().expect("connected");
+        for event in audience(&self.log, client) {
+            let position = event.position();
+            let may_miss = client::is_covered(first, position)
+                || client.excused.contains(&position)
+                || event.expires_at().is_some_and(|at| at <= self.wall());
+            assert!(
+                may_miss || client.got.contains(&position) || !among(position),
+                "seed {}: client {number} misses {position:?}",
+                self.seed
+            );
+        }
+    }
+}
+
+fn audience<'a>(
+    log: &'a BTreeMap<Partition, Vec<SharedEvent>>,
+    client: &Client,
+) -> Vec<&'a SharedEvent> {
+    let events = log.values().flatten();
+    events.filter(|event| is_for(event, client.user.as_str(), &client.roles)).collect()
+}
+
+/// The oracle's own idea of an audience, from what was appended.
+fn is_for(event: &SharedEvent, user: &str, roles: &[&str]) -> bool {
+    use corecast::wire::archive::AudienceRef;
+    match event.audience() {
+        AudienceRef::Everyone => true,
+        AudienceRef::User(name) => name == user,
+        AudienceRef::Members { names, .. } => names.iter().any(|name| roles.contains(&name)),
+    }
+}
+
+fn find(log: &BTreeMap<Partition, Vec<SharedEvent>>, position: Position) -> SharedEvent {
+    let found = log[&position.partition].iter().find(|event| event.position() == position);
+    found.expect("an event of the log").clone()
+}
+
+fn message<'a>(content: &'a str, padding: &'a str) -> Message<'a> {
+    Message {
+        user_message_id: None,
+        broadcast_id: BroadcastId::new(1).expect("small"),
+        user_id: None,
+        correlation_id: Some(padding),
+        delivery_status: "PENDING",
+        read_status: "UNREAD",
+        delivered_at: None,
+        read_at: None,
+        created_at: None,
+        sender_name: None,
+        content,
+        priority: Priority::Normal,
+        category: None,
+        broadcast_created_at: None,
+        scheduled_at: None,
+        expires_at: None,
+    }
+}
