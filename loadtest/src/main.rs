@@ -1,1 +1,3 @@
+//! Load tests of an installation.
+
 fn main() {}

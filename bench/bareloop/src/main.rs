@@ -1,1 +1,3 @@
+//! The bare send loop.
+
 fn main() {}

@@ -74,23 +74,20 @@ impl Jars {
     }
 
     fn pom(&self) -> String {
-        let exclusions: String = self.exclusions.iter().map(|excluded| {
+        let exclude = |excluded: &&str| {
             let (group, name) = excluded.split_once(':').expect("group:name");
-            format!("<exclusion><groupId>{group}</groupId><artifactId>{name}</artifactId></exclusion>")
-        }).collect();
+            let (group, name) = (tag("groupId", group), tag("artifactId", name));
+            tag("exclusion", &format!("{group}{name}"))
+        };
+        let exclusions: String = self.exclusions.iter().map(exclude).collect();
         let dependencies: String = self
             .artifacts
             .iter()
             .map(|artifact| {
                 let mut parts = artifact.split(':');
-                let mut part = || parts.next().expect("group:name:version");
-                format!(
-                    "<dependency><groupId>{}</groupId><artifactId>{}</artifactId>\
-                     <version>{}</version><exclusions>{exclusions}</exclusions></dependency>\n",
-                    part(),
-                    part(),
-                    part()
-                )
+                let mut part = |name| tag(name, parts.next().expect("group:name:version"));
+                let coordinates = part("groupId") + &part("artifactId") + &part("version");
+                tag("dependency", &(coordinates + &tag("exclusions", &exclusions)))
             })
             .collect();
         format!(
@@ -100,4 +97,8 @@ impl Jars {
             self.name
         )
     }
+}
+
+fn tag(name: &str, text: &str) -> String {
+    format!("<{name}>{text}</{name}>")
 }
