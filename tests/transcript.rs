@@ -1,0 +1,166 @@
+//! Whole streams, byte for byte: `tests/golden/streams/*.sse`, written from the contract.
+//!
+//! What a client reads from the response head to the end, with the ids, by the real streams on a
+//! clock and a jitter that stand still.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use corecast::base::{
+    BroadcastId, EpochMillis, LogIdentity, LogShape, Moment, Partition, Position, Topic, UserId,
+};
+use corecast::domain::{
+    Membership, Open, Outcome, RingLimits, StreamKey, Streams, StreamsOptions, Vector,
+};
+use corecast::wire::archive::{Audience, Event, MemberKind, SharedEvent};
+use corecast::wire::cursor::Cursor;
+use corecast::wire::head::STREAM_RESPONSE_HEAD;
+
+const SHAPE: LogShape = LogShape {
+    identity: LogIdentity([0xc0, 0x7e, 0xca]),
+    selected_partitions: 10,
+    group_partitions: 2,
+};
+const NOON: EpochMillis = EpochMillis(1_795_608_000_000);
+
+type Socket = Rc<RefCell<Vec<u8>>>;
+
+struct Bench {
+    streams: Streams<Socket>,
+    now: Moment,
+}
+
+impl Bench {
+    fn new(frames: usize) -> Self {
+        let options = StreamsOptions {
+            shape: SHAPE,
+            ring: RingLimits { frames, bytes: 1 << 20 },
+            streams_max: 10,
+            heartbeat: Duration::from_secs(25),
+            write_progress: Duration::from_secs(30),
+            seed: 1,
+        };
+        let now = Moment(1_000_000);
+        Self { streams: Streams::new(options, Vector::new(&SHAPE), now), now }
+    }
+
+    fn open(&mut self, user: &str, cursor: Option<&str>) -> (StreamKey, Socket) {
+        let socket = Socket::default();
+        let editor = Membership { kind: MemberKind::Role, name: "editor".into() };
+        let opened = self.streams.handle_open(
+            Open {
+                socket: socket.clone(),
+                user: &UserId::new(user).expect("a user id"),
+                members: &[editor],
+                connection: "tab-1",
+                cursor: cursor.map(|text| Cursor::parse(text).expect("a cursor")),
+                response_head: STREAM_RESPONSE_HEAD,
+            },
+            self.now,
+            NOON,
+        );
+        self.write();
+        (opened.expect("room"), socket)
+    }
+
+    fn append(&mut self, partition: Partition, offset: u64, audience: Audience) {
+        self.streams.handle_event(&SharedEvent::new(Event {
+            position: Position { partition, offset },
+            appended_at: NOON,
+            event_id: 1,
+            attempt: 0,
+            broadcast: BroadcastId::new(42).expect("small"),
+            expires_at: None,
+            audience,
+            body: format!("event: MESSAGE\ndata: {{\"offset\":{offset}}}\n\n").into_bytes(),
+        }));
+        self.write();
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now = self.now.plus(time);
+        self.streams.handle_timers(self.now, NOON);
+        self.write();
+    }
+
+    fn write(&mut self) {
+        loop {
+            let Some(write) = self.streams.poll_write(self.now, NOON) else { return };
+            let (key, socket) = (write.key, write.socket.clone());
+            let bytes: Vec<u8> =
+                write.pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+            socket.borrow_mut().extend_from_slice(&bytes);
+            drop(write);
+            self.streams.handle_written(key, Outcome::Took(bytes.len()), self.now);
+        }
+    }
+}
+
+fn group(index: u16) -> Partition {
+    Partition { topic: Topic::Group, index }
+}
+
+fn own(user: &str) -> Partition {
+    Partition { topic: Topic::Selected, index: SHAPE.partition_of_user(user) }
+}
+
+fn role(name: &str) -> Audience {
+    Audience::Members { kind: MemberKind::Role, names: vec![name.to_owned()] }
+}
+
+/// Compares; `UPDATE_GOLDEN=1` writes what there is instead, to be read before it is committed.
+fn check(name: &str, socket: &Socket) {
+    let path = format!("{}/tests/golden/streams/{name}.sse", env!("CARGO_MANIFEST_DIR"));
+    let text = String::from_utf8(socket.borrow().clone()).expect("UTF-8");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).expect("written");
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).expect("a golden file"), "{name}");
+}
+
+#[test]
+fn a_stream_from_its_head_to_its_end() {
+    let mut bench = Bench::new(100);
+    bench.append(group(0), 6, Audience::Everyone);
+    let (_, socket) = bench.open("alice", None);
+    bench.append(group(0), 7, Audience::Everyone);
+    bench.append(group(1), 0, role("admin"));
+    bench.append(group(1), 1, role("editor"));
+    bench.append(own("alice"), 300, Audience::User("alice".to_owned()));
+    for _ in 0..10 {
+        bench.pass(Duration::from_secs(25));
+    }
+    bench.streams.handle_drain(Duration::from_secs(30));
+    bench.write();
+    assert!(bench.streams.is_empty());
+    check("whole", &socket);
+}
+
+#[test]
+fn a_client_that_comes_back() {
+    let mut bench = Bench::new(100);
+    let (key, first) = bench.open("alice", None);
+    bench.append(group(0), 0, Audience::Everyone);
+    let text = String::from_utf8(first.borrow().clone()).expect("UTF-8");
+    let last = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back();
+    bench.streams.handle_close(key, corecast::domain::CloseReason::Peer);
+    bench.append(group(0), 1, Audience::Everyone);
+    bench.append(own("alice"), 0, Audience::User("alice".to_owned()));
+    let (_, second) = bench.open("alice", last);
+    check("resumed", &second);
+}
+
+#[test]
+fn a_client_that_comes_back_too_late() {
+    let mut bench = Bench::new(1);
+    let (key, first) = bench.open("alice", None);
+    bench.append(group(0), 0, Audience::Everyone);
+    let text = String::from_utf8(first.borrow().clone()).expect("UTF-8");
+    let last = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back();
+    bench.streams.handle_close(key, corecast::domain::CloseReason::Peer);
+    bench.append(group(0), 1, Audience::Everyone);
+    bench.append(group(0), 2, Audience::Everyone);
+    let (_, second) = bench.open("alice", last);
+    check("gap", &second);
+}
