@@ -3,9 +3,12 @@
 //! Everything here listens on 127.0.0.0/8 only, on ports that were free, and ends with the test
 //! process, however that ends. It shares no code with the gateway.
 
+pub mod http;
 pub mod maven;
+pub mod node;
 pub mod ports;
 pub mod process;
+pub mod sse;
 pub mod wait;
 
 use std::path::PathBuf;

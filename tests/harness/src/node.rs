@@ -1,0 +1,207 @@
+//! A node of Corecast: the real binary, on ports of its own, with a data directory that goes with
+//! the test.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::http::{self, Response};
+use crate::process::Process;
+use crate::sse::{Ask, Stream};
+
+/// A debug build that opens its database on a busy disk.
+const START_TIME: Duration = Duration::from_secs(30);
+const CREATE: &str = "/api/admin/broadcasts";
+
+/// A node that is ready. Dropping it kills it.
+pub struct Node {
+    program: PathBuf,
+    sets: Vec<String>,
+    data_dir: PathBuf,
+    pub process: Process,
+    pub public: SocketAddr,
+    pub admin: SocketAddr,
+    /// Removed behind the process.
+    _folder: Option<TempDir>,
+}
+
+impl Node {
+    /// Starts the program, with these `SECTION.KEY=VALUE` over ports and data directory of its own.
+    pub fn start(program: &str, sets: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let mut node = Self::start_in(program, folder.path(), sets);
+        node._folder = Some(folder);
+        node
+    }
+
+    /// The same with a data directory that stays.
+    pub fn start_in(program: &str, data_dir: &Path, sets: &[&str]) -> Self {
+        let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let process = run(program.as_ref(), data_dir, (any, any), &sets);
+        let (public, admin) = wait_for_ready(&process);
+        let (program, data_dir) = (program.into(), data_dir.to_owned());
+        Self { program, sets, data_dir, process, public, admin, _folder: None }
+    }
+
+    /// Starts it again on the same ports and data. It must have ended.
+    pub fn start_again(&mut self) {
+        assert!(!self.process.is_running(), "one that runs is not started again");
+        let addresses = (self.public, self.admin);
+        self.process = run(&self.program, &self.data_dir, addresses, &self.sets);
+        assert_eq!(wait_for_ready(&self.process), addresses);
+    }
+
+    /// `kill -9`, and starts it again.
+    pub fn crash(&mut self) {
+        self.process.kill();
+        self.start_again();
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.process.signal(Signal::TERM);
+        self.process.wait_for_end(START_TIME)
+    }
+
+    /// A GET on the admin listener.
+    pub fn get(&self, target: &str) -> Response {
+        http::call(self.admin, "GET", target, &[], None)
+    }
+
+    /// A POST of JSON on the admin listener.
+    pub fn post(&self, target: &str, body: &Value) -> Response {
+        let fields = [("content-type", "application/json")];
+        http::call(self.admin, "POST", target, &fields, Some(body.to_string().as_bytes()))
+    }
+
+    /// Creates a broadcast, which must succeed.
+    pub fn create(&self, body: &Value) -> Value {
+        self.post(CREATE, body).expect_json()
+    }
+
+    /// Creates a broadcast, where the node may go away or refuse. `None` without an answer.
+    pub fn try_create(&self, body: &Value) -> Option<Response> {
+        try_create(self.admin, body)
+    }
+
+    /// Says this to everybody.
+    pub fn say(&self, content: &str) -> Value {
+        self.create(&serde_json::json!({"content": content, "targetType": "ALL"}))
+    }
+
+    /// Opens a stream with this query and reads past CONNECTED.
+    pub fn stream(&self, query: &str) -> Stream {
+        self.stream_with(query, &[])
+    }
+
+    /// The same with fields of the head.
+    pub fn stream_with(&self, query: &str, fields: &[(&str, &str)]) -> Stream {
+        let mut stream = Stream::open(self.public, &ask(query, fields));
+        stream.connected();
+        stream
+    }
+
+    /// Opens the stream again from where the last one ended.
+    pub fn resume(&self, query: &str, last: &Stream) -> Stream {
+        let cursor = last.last_id.clone().expect("an id has come");
+        self.stream_with(query, &[("last-event-id", &cursor)])
+    }
+
+    /// The value of a metric, all its series added up; `None` if there is no such name.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let text = self.get("/metrics").text();
+        let values: Vec<f64> = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.rsplit_once(' '))
+            .filter(|(series, _)| series.split('{').next() == Some(name))
+            .map(|(_, value)| value.parse().expect("a number"))
+            .collect();
+        (!values.is_empty()).then(|| values.iter().sum())
+    }
+}
+
+/// Creates a broadcast by the node with this admin listener, which may go away or refuse.
+pub fn try_create(admin: SocketAddr, body: &Value) -> Option<Response> {
+    let fields = [("content-type", "application/json")];
+    http::try_call(admin, "POST", CREATE, &fields, Some(body.to_string().as_bytes()))
+}
+
+/// Asks for a stream of the path that the contract names first.
+pub fn ask<'a>(query: &'a str, fields: &'a [(&'a str, &'a str)]) -> Ask<'a> {
+    Ask { path: "/api/user/sse/connect", query, fields }
+}
+
+/// A command that runs the program with nothing of the test's own environment configured.
+pub fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CORECAST_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// One node for all tests of a file that run at the same time; it ends with the last of them.
+pub struct Shared {
+    node: Mutex<Weak<Node>>,
+}
+
+impl Shared {
+    #[expect(clippy::new_without_default, reason = "a static needs a const constructor")]
+    pub const fn new() -> Self {
+        Self { node: Mutex::new(Weak::new()) }
+    }
+
+    pub fn get(&self, start: impl FnOnce() -> Node) -> Arc<Node> {
+        let mut shared = self.node.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let node = Arc::new(start());
+            *shared = Arc::downgrade(&node);
+            node
+        })
+    }
+}
+
+fn run(
+    program: &Path,
+    data_dir: &Path,
+    (public, admin): (SocketAddr, SocketAddr),
+    sets: &[String],
+) -> Process {
+    let mut command = command(program);
+    let own = [
+        format!("node.data_dir={}", data_dir.display()),
+        format!("public.listen={public}"),
+        format!("admin.listen={admin}"),
+    ];
+    for set in own.iter().chain(sets) {
+        command.args(["--set", set]);
+    }
+    Process::start("corecast", command).expect("the program can be run")
+}
+
+/// Waits for one line a listener, then for `ready`.
+fn wait_for_ready(process: &Process) -> (SocketAddr, SocketAddr) {
+    let address = |name: &str| {
+        process.wait_for_line(START_TIME, |line| {
+            let rest = line.strip_prefix(name)?.strip_prefix(" listener on http://")?;
+            rest.parse().ok()
+        })
+    };
+    let addresses = (address("public"), address("admin"));
+    process.wait_for_line(START_TIME, |line| (line == "ready").then_some(()));
+    addresses
+}
