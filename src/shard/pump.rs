@@ -278,17 +278,17 @@ impl Core {
         }
     }
 
-    /// The answer to a stream request that would be taken at another time. An EventSource gives
-    /// up for good on every status but 200, so it gets one, told to come back, and the end.
-    fn put_off(&mut self, accepts_event_stream: bool) -> Vec<u8> {
+    /// The answer to a request that would be taken at another time. An EventSource gives up for
+    /// good on every status but 200, so it gets one, told to come back, and the end.
+    fn put_off(&mut self, accepts_event_stream: bool, path: &str) -> Vec<u8> {
         let mut answer = Vec::new();
         if accepts_event_stream {
             answer.extend_from_slice(head::STREAM_RESPONSE_HEAD);
             frame::write_retry(&mut answer, self.streams.retry_after());
         } else {
             let status = StatusCode::SERVICE_UNAVAILABLE;
-            let message = "the node can't take this stream now, try again";
-            let body = api::error_body(status, message, head::STREAM_PATHS[0], self.wall);
+            let message = "the node can't take this request now, try again";
+            let body = api::error_body(status, message, path, self.wall);
             head::write_response(&mut answer, status, api::JSON, Some(admin::RETRY_AFTER_S), &body);
         }
         answer
@@ -314,9 +314,10 @@ impl Visitor for Core {
     fn handle_head(&mut self, door: &mut Door, set: BorrowedFd<'_>, arrival: Arrival, now: Moment) {
         let Some(head) = head_of(&arrival.bytes) else { return };
         if !head.is_stream() {
+            let path = head.path.to_owned();
             drop(head);
             if let Err(socket) = self.hand_over(arrival) {
-                let answer = self.put_off(false);
+                let answer = self.put_off(false, &path);
                 door.answer(set, socket, &answer, now);
             }
             return;
@@ -339,7 +340,7 @@ impl Visitor for Core {
                 };
                 let Err(socket) = taken else { return };
                 probe::add(&self.probe.requests_refused, 1);
-                (socket, self.put_off(accepts_event_stream))
+                (socket, self.put_off(accepts_event_stream, head.path))
             }
         };
         door.answer(set, socket, &answer, now);
