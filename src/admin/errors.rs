@@ -101,9 +101,10 @@ pub(super) async fn guard(
 }
 
 fn check_local(request: &Request) -> Result<(), Failure> {
-    let host = request.headers().get(header::HOST);
-    let host = host.map(|host| host.to_str().unwrap_or("?"));
-    access::check_local(host, request.headers().keys().map(http::HeaderName::as_str))
+    let hosts = request.headers().get_all(header::HOST).iter();
+    let hosts = hosts.map(|host| host.to_str().unwrap_or("?"));
+    let hosts = hosts.chain(request.uri().authority().map(http::uri::Authority::as_str));
+    access::check_local(hosts, request.headers().keys().map(http::HeaderName::as_str))
         .map_err(|error| Failure::new(error.status(), error.to_string()))
 }
 

@@ -97,9 +97,10 @@ pub fn is_name(text: &str) -> bool {
 }
 
 /// Refuses what did not come straight from this machine: a page that was rebound to this address
-/// names its own host, and a proxy says whom it speaks for. `host` is `None` in HTTP/1.0 only.
+/// names its own host, and a proxy says whom it speaks for. `hosts` is what the request names: its
+/// Host field (HTTP/1.0 may lack one), and the authority of a target in absolute form.
 pub fn check_local<'a>(
-    host: Option<&str>,
+    mut hosts: impl Iterator<Item = &'a str>,
     mut field_names: impl Iterator<Item = &'a str>,
 ) -> Result<(), AccessError> {
     let is_forwarded = field_names.any(|name| {
@@ -108,7 +109,7 @@ pub fn check_local<'a>(
                 .get(..FORWARDED_PREFIX.len())
                 .is_some_and(|start| start.eq_ignore_ascii_case(FORWARDED_PREFIX))
     });
-    if is_forwarded || !host.is_none_or(is_loopback_host) {
+    if is_forwarded || !hosts.all(is_loopback_host) {
         return Err(AccessError::NotLocal);
     }
     Ok(())
@@ -181,10 +182,17 @@ mod tests {
             (Some(""), false),
             (Some("0.0.0.0"), false),
         ] {
-            assert_eq!(check_local(host, ["accept"].into_iter()).is_ok(), local, "{host:?}");
+            assert_eq!(
+                check_local(host.into_iter(), ["accept"].into_iter()).is_ok(),
+                local,
+                "{host:?}"
+            );
         }
         for name in ["X-Forwarded-For", "x-forwarded-host", "Forwarded", "X-Real-IP", "Via"] {
-            assert!(check_local(Some("localhost"), [name].into_iter()).is_err(), "{name}");
+            let hosts = || ["localhost"].into_iter();
+            assert!(check_local(hosts(), [name].into_iter()).is_err(), "{name}");
         }
+        let hosts = ["localhost", "example.com"].into_iter();
+        assert!(check_local(hosts, ["accept"].into_iter()).is_err(), "every name counts");
     }
 }

@@ -59,10 +59,9 @@ pub fn read_stream_request(
 ) -> Result<StreamRequest, RequestError> {
     head.check_alone(bytes_read)?;
     if !rules.allow_anonymous {
-        let host = head.values("host").next();
         // A Host that is no text is no name of this machine.
-        let host = host.map(|host| std::str::from_utf8(host).unwrap_or("?"));
-        access::check_local(host, head.names())?;
+        let hosts = head.values("host").map(|host| std::str::from_utf8(host).unwrap_or("?"));
+        access::check_local(hosts.chain(head.authority), head.names())?;
     }
     let pairs: Vec<(String, String)> =
         url::form_urlencoded::parse(head.query.as_bytes()).into_owned().collect();
@@ -130,6 +129,7 @@ mod tests {
             ("/api/sse/connect", "", 400),
             ("/api/sse/connect?userId=a&connectionId=%0a", "", 400),
             ("/api/sse/connect?userId=a", "X-Forwarded-For: 1.2.3.4\r\n", 403),
+            ("http://example.com/api/sse/connect?userId=a", "", 403),
             ("/api/sse/connect?userId=a", "Content-Length: 3\r\n", 400),
         ] {
             let error = read(target, fields).expect_err("refused");

@@ -27,6 +27,8 @@ pub struct Head<'a> {
     pub path: &'a str,
     /// Behind the `?`, not decoded; empty without one.
     pub query: &'a str,
+    /// Whom an absolute form asks, whatever the Host field says.
+    pub authority: Option<&'a str>,
     /// 0 or 1, of HTTP/1.
     pub minor_version: u8,
     fields: ArrayVec<(&'a str, &'a [u8]), { limits::HEAD_FIELDS_MAX }>,
@@ -43,7 +45,7 @@ pub enum HeadError {
     Target,
     #[error("a request needs exactly one Host field")]
     Host,
-    #[error("the request frames its body in two ways")]
+    #[error("the request does not say in one clear way where its body ends")]
     Framing,
     #[error("a stream request has no body and nothing behind it")]
     NotAlone,
@@ -83,10 +85,10 @@ pub fn read_head(bytes: &[u8]) -> Result<Option<Head<'_>>, HeadError> {
     else {
         return Err(HeadError::Target);
     };
-    let target = origin_form(target).ok_or(HeadError::Target)?;
+    let (authority, target) = origin_form(target).ok_or(HeadError::Target)?;
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let fields = request.headers.iter().map(|field| (field.name, field.value)).collect();
-    let head = Head { method, path, query, minor_version, fields, bytes: length };
+    let head = Head { method, path, query, authority, minor_version, fields, bytes: length };
     head.check()?;
     Ok(Some(head))
 }
@@ -150,22 +152,31 @@ impl<'a> Head<'a> {
         if hosts > 1 || (hosts == 0 && self.minor_version > 0) {
             return Err(HeadError::Host);
         }
-        let lengths = self.values("content-length").count();
-        let codings = self.values("transfer-encoding").count();
-        if lengths + codings > 1 || (codings > 0 && self.minor_version == 0) {
-            return Err(HeadError::Framing);
+        let mut framings = 0;
+        for length in self.values("content-length") {
+            framings += 1;
+            let digits = std::str::from_utf8(length).ok().filter(|text| !text.starts_with('+'));
+            if digits.is_none_or(|digits| digits.parse::<u64>().is_err()) {
+                return Err(HeadError::Framing);
+            }
         }
-        Ok(())
+        for coding in self.values("transfer-encoding") {
+            framings += 1;
+            if !coding.eq_ignore_ascii_case(b"chunked") || self.minor_version == 0 {
+                return Err(HeadError::Framing);
+            }
+        }
+        if framings > 1 { Err(HeadError::Framing) } else { Ok(()) }
     }
 }
 
-/// The path of a target; an absolute form (RFC 9112, section 3.2.2) loses scheme and authority.
-fn origin_form(target: &str) -> Option<&str> {
+/// The path of a target, and the authority of one in absolute form (RFC 9112, section 3.2.2).
+fn origin_form(target: &str) -> Option<(Option<&str>, &str)> {
     if target.starts_with('/') {
-        return Some(target);
+        return Some((None, target));
     }
-    let authority = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"))?;
-    authority.find('/').map(|slash| &authority[slash..])
+    let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"))?;
+    rest.find('/').map(|slash| (Some(&rest[..slash]), &rest[slash..]))
 }
 
 /// Appends a whole response that ends the connection.
@@ -238,6 +249,10 @@ mod tests {
                 400,
             ),
             ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\nx", 400),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\nx", 400),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: \r\n\r\n", 400),
         ] {
             assert_eq!(status_of(head), Some(status), "{head:?}");
         }
