@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+use rustix::net::{AddressFamily, SocketType};
 use serde_json::Value;
 
 /// How long an answer may take where the test does not say otherwise. A machine that compiles
@@ -62,7 +64,7 @@ impl Response {
 
     /// The message of an error, which must have the one shape that errors have.
     pub fn error(&self, status: u16) -> String {
-        assert_eq!(self.status, status, "{}", self.text());
+        assert_eq!(self.status, status, "{:.300}", self.text());
         let body = self.json();
         let fields = body.as_object().expect("an object");
         let mut names: Vec<&str> = fields.keys().map(String::as_str).collect();
@@ -95,6 +97,16 @@ impl Connection {
     pub fn open(address: SocketAddr) -> Self {
         let socket = TcpStream::connect(address).expect("somebody listens");
         Self::over(socket)
+    }
+
+    /// With a receive buffer as small as the kernel makes one, so that a reader who stands still
+    /// is full soon.
+    pub fn narrow(address: SocketAddr) -> Self {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = rustix::net::socket(family, SocketType::STREAM, None).expect("a socket");
+        set_socket_recv_buffer_size(&socket, 4 * 1024).expect("an option of sockets");
+        rustix::net::connect(&socket, &address).expect("somebody listens");
+        Self::over(TcpStream::from(socket))
     }
 
     /// Over a socket with options of its own.

@@ -118,6 +118,15 @@ impl Node {
         self.stream_with(query, &[("last-event-id", &cursor)])
     }
 
+    /// Memory of the process that is in RAM.
+    pub fn resident_bytes(&self) -> usize {
+        let path = format!("/proc/{}/status", self.process.id());
+        let text = std::fs::read_to_string(path).expect("a process of ours");
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+        kilobytes.and_then(|number| number.parse::<usize>().ok()).expect("a number") * 1_024
+    }
+
     /// The value of a metric, all its series added up; `None` if there is no such name.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let text = self.get("/metrics").text();

@@ -1,0 +1,110 @@
+//! A reader that stops reading costs only itself.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use harness::http::{Connection, PATIENCE};
+use harness::node::{Node, ask};
+use harness::sse::{Event, Item, Stream};
+use harness::wait;
+use serde_json::json;
+
+const CONTENT_BYTES: usize = 60 * 1024;
+/// More than kernels keep for a peer that does not read: its buffer and the sender's 4 MiB.
+const MESSAGES: usize = 200;
+/// What a node may need beyond what it had, whoever stands still: its ring holds 64 MiB at most,
+/// and the database keeps what was written lately.
+const MEMORY_BYTES_MAX: usize = 256 << 20;
+
+/// A stream with a small buffer of its own.
+fn narrow_stream(address: SocketAddr, query: &str, cursor: Option<&str>) -> Stream {
+    let fields: Vec<(&str, &str)> =
+        cursor.map(|cursor| ("last-event-id", cursor)).into_iter().collect();
+    let connection = Connection::narrow(address);
+    let mut stream = Stream::over(connection, address, &ask(query, &fields)).expect("an answer");
+    assert_eq!(stream.head.status, 200);
+    stream.connected();
+    stream
+}
+
+fn content(number: usize) -> String {
+    format!("{number} {}", "x".repeat(CONTENT_BYTES))
+}
+
+fn number_of(event: &Event) -> usize {
+    let number = event.content().split(' ').next().and_then(|number| number.parse().ok());
+    number.expect("a number in front")
+}
+
+/// Says a message to all, and times how long it takes to be everywhere where it is read.
+fn say_and_read(node: &Node, readers: &mut [Stream], number: usize) -> Duration {
+    node.say(&content(number));
+    let began = Instant::now();
+    for reader in readers {
+        assert_eq!(number_of(&reader.message()), number);
+    }
+    began.elapsed()
+}
+
+#[test]
+fn who_stands_still_is_fed_in_order_when_he_reads_again() {
+    let node = Node::start(env!("CARGO_BIN_EXE_corecast"), &[]);
+    let before = node.resident_bytes();
+    let mut stalled: Vec<Stream> = (0..5)
+        .map(|number| narrow_stream(node.public, &format!("userId=stalled-{number}"), None))
+        .collect();
+    let mut readers: Vec<Stream> =
+        (0..5).map(|number| node.stream(&format!("userId=reader-{number}"))).collect();
+    for number in 0..MESSAGES {
+        let took = say_and_read(&node, &mut readers, number);
+        assert!(took < Duration::from_secs(5), "message {number} took {took:?}");
+    }
+    let blocked = node.metric("corecast_writes_blocked_total").expect("a metric");
+    assert!(blocked >= 5.0, "the stalled ones are full: {blocked}");
+    assert_eq!(node.metric("corecast_streams"), Some(10.0), "and still here");
+    let grown = node.resident_bytes().saturating_sub(before);
+    assert!(grown < MEMORY_BYTES_MAX, "the node grew by {grown} bytes");
+    for stream in &mut stalled {
+        for number in 0..MESSAGES {
+            assert_eq!(number_of(&stream.message()), number);
+        }
+    }
+    let took = say_and_read(&node, &mut stalled, MESSAGES);
+    assert!(took < PATIENCE, "a stream that caught up is as any other");
+}
+
+#[test]
+fn who_stands_still_for_too_long_is_closed_and_comes_back_with_his_cursor() {
+    let node = Node::start(env!("CARGO_BIN_EXE_corecast"), &["limits.write_progress_s=1"]);
+    let mut stalled = narrow_stream(node.public, "userId=stalled", None);
+    let mut readers = [node.stream("userId=reader")];
+    let mut said = 0;
+    // Until the stalled one is full, and then until it is closed.
+    wait::until("the stalled stream is closed", PATIENCE, || {
+        say_and_read(&node, &mut readers, said);
+        said += 1;
+        let text = node.get("/metrics").text();
+        let slow = r#"corecast_stream_closes_total{shard="0",reason="slow"} 1"#;
+        text.lines().any(|line| line == slow).then_some(())
+    });
+    assert_eq!(node.metric("corecast_streams"), Some(1.0));
+    let mut seen = Vec::new();
+    loop {
+        match stalled.next() {
+            Item::Event(event) => seen.push(number_of(&event)),
+            Item::End(_) => break,
+            Item::Comment(_) | Item::Id(_) => {}
+            Item::Retry(_) => panic!("retry in the middle of a stream"),
+        }
+    }
+    assert!(!seen.is_empty() && seen.len() < said, "{} of {said} came before", seen.len());
+    let cursor = stalled.last_id.clone().expect("ids came");
+    let mut again = narrow_stream(node.public, "userId=stalled", Some(&cursor));
+    while seen.len() < said {
+        seen.push(number_of(&again.message()));
+    }
+    let all: Vec<usize> = (0..said).collect();
+    assert_eq!(seen, all, "in order, nothing lost, nothing twice");
+    node.create(&json!({"content": "0", "targetType": "SELECTED", "targetIds": ["stalled"]}));
+    assert_eq!(number_of(&again.message()), 0, "and nothing else behind it");
+}
