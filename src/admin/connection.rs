@@ -5,11 +5,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use axum::Router;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
@@ -17,10 +17,14 @@ use super::rewind::Rewind;
 use super::{AdminState, admin_router, public_router};
 use crate::control::Handover;
 use crate::limits::{admin as limits, edge};
+use crate::ports::Clock;
+use crate::wire::api;
+use crate::wire::head::{self, HeadError};
 
 /// Accepts on the admin listener until the process ends.
 pub async fn serve_admin(listener: TcpListener, state: AdminState) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
+    let clock = state.clock.clone();
     let router = admin_router(state);
     let room = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
     loop {
@@ -28,9 +32,11 @@ pub async fn serve_admin(listener: TcpListener, state: AdminState) -> std::io::R
         let Ok(permit) = room.clone().acquire_owned().await else { return Ok(()) };
         match listener.accept().await {
             Ok((socket, _)) => {
-                let router = router.clone();
+                let (router, clock) = (router.clone(), clock.clone());
                 tokio::spawn(async move {
-                    serve(socket, router, true).await;
+                    if let Some(checked) = read_first_head(socket, &*clock).await {
+                        serve(checked, router, true).await;
+                    }
                     drop(permit);
                 });
             }
@@ -76,6 +82,47 @@ impl Handover for PublicCalls {
 
     fn handle_serving(&self, shard: u16) {
         (self.serving)(shard);
+    }
+}
+
+/// Reads the first head of a connection as the edge does, and answers one that is refused: hyper
+/// would do so without a body, and a slow one it would not answer at all. Heads that follow on the
+/// same connection are hyper's affair.
+async fn read_first_head(mut socket: TcpStream, clock: &dyn Clock) -> Option<Rewind> {
+    let mut bytes = BytesMut::with_capacity(1_024);
+    let read = async {
+        loop {
+            let fresh = bytes.len();
+            if !matches!(socket.read_buf(&mut bytes).await, Ok(1..)) {
+                return Ok(false);
+            }
+            let look = fresh == 0
+                || head::may_be_complete(&bytes, fresh)
+                || bytes.len() >= edge::HEAD_BYTES_MAX;
+            if look && head::read_head(&bytes)?.is_some() {
+                return Ok(true);
+            }
+        }
+    };
+    let read = tokio::time::timeout(edge::HEAD_TIME, read).await;
+    match read.unwrap_or(Err(HeadError::TooSlow)) {
+        Ok(true) => Some(Rewind::new(bytes.freeze(), socket)),
+        Ok(false) => None,
+        Err(error) => {
+            let body = api::error_body(error.status(), &error.to_string(), "", clock.wall());
+            let mut answer = Vec::new();
+            head::write_response(&mut answer, error.status(), api::JSON, None, &body);
+            let _ = tokio::time::timeout(edge::LINGER_TIME, refuse(socket, &answer)).await;
+            None
+        }
+    }
+}
+
+/// Sends an answer, and reads what still comes, so that no reset overtakes it.
+async fn refuse(mut socket: TcpStream, answer: &[u8]) {
+    if socket.write_all(answer).await.is_ok() && socket.shutdown().await.is_ok() {
+        let mut scratch = [0; 4 * 1024];
+        while matches!(socket.read(&mut scratch).await, Ok(1..)) {}
     }
 }
 
