@@ -24,7 +24,7 @@ pub struct Kernel {
 /// What a client got of one block of the stream.
 #[derive(Debug)]
 pub struct Block {
-    pub id: Option<String>,
+    pub id: Option<Cursor>,
     pub event: Option<String>,
     pub data: String,
     /// Wall time at which the write of its first byte began.
@@ -62,7 +62,7 @@ impl Parser {
             }
             let begun_at = self.begun_at.take().unwrap_or(at);
             let block = Block {
-                id: self.id.take(),
+                id: self.id.take().map(|id| Cursor::parse(&id).expect("ids are cursors")),
                 event: self.event.take(),
                 data: std::mem::take(&mut self.data),
                 begun_at,
@@ -97,15 +97,12 @@ pub fn position_of(data: &str) -> Position {
 }
 
 /// Whether each component of the later cursor is at least that of the earlier one.
-pub fn never_falls(earlier: &str, later: &str) -> bool {
-    let parse = |text: &str| Cursor::parse(text).expect("ids are cursors");
-    let (earlier, later) = (parse(earlier), parse(later));
+pub fn never_falls(earlier: &Cursor, later: &Cursor) -> bool {
     earlier.own <= later.own && earlier.group.iter().zip(&later.group).all(|(old, new)| old <= new)
 }
 
 /// Whether the record at this place lies before the cursor.
-pub fn is_covered(cursor: &str, position: Position) -> bool {
-    let cursor = Cursor::parse(cursor).expect("ids are cursors");
+pub fn is_covered(cursor: &Cursor, position: Position) -> bool {
     match position.partition.topic {
         Topic::Group => position.offset < cursor.group[usize::from(position.partition.index)],
         Topic::Selected => position.offset < cursor.own,

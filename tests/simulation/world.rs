@@ -105,12 +105,13 @@ struct Client {
     roles: Vec<&'static str>,
     connection: Option<Connection>,
     parser: Parser,
-    last_id: Option<String>,
+    last_id: Option<Cursor>,
     /// Everything before it was before this client's time.
-    first_id: Option<String>,
+    first_id: Option<Cursor>,
     got: BTreeSet<Position>,
-    /// Positions that a GAP excused.
-    excused: BTreeSet<Position>,
+    /// Events for this client that it has not got, with their expiry. What a GAP excuses, what has
+    /// expired and what lies before the client's time is taken out.
+    missing: BTreeMap<Position, Option<EpochMillis>>,
     is_slow: bool,
 }
 
@@ -169,7 +170,7 @@ impl World {
                 last_id: None,
                 first_id: None,
                 got: BTreeSet::new(),
-                excused: BTreeSet::new(),
+                missing: BTreeMap::new(),
                 is_slow,
             });
         }
@@ -306,6 +307,11 @@ impl World {
             audience,
             body,
         });
+        for client in &mut self.clients {
+            if is_for(&event, client.user.as_str(), &client.roles) {
+                client.missing.insert(position, expires_at);
+            }
+        }
         self.log.get_mut(&partition).expect("a partition").push(event);
     }
 
@@ -391,7 +397,7 @@ impl World {
             .map(|role| Membership { kind: MemberKind::Role, name: (*role).into() })
             .collect();
         members.sort_unstable();
-        let cursor = client.last_id.as_deref().map(|id| Cursor::parse(id).expect("an id"));
+        let cursor = client.last_id.clone();
         let node_vector = self.nodes[node].streams.vector();
         if let Some(cursor) = &cursor {
             let is_ahead =
@@ -530,7 +536,7 @@ impl World {
                 let position = client::position_of(&block.data);
                 let id = block.id.clone().expect("MESSAGE has an id");
                 assert!(client::is_covered(&id, position), "seed {seed}: the id misses its event");
-                let last = client.last_id.as_deref().expect("CONNECTED came first");
+                let last = client.last_id.as_ref().expect("CONNECTED came first");
                 assert!(
                     !client::is_covered(last, position),
                     "seed {seed}: client {number} got {position:?} behind a cursor that covers it"
@@ -543,25 +549,21 @@ impl World {
                 );
                 let in_time = event.expires_at().is_none_or(|at| block.begun_at < at.0);
                 assert!(in_time, "seed {seed}: {position:?} was begun after its expiry");
+                client.missing.remove(&position);
                 // Nothing of the audience lies between the last cursor and this one, but it.
-                for skipped in audience(&self.log, client) {
-                    let place = skipped.position();
-                    let is_new = client::is_covered(&id, place) && !client::is_covered(last, place);
-                    let may_miss = place == position
-                        || skipped.expires_at().is_some_and(|at| at.0 <= WALL_START + self.now.0);
+                for (skipped, expires_at) in &client.missing {
+                    let is_new =
+                        client::is_covered(&id, *skipped) && !client::is_covered(last, *skipped);
+                    let has_expired = expires_at.is_some_and(|at| at.0 <= WALL_START + self.now.0);
                     assert!(
-                        !is_new || may_miss || client.got.contains(&place),
-                        "seed {seed}: client {number} was led past {place:?}"
+                        !is_new || has_expired,
+                        "seed {seed}: client {number} was led past {skipped:?}"
                     );
                 }
             }
             Some("GAP") => {
                 let id = block.id.clone().expect("GAP has an id");
-                for missed in audience(&self.log, client) {
-                    if client::is_covered(&id, missed.position()) {
-                        client.excused.insert(missed.position());
-                    }
-                }
+                client.missing.retain(|position, _| !client::is_covered(&id, *position));
             }
             Some(other) => panic!("seed {seed}: unexpected event {other}"),
         }
@@ -573,44 +575,37 @@ impl World {
     /// A reader that takes everything has everything that its node read, whoever else is stuck.
     fn check_no_delay(&mut self, node: usize) {
         self.read_sockets();
-        for (number, client) in self.clients.iter().enumerate() {
+        for number in 0..CLIENTS {
+            let client = &self.clients[number];
             let Some(connection) = client.connection.as_ref() else { continue };
             if client.is_slow || connection.node != node || client.first_id.is_none() {
                 continue;
             }
+            self.forget_what_is_excused(number);
             let read = &self.nodes[node].read;
-            self.check_has(number, client, |position| position.offset < read[&position.partition]);
+            let missing = self.clients[number].missing.keys();
+            let late = missing.clone().find(|missed| missed.offset < read[&missed.partition]);
+            assert_eq!(late, None, "seed {}: client {number} waits", self.seed);
         }
     }
 
-    fn check_complete(&self, number: usize) {
-        let client = &self.clients[number];
-        assert!(client.first_id.is_some(), "seed {}: client {number} never came in", self.seed);
-        self.check_has(number, client, |_| true);
+    fn check_complete(&mut self, number: usize) {
+        let seed = self.seed;
+        assert!(self.clients[number].first_id.is_some(), "seed {seed}: {number} never came in");
+        self.forget_what_is_excused(number);
+        let missing = self.clients[number].missing.keys().next();
+        assert_eq!(missing, None, "seed {seed}: client {number} misses it");
     }
 
-    fn check_has(&self, number: usize, client: &Client, among: impl Fn(Position) -> bool) {
-        let first = client.first_id.as_deref().expect("connected");
-        for event in audience(&self.log, client) {
-            let position = event.position();
-            let may_miss = client::is_covered(first, position)
-                || client.excused.contains(&position)
-                || event.expires_at().is_some_and(|at| at <= self.wall());
-            assert!(
-                may_miss || client.got.contains(&position) || !among(position),
-                "seed {}: client {number} misses {position:?}",
-                self.seed
-            );
-        }
+    /// What has expired, and what was before the client's time, need not come any more.
+    fn forget_what_is_excused(&mut self, number: usize) {
+        let wall = self.wall();
+        let client = &mut self.clients[number];
+        let first = client.first_id.as_ref().expect("connected");
+        client.missing.retain(|position, expires_at| {
+            !client::is_covered(first, *position) && expires_at.is_none_or(|at| at > wall)
+        });
     }
-}
-
-fn audience<'a>(
-    log: &'a BTreeMap<Partition, Vec<SharedEvent>>,
-    client: &Client,
-) -> Vec<&'a SharedEvent> {
-    let events = log.values().flatten();
-    events.filter(|event| is_for(event, client.user.as_str(), &client.roles)).collect()
 }
 
 /// The oracle's own idea of an audience, from what was appended.
