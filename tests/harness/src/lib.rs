@@ -3,6 +3,7 @@
 //! Everything here listens on 127.0.0.0/8 only, on ports that were free, and ends with the test
 //! process, however that ends. It shares no code with the gateway.
 
+pub mod browser;
 pub mod http;
 pub mod maven;
 pub mod node;

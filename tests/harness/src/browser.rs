@@ -1,0 +1,156 @@
+//! Headless Chromium, and what a page needs: one origin with the node, and a way to tell the test
+//! what it saw.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::mpsc;
+
+use tempfile::TempDir;
+
+use crate::http::Connection;
+use crate::process::Process;
+
+const PROGRAMS: [&str; 4] =
+    ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
+const FLAGS: [&str; 10] = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+];
+
+/// A browser that shows one page. Dropping it kills it.
+pub struct Browser {
+    _process: Process,
+    _profile: TempDir,
+}
+
+/// Where the browser is, if there is one.
+pub fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let places =
+        PROGRAMS.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
+    places.into_iter().find(|place| place.is_file())
+}
+
+impl Browser {
+    /// Opens the page in a profile of its own.
+    pub fn open(program: PathBuf, url: &str) -> Self {
+        let profile = tempfile::tempdir().expect("a temporary directory");
+        let mut command = Command::new(program);
+        command.args(FLAGS);
+        command.arg(format!("--user-data-dir={}", profile.path().display()));
+        command.arg(url);
+        let process = Process::start("chromium", command).expect("the browser can be run");
+        Self { _process: process, _profile: profile }
+    }
+}
+
+/// The origin of a page: serves it at `/`, takes what it POSTs to `/told`, and passes `/api` on
+/// to a node, byte by byte. Ends with the test process.
+pub struct Origin {
+    address: SocketAddr,
+    told: mpsc::Receiver<String>,
+}
+
+impl Origin {
+    /// `node` is the public listener; while nobody listens there, connections are closed.
+    pub fn start(page: &'static str, node: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            for socket in listener.incoming().flatten() {
+                let tell = tell.clone();
+                std::thread::spawn(move || serve(socket, page, node, &tell));
+            }
+        });
+        Self { address, told }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+
+    /// The next thing that the page tells. Panics if it is silent for too long.
+    pub fn told(&self) -> String {
+        // A browser's start on a busy machine takes longest.
+        self.told.recv_timeout(3 * crate::http::PATIENCE).expect("the page tells something")
+    }
+}
+
+/// Serves one request.
+fn serve(socket: TcpStream, page: &str, node: SocketAddr, tell: &mpsc::Sender<String>) {
+    let mut connection = Connection::over(socket);
+    let Some((head, length)) = read_head(&mut connection) else { return };
+    if head.starts_with("GET /api/") {
+        return pass_on(&mut connection, &head, node);
+    }
+    let body = if head.starts_with("POST /told ") {
+        let Some(body) = read_body(&mut connection, length) else { return };
+        let _ = tell.send(body);
+        ""
+    } else {
+        page
+    };
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let _ = connection.send(answer.as_bytes());
+}
+
+/// Sends the request as it came, and back whatever the node sends for as long as it does.
+fn pass_on(connection: &mut Connection, head: &str, node: SocketAddr) {
+    let Ok(mut upstream) = TcpStream::connect(node) else { return };
+    if upstream.write_all(head.as_bytes()).is_err() {
+        return;
+    }
+    let mut bytes = [0; 4 * 1024];
+    while let Ok(read @ 1..) = upstream.read(&mut bytes) {
+        if connection.send(&bytes[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = upstream.shutdown(Shutdown::Both);
+}
+
+/// The head as it came, and the length of the body behind it.
+fn read_head(connection: &mut Connection) -> Option<(String, usize)> {
+    let end = loop {
+        let end = connection.buffer().windows(4).position(|four| four == b"\r\n\r\n");
+        match end {
+            Some(end) => break end + 4,
+            None => fill(connection)?,
+        }
+    };
+    let head = String::from_utf8(connection.take(end)).ok()?;
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+    });
+    Some((head, length.unwrap_or(0)))
+}
+
+fn read_body(connection: &mut Connection, length: usize) -> Option<String> {
+    while connection.buffer().len() < length {
+        fill(connection)?;
+    }
+    String::from_utf8(connection.take(length)).ok()
+}
+
+/// A browser opens connections that it may never use: those just end.
+fn fill(connection: &mut Connection) -> Option<()> {
+    let deadline = std::time::Instant::now() + 3 * crate::http::PATIENCE;
+    connection.try_fill(deadline)?.ok()
+}
