@@ -76,6 +76,9 @@ pub mod log {
     pub const COMMIT_BYTES_MAX: usize = 16 << 20;
     /// Records a partition that a starting node reads again to fill its ring.
     pub const WARM_RECORDS: u64 = 4_096;
+    /// Offsets of a partition within which a record of the same event id is a repeat. What a crash
+    /// leaves unnoted is published again at the next start, long before so many others.
+    pub const REPEAT_RECORDS: u64 = 4_096;
 }
 
 /// One shard: its ring, its streams, its turn.

@@ -9,6 +9,7 @@ mod audience;
 mod broadcast;
 mod decode;
 mod draft;
+mod repeats;
 mod ring;
 mod slab;
 mod streams;
@@ -19,6 +20,7 @@ pub use audience::Membership;
 pub use broadcast::{Broadcast, Target};
 pub use decode::{BadRecord, Decoder, Finding, Unserved};
 pub use draft::{Draft, DraftError, Violation};
+pub use repeats::Repeats;
 pub use ring::{Ring, RingLimits};
 pub use slab::Slab;
 pub use streams::{

@@ -44,7 +44,8 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// Starts `WARM_RECORDS` before the end, so that the ring knows the latest events, and says
+    /// Serves from `WARM_RECORDS` before the end on, so that the ring knows the latest events, and
+    /// reads from `REPEAT_RECORDS` before that on, so that it knows which are repeats. Says
     /// `CaughtUp` to every shard once what the log held then has been read.
     pub async fn run(self) -> Result<(), IngestError> {
         let shape = self.log.shape();
@@ -103,10 +104,11 @@ impl Ingest {
                     Err(error) => self.wait_out(error).await?,
                 }
             };
-            let offset = bounds.start.max(bounds.end.saturating_sub(limits::WARM_RECORDS));
+            let next = bounds.start.max(bounds.end.saturating_sub(limits::WARM_RECORDS));
+            let offset = bounds.start.max(next.saturating_sub(limits::REPEAT_RECORDS));
             wants.push(Want { partition, offset });
             ends.push(bounds.end);
-            let start = ToShard::Start { partition, next: offset };
+            let start = ToShard::Start { partition, next };
             deliver(self.shard_of(partition, shape), start).await?;
         }
         Ok((wants, ends))

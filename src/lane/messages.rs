@@ -11,7 +11,8 @@ use crate::ports::Batch;
 /// The one kind of input of a shard.
 #[derive(Debug)]
 pub enum ToShard {
-    /// The partition will be read from here on. Before its first batch.
+    /// The partition is served from here on; records before it only tell what is a repeat. Before
+    /// its first batch.
     Start { partition: Partition, next: u64 },
     /// Records of one partition, in order.
     Batch(Batch),

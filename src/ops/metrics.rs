@@ -59,7 +59,7 @@ const GAUGES: [(&str, &str, Read); 4] = [
     ("serving", "1 while the shard serves streams", |probe| &probe.serving),
 ];
 
-const COUNTERS: [(&str, &str, Read); 17] = [
+const COUNTERS: [(&str, &str, Read); 18] = [
     ("streams_opened", "Streams that were opened", |probe| &probe.opened),
     ("streams_resumed", "Streams that came with a usable cursor", |probe| &probe.resumed),
     ("deliveries", "Frames of which the kernel took the last byte", |probe| &probe.deliveries),
@@ -72,6 +72,7 @@ const COUNTERS: [(&str, &str, Read); 17] = [
     ("events", "Events appended to the ring", |probe| &probe.events),
     ("bad_records", "Records that could not be decoded", |probe| &probe.bad_records),
     ("unserved_records", "Records not served by this release", |probe| &probe.unserved_records),
+    ("repeats", "Records not served because their event had been", |probe| &probe.repeats),
     ("connections_accepted", "Connections accepted", |probe| &probe.accepted),
     ("requests_malformed", "Request heads refused", |probe| &probe.heads_refused),
     ("connections_evicted", "Connections closed for newer ones", |probe| &probe.heads_evicted),

@@ -16,7 +16,7 @@ use super::ShardOptions;
 use super::probe::{self, Probe};
 use super::runtime::{Next, Pump};
 use crate::base::{EpochMillis, Moment, Position};
-use crate::domain::{CloseReason, Decoder, Finding, Open, Outcome, Streams, Vector};
+use crate::domain::{CloseReason, Decoder, Finding, Open, Outcome, Repeats, Streams, Vector};
 use crate::edge::{
     AccessRules, Arrival, Door, StreamRequest, Token, Visitor, head_of, read_stream_request, watch,
 };
@@ -58,6 +58,7 @@ struct Core {
     number: u16,
     streams: Streams<OwnedFd>,
     decoder: Decoder,
+    repeats: Repeats,
     access: AccessRules,
     reports: Sender<FromShard>,
     probe: Arc<Probe>,
@@ -80,6 +81,7 @@ impl<C: Clock> Shard<C> {
             number: options.number,
             streams,
             decoder: Decoder::new(shape),
+            repeats: Repeats::new(shape),
             access: options.access,
             reports: options.reports,
             probe: options.probe,
@@ -191,6 +193,9 @@ impl Core {
             let position = Position { partition: batch.partition, offset: record.offset };
             let value = record.value.as_deref();
             match self.decoder.decode_caught(position, record.appended_at, value) {
+                Finding::Serve(event) if self.repeats.note(position, event.event_id()) => {
+                    probe::add(&self.probe.repeats, 1);
+                }
                 Finding::Serve(event) => {
                     self.streams.handle_event(&event);
                     probe::add(&self.probe.events, 1);
