@@ -130,9 +130,11 @@ fn serve(config: Config) -> Result<(), BootError> {
     let report_bell = Arc::new(Doorbell::new()?);
     let (report, reports) =
         lane("shard_to_control", limits::lane::SHARD_TO_CONTROL, report_bell.clone());
+    let reports_refused = (report.name(), report.refusals());
     let to_shard = start_shard(&config, &*log, public, report, probe.clone(), &endings)?;
 
-    let sources = Sources { shards: vec![probe], log_lag: log_lag.clone() };
+    let lanes = vec![(to_shard.name(), to_shard.refusals()), reports_refused];
+    let sources = Sources { shards: vec![probe], log_lag: log_lag.clone(), lanes };
     let state = AdminState {
         creator,
         store,

@@ -33,12 +33,19 @@ pub struct Refusal<T> {
     pub reason: RefusalReason,
 }
 
+/// Items that came back to the senders of one lane since the start, by reason.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    full: AtomicU64,
+    closed: AtomicU64,
+}
+
 #[derive(Debug)]
 struct Shared<T> {
     name: &'static str,
     queue: ArrayQueue<T>,
     closed: AtomicBool,
-    refused: AtomicU64,
+    refusals: Arc<Refusals>,
     bell: Arc<Doorbell>,
 }
 
@@ -64,10 +71,37 @@ pub fn lane<T>(
         name,
         queue: ArrayQueue::new(capacity),
         closed: AtomicBool::new(false),
-        refused: AtomicU64::new(0),
+        refusals: Arc::default(),
         bell,
     });
     (Sender { shared: shared.clone() }, Receiver { shared })
+}
+
+impl RefusalReason {
+    pub const ALL: [Self; 2] = [Self::Full, Self::Closed];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl Refusals {
+    pub fn of(&self, reason: RefusalReason) -> &AtomicU64 {
+        match reason {
+            RefusalReason::Full => &self.full,
+            RefusalReason::Closed => &self.closed,
+        }
+    }
+}
+
+impl<T> Shared<T> {
+    fn refuse(&self, item: T, reason: RefusalReason) -> Refusal<T> {
+        self.refusals.of(reason).fetch_add(1, Ordering::Relaxed);
+        Refusal { item, reason }
+    }
 }
 
 impl<T> Clone for Sender<T> {
@@ -81,18 +115,14 @@ impl<T> Sender<T> {
     pub fn try_send(&self, item: T) -> Result<(), Refusal<T>> {
         let shared = &*self.shared;
         if shared.closed.load(Ordering::Acquire) {
-            shared.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(Refusal { item, reason: RefusalReason::Closed });
+            return Err(shared.refuse(item, RefusalReason::Closed));
         }
         match shared.queue.push(item) {
             Ok(()) => {
                 shared.bell.ring_if_asleep();
                 Ok(())
             }
-            Err(item) => {
-                shared.refused.fetch_add(1, Ordering::Relaxed);
-                Err(Refusal { item, reason: RefusalReason::Full })
-            }
+            Err(item) => Err(shared.refuse(item, RefusalReason::Full)),
         }
     }
 
@@ -105,9 +135,9 @@ impl<T> Sender<T> {
         self.shared.queue.len()
     }
 
-    /// Items that came back since the start.
-    pub fn refused(&self) -> u64 {
-        self.shared.refused.load(Ordering::Relaxed)
+    /// For metrics: outlives the lane.
+    pub fn refusals(&self) -> Arc<Refusals> {
+        self.shared.refusals.clone()
     }
 }
 
@@ -147,7 +177,8 @@ mod tests {
         drop(receiver);
         let refusal = sender.try_send(4).expect_err("nobody there");
         assert_eq!((refusal.item, refusal.reason), (4, RefusalReason::Closed));
-        assert_eq!(sender.refused(), 2);
+        let refused = |reason| sender.refusals().of(reason).load(Ordering::Relaxed);
+        assert_eq!(RefusalReason::ALL.map(refused), [1, 1]);
     }
 
     #[test]

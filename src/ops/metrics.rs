@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::domain::CloseReason;
+use crate::lane::{RefusalReason, Refusals};
 use crate::shard::{BUCKETS_MICROS, Histogram, Probe};
 
 /// What a scrape reads.
@@ -25,6 +26,8 @@ pub struct Metrics {
 pub struct Sources {
     pub shards: Vec<Arc<Probe>>,
     pub log_lag: Arc<AtomicU64>,
+    /// The lanes by name.
+    pub lanes: Vec<(&'static str, Arc<Refusals>)>,
 }
 
 impl Metrics {
@@ -97,6 +100,7 @@ impl Collector for Sources {
         let what = ("sent", "Bytes that streams took", Some(Unit::Bytes));
         self.per_shard(&mut encoder, what, bytes)?;
         self.closes(&mut encoder)?;
+        self.refusals(&mut encoder)?;
         self.histogram(&mut encoder, "fanout", "Append to all that keep up", |probe| {
             &probe.fanout
         })?;
@@ -139,6 +143,20 @@ impl Sources {
         Ok(())
     }
 
+    fn refusals(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let kind = ConstCounter::new(0_u64).metric_type();
+        let help = "Items that a lane did not take, by reason";
+        let mut family = encoder.encode_descriptor("lane_refusals", help, None, kind)?;
+        for (lane, refusals) in &self.lanes {
+            for reason in RefusalReason::ALL {
+                let labels = [("lane", *lane), ("reason", reason.name())];
+                let refused = ConstCounter::new(load(refusals.of(reason)));
+                refused.encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The library takes the buckets of a histogram that is kept elsewhere.
     fn histogram(
         &self,
@@ -153,7 +171,7 @@ impl Sources {
         for (shard, probe) in self.shards.iter().enumerate() {
             let (counts, sum) = read(probe).read();
             let bounds = BUCKETS_MICROS.iter().map(|micros| *micros as f64 / 1e6);
-            let buckets: Vec<(f64, u64)> = bounds.chain([f64::MAX]).zip(counts).collect();
+            let buckets: Vec<(f64, u64)> = bounds.chain([f64::INFINITY]).zip(counts).collect();
             let labels = [("shard", shard.to_string())];
             let mut metric = family.encode_family(&labels)?;
             metric.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)?;
