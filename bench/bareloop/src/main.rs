@@ -1,3 +1,6 @@
-//! The bare send loop.
+//! The baseline as a program: `bareloop [CORE]`.
 
-fn main() {}
+fn main() -> std::io::Result<()> {
+    let core = std::env::args().nth(1).and_then(|core| core.parse().ok());
+    bareloop::run(core)
+}

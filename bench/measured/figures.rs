@@ -1,0 +1,133 @@
+//! Figures: what was measured, beside its baseline and its goal.
+
+use serde::Serialize;
+
+/// What must hold.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// The figure itself.
+    AtMost(f64),
+    /// The figure by its baseline.
+    RatioAtMost(f64),
+    /// Shown for what it explains.
+    None,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Spread {
+    pub least: f64,
+    pub median: f64,
+    pub most: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Figure {
+    pub name: &'static str,
+    pub unit: &'static str,
+    pub measured: Spread,
+    pub baseline_name: &'static str,
+    pub baseline: Spread,
+    /// Median of the rounds' ratios.
+    pub ratio: f64,
+    pub goal: Goal,
+    pub is_met: bool,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub struct Figures {
+    all: Vec<Figure>,
+    notes: Vec<String>,
+}
+
+impl Spread {
+    pub fn of(values: &[f64]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let [least, .., most] = sorted[..] else {
+            return Self { least: sorted[0], median: sorted[0], most: sorted[0] };
+        };
+        Self { least, median: sorted[sorted.len() / 2], most }
+    }
+}
+
+impl Figures {
+    /// Adds a figure: one value a round, and that of the baseline in the same round.
+    pub fn add(
+        &mut self,
+        (name, unit): (&'static str, &'static str),
+        measured: &[f64],
+        (baseline_name, baseline): (&'static str, &[f64]),
+        goal: Goal,
+    ) {
+        let ratios: Vec<f64> =
+            measured.iter().zip(baseline).map(|(ours, bare)| ours / bare).collect();
+        let ratio = Spread::of(&ratios).median;
+        let measured = Spread::of(measured);
+        let is_met = match goal {
+            Goal::AtMost(most) => measured.median <= most,
+            Goal::RatioAtMost(most) => ratio <= most,
+            Goal::None => true,
+        };
+        let baseline = Spread::of(baseline);
+        self.all.push(Figure {
+            name,
+            unit,
+            measured,
+            baseline_name,
+            baseline,
+            ratio,
+            goal,
+            is_met,
+        });
+    }
+
+    /// Adds a line that explains the figures.
+    pub fn note(&mut self, note: String) {
+        println!("{note}");
+        self.notes.push(note);
+    }
+
+    pub fn print(&self) {
+        println!();
+        for note in &self.notes {
+            println!("{note}");
+        }
+        println!(
+            "\n{:<36} {:>24} {:>34} {:>7}  {:<16} met",
+            "figure (median, least-most)", "measured", "baseline", "ratio", "goal"
+        );
+        for figure in &self.all {
+            let goal = match figure.goal {
+                Goal::AtMost(most) => format!("<= {most} {}", figure.unit),
+                Goal::RatioAtMost(most) => format!("ratio <= {most:.2}"),
+                Goal::None => "-".to_owned(),
+            };
+            let met = match (figure.goal, figure.is_met) {
+                (Goal::None, _) => "-",
+                (_, true) => "yes",
+                (_, false) => "NO",
+            };
+            println!(
+                "{:<36} {:>24} {:>34} {:>7.3}  {:<16} {}",
+                format!("{}, {}", figure.name, figure.unit),
+                shown(figure.measured),
+                format!("{} {}", figure.baseline_name, shown(figure.baseline)),
+                figure.ratio,
+                goal,
+                met
+            );
+        }
+    }
+
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("figures are JSON")
+    }
+}
+
+fn shown(spread: Spread) -> String {
+    if spread.least == spread.most {
+        return format!("{:.0}", spread.median);
+    }
+    format!("{:.0} ({:.0}-{:.0})", spread.median, spread.least, spread.most)
+}
