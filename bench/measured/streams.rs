@@ -58,6 +58,9 @@ pub fn measure(figures: &mut Figures) {
     let many: u32 = many.unwrap_or(STREAMS_MANY).max(STREAMS_FEW + 1);
     let few = STREAMS_FEW;
 
+    // Children inherit it. The allocator asks for huge pages, and 2 MiB more or less are 150 bytes
+    // a stream here.
+    rustix::thread::disable_transparent_huge_pages(true).expect("Linux");
     let node = Node::start(SERVER_CORE);
     let audience = Peer::start(peers::AUDIENCE);
     let address = node.public.clone();
@@ -82,7 +85,7 @@ pub fn measure(figures: &mut Figures) {
     );
     figures.note(format!(
         "memory: resident bytes of the process, slope from {few} to {many} idle streams, user ids \
-         of 16 bytes, three roles each; private {:.0} B (bare loop {:.0} B). Apart from it the \
+         of 16 bytes, three roles each, without huge pages; private {:.0} B (bare loop {:.0} B). Apart from it the \
          kernel's objects of both ends of a connection: {kernel:.0} B",
         slope.private, bare_slope.private
     ));
