@@ -1,7 +1,19 @@
 //! Two kinds of time, never mixed: what a calendar says, and how long something took.
 
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
+
+/// Bytes of a date as we write it: `2026-11-24T10:00:00.123Z`, and the places of its numbers.
+pub const ISO_BYTES: usize = 24;
+const ISO_YEAR: Range<usize> = 0..4;
+const ISO_MONTH: Range<usize> = 5..7;
+const ISO_DAY: Range<usize> = 8..10;
+const ISO_HOUR: Range<usize> = 11..13;
+const ISO_MINUTE: Range<usize> = 14..16;
+const ISO_SECOND: Range<usize> = 17..19;
+const ISO_MILLIS: Range<usize> = 20..23;
+const DAY_MS: u64 = 24 * 3_600 * 1_000;
 
 /// Calendar time, milliseconds since 1970-01-01 UTC. It may step.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -15,9 +27,36 @@ impl EpochMillis {
     /// Reads any ISO-8601 instant with an offset, to the millisecond. `None` for anything else,
     /// for times before 1970 and beyond the year 9999.
     pub fn parse_iso(text: &str) -> Option<Self> {
+        if let Some(at) = parse_utc(text.as_bytes()) {
+            return Some(at);
+        }
         let stamp: jiff::Timestamp = text.parse().ok()?;
         let millis = u64::try_from(stamp.as_millisecond()).ok()?;
         (millis <= Self::MAX.0).then_some(Self(millis))
+    }
+
+    /// The text that `Display` gives. Beyond `MAX` it is that of `MAX`.
+    pub fn to_iso(self) -> [u8; ISO_BYTES] {
+        let millis = self.0.min(Self::MAX.0);
+        let (year, month, day) = date_of(millis / DAY_MS);
+        let seconds = millis % DAY_MS / 1_000;
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        for (place, number) in [
+            (ISO_YEAR, year),
+            (ISO_MONTH, month),
+            (ISO_DAY, day),
+            (ISO_HOUR, seconds / 3_600),
+            (ISO_MINUTE, seconds / 60 % 60),
+            (ISO_SECOND, seconds % 60),
+            (ISO_MILLIS, millis % 1_000),
+        ] {
+            let mut rest = number;
+            for digit in text[place].iter_mut().rev() {
+                *digit += (rest % 10) as u8;
+                rest /= 10;
+            }
+        }
+        text
     }
 
     pub const fn plus(self, duration: Duration) -> Self {
@@ -28,17 +67,14 @@ impl EpochMillis {
 /// ISO-8601 in UTC, always with milliseconds and `Z`.
 impl fmt::Display for EpochMillis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = i64::try_from(self.0.min(Self::MAX.0)).unwrap_or(i64::MAX);
-        match jiff::Timestamp::from_millisecond(millis) {
-            Ok(stamp) => write!(f, "{stamp:.3}"),
-            Err(_) => Err(fmt::Error),
-        }
+        f.pad(std::str::from_utf8(&self.to_iso()).map_err(|_| fmt::Error)?)
     }
 }
 
 impl serde::Serialize for EpochMillis {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        let text = self.to_iso();
+        serializer.serialize_str(std::str::from_utf8(&text).map_err(serde::ser::Error::custom)?)
     }
 }
 
@@ -59,6 +95,57 @@ impl<'de> serde::Deserialize<'de> for EpochMillis {
     }
 }
 
+/// Reads exactly the form that we write ourselves, which is that of nearly every record. `None`
+/// says nothing: the general parser decides.
+fn parse_utc(text: &[u8]) -> Option<EpochMillis> {
+    let text: &[u8; ISO_BYTES] = text.try_into().ok()?;
+    let mut is_form = true;
+    for (byte, form) in text.iter().zip(b"0000-00-00T00:00:00.000Z") {
+        is_form &= if *form == b'0' { byte.is_ascii_digit() } else { byte == form };
+    }
+    if !is_form {
+        return None;
+    }
+    let number = |place: Range<usize>| {
+        text[place].iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
+    };
+    let (year, month, day) = (number(ISO_YEAR), number(ISO_MONTH), number(ISO_DAY));
+    let (hour, minute, second) = (number(ISO_HOUR), number(ISO_MINUTE), number(ISO_SECOND));
+    if year < 1970 || day == 0 || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    let days = days_of(year, month, day);
+    // A day that its month does not have comes back as another one.
+    if date_of(days) != (year, month, day) {
+        return None;
+    }
+    let millis = days * DAY_MS + (hour * 3_600 + minute * 60 + second) * 1_000 + number(ISO_MILLIS);
+    (millis <= EpochMillis::MAX.0).then_some(EpochMillis(millis))
+}
+
+/// Days since 1970-01-01, for years from then on.
+///
+/// Source: H. Hinnant, "chrono-Compatible Low-Level Date Algorithms" (2013), `days_from_civil`.
+const fn days_of(year: u64, month: u64, day: u64) -> u64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, of_era) = (year / 400, year % 400);
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let of_era = of_era * 365 + of_era / 4 - of_era / 100 + of_year;
+    era * 146_097 + of_era - 719_468
+}
+
+/// Year, month and day of a number of days since 1970-01-01: `civil_from_days`, as above.
+const fn date_of(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    (year + era * 400 + (month <= 2) as u64, month, day)
+}
+
 /// Monotonic time, milliseconds since an origin of the process's own. It never steps, and runs on
 /// while the machine sleeps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -77,6 +164,31 @@ impl Moment {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Our own arithmetic is that of the library, in both directions.
+        #[test]
+        fn dates_are_those_of_the_library(millis in 0..=EpochMillis::MAX.0) {
+            let stamp = jiff::Timestamp::from_millisecond(millis as i64).expect("in range");
+            let text = format!("{stamp:.3}");
+            prop_assert_eq!(EpochMillis(millis).to_string(), text.clone());
+            prop_assert_eq!(parse_utc(text.as_bytes()), Some(EpochMillis(millis)));
+        }
+
+        /// What our own form allows, the library does too, and gives the same.
+        #[test]
+        fn odd_dates_are_read_as_the_library_does(
+            text in "(19|20|21)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9][.,][0-9]{3}[Zz]",
+        ) {
+            let library = text.parse::<jiff::Timestamp>().ok();
+            let library = library.and_then(|stamp| u64::try_from(stamp.as_millisecond()).ok());
+            if let Some(own) = parse_utc(text.as_bytes()) {
+                prop_assert_eq!(Some(own.0), library);
+            }
+            prop_assert_eq!(EpochMillis::parse_iso(&text).map(|at| at.0), library);
+        }
+    }
 
     #[test]
     fn dates_have_milliseconds_and_z() {
