@@ -213,9 +213,7 @@ fn message_body(
     appended_at: EpochMillis,
 ) -> Result<Vec<u8>, BadRecord> {
     let content = record.message.ok_or(BadRecord::NoMessage)?;
-    let user_message_id = record.user_id.map(|user| format!("{}:{user}", record.broadcast_id));
     let message = Message {
-        user_message_id: user_message_id.as_deref(),
         broadcast_id: record.broadcast_id,
         user_id: record.user_id,
         correlation_id: record.correlation_id,

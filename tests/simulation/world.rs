@@ -625,7 +625,6 @@ fn find(log: &BTreeMap<Partition, Vec<SharedEvent>>, position: Position) -> Shar
 
 fn message<'a>(content: &'a str, padding: &'a str) -> Message<'a> {
     Message {
-        user_message_id: None,
         broadcast_id: BroadcastId::new(1).expect("small"),
         user_id: None,
         correlation_id: Some(padding),
