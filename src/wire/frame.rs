@@ -150,7 +150,8 @@ fn begin_frame(out: &mut Vec<u8>, name: &str) {
 
 const NULL: &[u8] = b"null";
 
-/// `before` holds the comma, the name and the colon.
+/// `before` holds the comma, the name and the colon. Inlined, so that its length is known.
+#[inline(always)]
 fn write_text(out: &mut Vec<u8>, before: &str, text: Option<&str>) {
     out.extend_from_slice(before.as_bytes());
     match text {
@@ -163,6 +164,7 @@ fn write_text(out: &mut Vec<u8>, before: &str, text: Option<&str>) {
     }
 }
 
+#[inline(always)]
 fn write_date(out: &mut Vec<u8>, before: &str, at: Option<EpochMillis>) {
     out.extend_from_slice(before.as_bytes());
     match at {
