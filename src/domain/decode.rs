@@ -10,7 +10,7 @@ use simd_json::Buffers;
 
 use crate::base::{EpochMillis, EventType, LogShape, Position, TargetType, Topic, UserId};
 use crate::limits::{contract, log as limits};
-use crate::wire::archive::{Audience, Event, MemberKind, SharedEvent};
+use crate::wire::archive::{Archiver, Audience, Event, MemberKind, SharedEvent};
 use crate::wire::frame::{self, Message};
 use crate::wire::record::{DeliveryRecord, event_id};
 
@@ -75,11 +75,20 @@ pub struct Decoder {
     /// The parser writes into its input, and the record's bytes are shared.
     scratch: Vec<u8>,
     buffers: Buffers,
+    /// Where bodies are written before the archive takes them.
+    body: Vec<u8>,
+    archiver: Archiver,
 }
 
 impl Decoder {
     pub fn new(shape: LogShape) -> Self {
-        Self { shape, scratch: Vec::new(), buffers: Buffers::default() }
+        Self {
+            shape,
+            scratch: Vec::new(),
+            buffers: Buffers::default(),
+            body: Vec::new(),
+            archiver: Archiver::default(),
+        }
     }
 
     /// Decodes one record. The key decides nothing: `userId` says whom it is for.
@@ -138,23 +147,20 @@ impl Decoder {
             Some(text) => uuid::Uuid::try_parse(text).map_err(|_| BadRecord::EventId)?,
             None => event_id(record.broadcast_id, record.user_id, record.event_type),
         };
-        let body = match record.event_type {
-            EventType::Created => message_body(&record, appended_at)?,
-            EventType::Read => {
-                let mut body = Vec::with_capacity(64);
-                frame::write_read_receipt(&mut body, record.broadcast_id);
-                body
-            }
+        self.body.clear();
+        match record.event_type {
+            EventType::Created => write_message(&mut self.body, &record, appended_at)?,
+            EventType::Read => frame::write_read_receipt(&mut self.body, record.broadcast_id),
             EventType::Cancelled | EventType::Expired | EventType::Failed => {
                 return Ok(Finding::Ignore(Unserved::EventType));
             }
-        };
+        }
         if let (Topic::Selected, Audience::User(user)) = (position.partition.topic, &audience)
             && self.shape.partition_of_user(user) != position.partition.index
         {
             return Ok(Finding::Ignore(Unserved::ForeignPartition));
         }
-        Ok(Finding::Serve(SharedEvent::new(Event {
+        Ok(Finding::Serve(self.archiver.write(Event {
             position,
             appended_at,
             event_id: id.as_u128(),
@@ -162,7 +168,7 @@ impl Decoder {
             broadcast: record.broadcast_id,
             expires_at: record.expires_at,
             audience,
-            body,
+            body: &self.body,
         })))
     }
 }
@@ -180,10 +186,13 @@ fn caught<T>(
 }
 
 /// Whom the event is for; `None` if the record does not say.
-fn audience_of(record: &DeliveryRecord<'_>, topic: Topic) -> Result<Option<Audience>, BadRecord> {
+fn audience_of<'a>(
+    record: &DeliveryRecord<'a>,
+    topic: Topic,
+) -> Result<Option<Audience<'a>>, BadRecord> {
     if let Some(user) = record.user_id {
         UserId::check(user).map_err(BadRecord::User)?;
-        return Ok(Some(Audience::User(user.to_owned())));
+        return Ok(Some(Audience::User(user)));
     }
     if topic == Topic::Selected {
         return Err(BadRecord::WrongTopic);
@@ -203,15 +212,15 @@ fn audience_of(record: &DeliveryRecord<'_>, topic: Topic) -> Result<Option<Audie
     if names.len() > contract::TARGET_NAMES_MAX {
         return Err(BadRecord::TooManyNames);
     }
-    let names = names.iter().map(|name| (*name).to_owned()).collect();
-    Ok(Some(Audience::Members { kind, names }))
+    Ok(Some(Audience::Members { kind, names: names.to_vec() }))
 }
 
-/// The body of MESSAGE, encoded once for all who get it.
-fn message_body(
+/// Appends the body of MESSAGE, encoded once for all who get it.
+fn write_message(
+    body: &mut Vec<u8>,
     record: &DeliveryRecord<'_>,
     appended_at: EpochMillis,
-) -> Result<Vec<u8>, BadRecord> {
+) -> Result<(), BadRecord> {
     let content = record.message.ok_or(BadRecord::NoMessage)?;
     let message = Message {
         broadcast_id: record.broadcast_id,
@@ -230,10 +239,8 @@ fn message_body(
         scheduled_at: record.scheduled_at,
         expires_at: record.expires_at,
     };
-    // What stands around the content takes about 480 bytes.
-    let mut body = Vec::with_capacity(content.len() + content.len() / 8 + 512);
-    frame::write_message(&mut body, &message);
-    Ok(body)
+    frame::write_message(body, &message);
+    Ok(())
 }
 
 #[cfg(test)]

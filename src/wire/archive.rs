@@ -2,11 +2,14 @@
 //!
 //! Written once by the shard that decoded the record, read in place by every shard that serves it.
 //! In memory only: an archive never leaves the process. Any thread.
-#![allow(unsafe_code)] // One block: access without validation, of bytes that this file wrote.
+#![allow(unsafe_code)] // Bytes as aligned units, and access without validation to what stands there.
 
 use std::sync::Arc;
 
+use rkyv::boxed::ArchivedBox;
+use rkyv::rancor::Panic;
 use rkyv::util::AlignedVec;
+use rkyv::with::{InlineAsBox, Map};
 use rkyv::{Archive, Serialize};
 
 use crate::base::{BroadcastId, EpochMillis, Partition, Position, Topic};
@@ -30,29 +33,29 @@ impl MemberKind {
 
 /// Whom an event is for.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Audience {
+pub enum Audience<'a> {
     Everyone,
-    User(String),
-    Members { kind: MemberKind, names: Vec<String> },
+    User(&'a str),
+    Members { kind: MemberKind, names: Vec<&'a str> },
 }
 
 /// An event as it is put into the archive.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Event {
+pub struct Event<'a> {
     pub position: Position,
     pub appended_at: EpochMillis,
     pub event_id: u128,
     pub attempt: u32,
     pub broadcast: BroadcastId,
     pub expires_at: Option<EpochMillis>,
-    pub audience: Audience,
+    pub audience: Audience<'a>,
     /// The SSE frame without its `id` line: `event: NAME\ndata: {json}\n\n`.
-    pub body: Vec<u8>,
+    pub body: &'a [u8],
 }
 
 /// The archived form: plain numbers and texts.
 #[derive(Archive, Serialize)]
-struct Stored {
+struct Stored<'a> {
     topic: u8,
     partition: u16,
     attempt: u32,
@@ -63,20 +66,42 @@ struct Stored {
     /// `u64::MAX`: never.
     expires_at: u64,
     audience: u8,
-    /// The user, or the members' names, sorted and without repeats.
-    names: Vec<String>,
-    body: Vec<u8>,
+    /// Empty unless the event is for one user.
+    #[rkyv(with = InlineAsBox)]
+    user: &'a str,
+    /// The members' names, sorted and without repeats.
+    #[rkyv(with = Map<InlineAsBox>)]
+    names: Vec<&'a str>,
+    #[rkyv(with = InlineAsBox)]
+    body: &'a [u8],
 }
 
 const EVERYONE: u8 = 0;
 const USER: u8 = 1;
 const MEMBERS: u8 = 2;
 
-/// One event, shared by all who serve it. Cloning it counts a reference.
+/// Writes archives, with a buffer that it reuses. One a shard.
+#[derive(Debug, Default)]
+pub struct Archiver {
+    scratch: AlignedVec,
+}
+
+/// What an archive is made of: its alignment is the largest that a field of it wants, and so every
+/// archive is a whole number of these.
+#[derive(Clone, Copy)]
+#[repr(align(16))]
+struct Unit(#[expect(dead_code, reason = "read as a part of the archive")] [u8; UNIT_BYTES]);
+
+const UNIT_BYTES: usize = 16;
+const _: () = assert!(align_of::<ArchivedStored<'_>>() <= align_of::<Unit>());
+const _: () = assert!(size_of::<ArchivedStored<'_>>().is_multiple_of(UNIT_BYTES));
+
+/// One event, shared by all who serve it: one allocation, count and archive together. Cloning it
+/// counts a reference.
 #[derive(Clone)]
 pub struct SharedEvent {
-    /// An archive of `Stored`, written by `SharedEvent::new`.
-    bytes: Arc<AlignedVec>,
+    /// An archive of `Stored`, written by an `Archiver`.
+    units: Arc<[Unit]>,
 }
 
 /// Whom an event is for, read in place.
@@ -89,15 +114,15 @@ pub enum AudienceRef<'a> {
 
 /// Names of members: sorted, without repeats.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Names<'a>(&'a [rkyv::string::ArchivedString]);
+pub struct Names<'a>(&'a [ArchivedBox<str>]);
 
 impl<'a> Names<'a> {
     pub fn iter(self) -> impl Iterator<Item = &'a str> {
-        self.0.iter().map(rkyv::string::ArchivedString::as_str)
+        self.0.iter().map(ArchivedBox::get)
     }
 
     pub fn contains(self, name: &str) -> bool {
-        self.0.binary_search_by(|known| known.as_str().cmp(name)).is_ok()
+        self.0.binary_search_by(|known| known.get().cmp(name)).is_ok()
     }
 }
 
@@ -107,13 +132,12 @@ impl std::fmt::Debug for Names<'_> {
     }
 }
 
-impl SharedEvent {
-    /// Writes the archive.
-    pub fn new(event: Event) -> Self {
-        let (audience, mut names) = match event.audience {
-            Audience::Everyone => (EVERYONE, Vec::new()),
-            Audience::User(user) => (USER, vec![user]),
-            Audience::Members { kind, names } => (MEMBERS + kind as u8, names),
+impl Archiver {
+    pub fn write(&mut self, event: Event<'_>) -> SharedEvent {
+        let (audience, user, mut names) = match event.audience {
+            Audience::Everyone => (EVERYONE, "", Vec::new()),
+            Audience::User(user) => (USER, user, Vec::new()),
+            Audience::Members { kind, names } => (MEMBERS + kind as u8, "", names),
         };
         names.sort_unstable();
         names.dedup();
@@ -127,16 +151,26 @@ impl SharedEvent {
             broadcast: event.broadcast.get(),
             expires_at: event.expires_at.map_or(u64::MAX, |at| at.0),
             audience,
+            user,
             names,
             body: event.body,
         };
-        let bytes = rkyv::to_bytes::<rkyv::rancor::Panic>(&stored);
-        match bytes {
-            Ok(bytes) => Self { bytes: Arc::new(bytes) },
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        let scratch = match rkyv::api::high::to_bytes_in::<_, Panic>(&stored, scratch) {
+            Ok(scratch) => scratch,
             Err(never) => match never {},
-        }
+        };
+        // SAFETY: any bytes are a `Unit`.
+        let (before, units, behind) = unsafe { scratch.align_to::<Unit>() };
+        assert!(before.is_empty() && behind.is_empty(), "the root ends an archive of whole units");
+        let units = units.into();
+        self.scratch = scratch;
+        SharedEvent { units }
     }
+}
 
+impl SharedEvent {
     pub fn position(&self) -> Position {
         let stored = self.stored();
         let topic = if stored.topic == Topic::Group as u8 { Topic::Group } else { Topic::Selected };
@@ -173,9 +207,7 @@ impl SharedEvent {
     pub fn audience(&self) -> AudienceRef<'_> {
         let stored = self.stored();
         let kind = match stored.audience {
-            USER => {
-                return AudienceRef::User(stored.names.first().map_or("", |name| name.as_str()));
-            }
+            USER => return AudienceRef::User(stored.user.get()),
             EVERYONE => return AudienceRef::Everyone,
             kind if kind == MEMBERS + MemberKind::Role as u8 => MemberKind::Role,
             kind if kind == MEMBERS + MemberKind::Group as u8 => MemberKind::Group,
@@ -186,18 +218,23 @@ impl SharedEvent {
 
     /// The SSE frame without its `id` line.
     pub fn body(&self) -> &[u8] {
-        self.stored().body.as_slice()
+        self.stored().body.get()
     }
 
     /// Bytes that the event holds in memory.
     pub fn bytes(&self) -> usize {
-        self.bytes.len() + size_of::<AlignedVec>()
+        // Two counts stand before the archive.
+        size_of_val(&*self.units) + 2 * size_of::<usize>()
     }
 
-    fn stored(&self) -> &ArchivedStored {
-        // SAFETY: `bytes` is private and only ever set by `new`, to what rkyv wrote there for a
-        // `Stored`: it is valid, and an AlignedVec keeps the alignment under which it was written.
-        unsafe { rkyv::access_unchecked::<ArchivedStored>(&self.bytes) }
+    fn stored(&self) -> &ArchivedStored<'_> {
+        let (start, length) = (self.units.as_ptr().cast(), size_of_val(&*self.units));
+        // SAFETY: a `Unit` is bytes without padding, and as many of them are borrowed as there are.
+        // `units` is private and only ever set by `Archiver`, to what rkyv wrote there for a
+        // `Stored`: it is valid, and a unit has the alignment under which it was written.
+        unsafe {
+            rkyv::access_unchecked::<ArchivedStored<'_>>(std::slice::from_raw_parts(start, length))
+        }
     }
 }
 
@@ -215,7 +252,7 @@ impl std::fmt::Debug for SharedEvent {
 mod tests {
     use super::*;
 
-    fn event(audience: Audience) -> Event {
+    fn event(audience: Audience<'_>) -> Event<'_> {
         Event {
             position: Position {
                 partition: Partition { topic: Topic::Group, index: 7 },
@@ -227,14 +264,14 @@ mod tests {
             broadcast: BroadcastId::new(42).expect("small"),
             expires_at: None,
             audience,
-            body: b"event: MESSAGE\ndata: {}\n\n".to_vec(),
+            body: b"event: MESSAGE\ndata: {}\n\n",
         }
     }
 
     #[test]
     fn what_is_written_is_read_in_place() {
-        let shared = SharedEvent::new(event(Audience::User("u".into())));
-        let written = event(Audience::User("u".into()));
+        let shared = Archiver::default().write(event(Audience::User("u")));
+        let written = event(Audience::User("u"));
         assert_eq!(shared.position(), written.position);
         assert_eq!(shared.event_id(), written.event_id);
         assert_eq!((shared.attempt(), shared.expires_at()), (3, None));
@@ -246,8 +283,8 @@ mod tests {
     #[test]
     fn names_are_found_whatever_their_order() {
         for kind in [MemberKind::Role, MemberKind::Group, MemberKind::Product] {
-            let names = vec!["b".into(), "a".into(), "b".into()];
-            let shared = SharedEvent::new(event(Audience::Members { kind, names }));
+            let names = vec!["b", "a", "b"];
+            let shared = Archiver::default().write(event(Audience::Members { kind, names }));
             let AudienceRef::Members { kind: read, names } = shared.audience() else {
                 panic!("members")
             };

@@ -14,7 +14,7 @@ use corecast::base::{
 use corecast::domain::{
     CloseReason, Membership, Open, Outcome, RingLimits, StreamKey, Streams, StreamsOptions, Vector,
 };
-use corecast::wire::archive::{Audience, Event, MemberKind, SharedEvent};
+use corecast::wire::archive::{Archiver, Audience, Event, MemberKind, SharedEvent};
 use corecast::wire::cursor::Cursor;
 use corecast::wire::frame::{self, Message};
 
@@ -275,14 +275,13 @@ impl World {
         let (partition, audience) = match self.random.below(4) {
             0 => {
                 let index = SHAPE.partition_of_user(&user);
-                (Partition { topic: Topic::Selected, index }, Audience::User(user))
+                (Partition { topic: Topic::Selected, index }, Audience::User(&user))
             }
             kind => {
                 let groups: Vec<_> =
                     partitions.iter().filter(|partition| partition.topic == Topic::Group).collect();
                 let partition = *groups[self.random.below(groups.len())];
-                let names =
-                    vec![ROLES[self.random.below(4)].into(), ROLES[self.random.below(4)].into()];
+                let names = vec![ROLES[self.random.below(4)], ROLES[self.random.below(4)]];
                 let members = Audience::Members { kind: MemberKind::Role, names };
                 (partition, if kind == 1 { Audience::Everyone } else { members })
             }
@@ -297,7 +296,7 @@ impl World {
         let padding = "x".repeat(self.random.below(2_000));
         let mut body = Vec::new();
         frame::write_message(&mut body, &message(&content, &padding));
-        let event = SharedEvent::new(Event {
+        let event = Archiver::default().write(Event {
             position,
             appended_at: self.wall(),
             event_id: u128::from(self.random.next()),
@@ -305,7 +304,7 @@ impl World {
             broadcast: BroadcastId::new(1).expect("small"),
             expires_at,
             audience,
-            body,
+            body: &body,
         });
         for client in &mut self.clients {
             if is_for(&event, client.user.as_str(), &client.roles) {
