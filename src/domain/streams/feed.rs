@@ -156,7 +156,8 @@ impl<S> Streams<S> {
     fn plan_frames(&mut self, index: u32, wall: EpochMillis) {
         let Some(stream) = self.slab.get(index) else { return };
         let user = self.users.get(stream.user);
-        let scan_end = self.scan_end();
+        let until = stream.until;
+        let scan_end = self.scan_end().min(until);
         // The lead takes one piece; a frame takes two.
         let room = FRAMES_MAX - usize::from(self.plan.lead_bytes > 0);
         while self.plan.end < scan_end && self.plan.frames.len() < room {
@@ -172,6 +173,9 @@ impl<S> Streams<S> {
             let bytes = frame_bytes(frame, &self.options.shape, user.own_partition);
             let (frame, end) = (frame.clone(), self.plan.end);
             self.plan.frames.push(Planned { frame, end, out: 0, bytes });
+        }
+        if self.plan.end >= until {
+            self.plan.end = self.ring.next();
         }
     }
 

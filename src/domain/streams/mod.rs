@@ -126,6 +126,8 @@ struct Stream<S> {
     private: Option<Box<Private>>,
     /// The next frame to look at; without meaning at the head.
     at: u64,
+    /// No frame from here on is for it; without meaning at the head.
+    until: u64,
     serial: u32,
     user: u32,
     next_of_user: u32,
@@ -320,6 +322,7 @@ impl<S> Streams<S> {
             socket: open.socket,
             private: Some(Box::new(private)),
             at: start.at,
+            until: self.ring.next(),
             serial,
             user,
             next_of_user: self.users.get(user).first_stream,
@@ -542,6 +545,7 @@ fn come_behind<S>(stream: &mut Stream<S>, index: u32, sequence: u64, queue: &mut
         stream.at = sequence;
         stream.state |= BEHIND;
     }
+    stream.until = sequence + 1;
     enqueue(stream, index, queue);
 }
 
