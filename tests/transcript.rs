@@ -11,7 +11,7 @@ use corecast::base::{
     BroadcastId, EpochMillis, LogIdentity, LogShape, Moment, Partition, Position, Topic, UserId,
 };
 use corecast::domain::{
-    Membership, Open, Outcome, RingLimits, StreamKey, Streams, StreamsOptions, Vector,
+    CloseReason, Membership, Open, Outcome, RingLimits, StreamKey, Streams, StreamsOptions, Vector,
 };
 use corecast::wire::archive::{Audience, Event, MemberKind, SharedEvent};
 use corecast::wire::cursor::Cursor;
@@ -137,30 +137,32 @@ fn a_stream_from_its_head_to_its_end() {
     check("whole", &socket);
 }
 
+/// A client that has got one event and then lost its connection: the cursor it has.
+fn cursor_of_a_lost_client(bench: &mut Bench) -> String {
+    let (key, socket) = bench.open("alice", None);
+    bench.append(group(0), 0, Audience::Everyone);
+    bench.streams.handle_close(key, CloseReason::Peer);
+    let text = String::from_utf8(socket.borrow().clone()).expect("UTF-8");
+    let last = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back();
+    last.expect("an id").to_owned()
+}
+
 #[test]
 fn a_client_that_comes_back() {
     let mut bench = Bench::new(100);
-    let (key, first) = bench.open("alice", None);
-    bench.append(group(0), 0, Audience::Everyone);
-    let text = String::from_utf8(first.borrow().clone()).expect("UTF-8");
-    let last = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back();
-    bench.streams.handle_close(key, corecast::domain::CloseReason::Peer);
+    let cursor = cursor_of_a_lost_client(&mut bench);
     bench.append(group(0), 1, Audience::Everyone);
     bench.append(own("alice"), 0, Audience::User("alice".to_owned()));
-    let (_, second) = bench.open("alice", last);
-    check("resumed", &second);
+    let (_, socket) = bench.open("alice", Some(&cursor));
+    check("resumed", &socket);
 }
 
 #[test]
 fn a_client_that_comes_back_too_late() {
     let mut bench = Bench::new(1);
-    let (key, first) = bench.open("alice", None);
-    bench.append(group(0), 0, Audience::Everyone);
-    let text = String::from_utf8(first.borrow().clone()).expect("UTF-8");
-    let last = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back();
-    bench.streams.handle_close(key, corecast::domain::CloseReason::Peer);
+    let cursor = cursor_of_a_lost_client(&mut bench);
     bench.append(group(0), 1, Audience::Everyone);
     bench.append(group(0), 2, Audience::Everyone);
-    let (_, second) = bench.open("alice", last);
-    check("gap", &second);
+    let (_, socket) = bench.open("alice", Some(&cursor));
+    check("gap", &socket);
 }
