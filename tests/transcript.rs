@@ -13,7 +13,7 @@ use corecast::base::{
 use corecast::domain::{
     CloseReason, Membership, Open, Outcome, RingLimits, StreamKey, Streams, StreamsOptions, Vector,
 };
-use corecast::wire::archive::{Audience, Event, MemberKind, SharedEvent};
+use corecast::wire::archive::{Archiver, Audience, Event, MemberKind};
 use corecast::wire::cursor::Cursor;
 use corecast::wire::head::STREAM_RESPONSE_HEAD;
 
@@ -64,8 +64,9 @@ impl Bench {
         (opened.expect("room"), socket)
     }
 
-    fn append(&mut self, partition: Partition, offset: u64, audience: Audience) {
-        self.streams.handle_event(&SharedEvent::new(Event {
+    fn append(&mut self, partition: Partition, offset: u64, audience: Audience<'_>) {
+        let body = format!("event: MESSAGE\ndata: {{\"offset\":{offset}}}\n\n");
+        let event = Archiver::default().write(Event {
             position: Position { partition, offset },
             appended_at: NOON,
             event_id: 1,
@@ -73,8 +74,9 @@ impl Bench {
             broadcast: BroadcastId::new(42).expect("small"),
             expires_at: None,
             audience,
-            body: format!("event: MESSAGE\ndata: {{\"offset\":{offset}}}\n\n").into_bytes(),
-        }));
+            body: body.as_bytes(),
+        });
+        self.streams.handle_event(&event);
         self.write();
     }
 
@@ -105,8 +107,8 @@ fn own(user: &str) -> Partition {
     Partition { topic: Topic::Selected, index: SHAPE.partition_of_user(user) }
 }
 
-fn role(name: &str) -> Audience {
-    Audience::Members { kind: MemberKind::Role, names: vec![name.to_owned()] }
+fn role(name: &str) -> Audience<'_> {
+    Audience::Members { kind: MemberKind::Role, names: vec![name] }
 }
 
 /// Compares; `UPDATE_GOLDEN=1` writes what there is instead, to be read before it is committed.
@@ -127,7 +129,7 @@ fn a_stream_from_its_head_to_its_end() {
     bench.append(group(0), 7, Audience::Everyone);
     bench.append(group(1), 0, role("admin"));
     bench.append(group(1), 1, role("editor"));
-    bench.append(own("alice"), 300, Audience::User("alice".to_owned()));
+    bench.append(own("alice"), 300, Audience::User("alice"));
     for _ in 0..10 {
         bench.pass(Duration::from_secs(25));
     }
@@ -152,7 +154,7 @@ fn a_client_that_comes_back() {
     let mut bench = Bench::new(100);
     let cursor = cursor_of_a_lost_client(&mut bench);
     bench.append(group(0), 1, Audience::Everyone);
-    bench.append(own("alice"), 0, Audience::User("alice".to_owned()));
+    bench.append(own("alice"), 0, Audience::User("alice"));
     let (_, socket) = bench.open("alice", Some(&cursor));
     check("resumed", &socket);
 }
