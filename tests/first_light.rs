@@ -93,7 +93,8 @@ fn a_message_has_the_fields_of_the_contract() {
     let node = node();
     let mut stream = node.stream("userId=fields-user");
     let body = json!({
-        "senderId": "ops-1", "senderName": "Ops", "content": "other \"quoted\"\r\nid: forged\n\n é \u{2028}",
+        "senderId": "ops-1", "senderName": "Ops",
+        "content": "other \"quoted\"\r\nid: forged\n\n é \u{2028}",
         "targetType": "SELECTED", "targetIds": ["fields-user"], "priority": "HIGH",
         "category": "Maintenance", "expiresAt": "2999-01-01T00:00:00Z",
     });

@@ -181,7 +181,8 @@ mod tests {
         /// What our own form allows, the library does too, and gives the same.
         #[test]
         fn odd_dates_are_read_as_the_library_does(
-            text in "(19|20|21)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9][.,][0-9]{3}[Zz]",
+            text in "(19|20|21)[0-9]{2}-[01][0-9]-[0-3][0-9]\
+                     T[0-2][0-9]:[0-6][0-9]:[0-6][0-9][.,][0-9]{3}[Zz]",
         ) {
             let library = text.parse::<jiff::Timestamp>().ok();
             let library = library.and_then(|stamp| u64::try_from(stamp.as_millisecond()).ok());

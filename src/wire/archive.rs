@@ -2,7 +2,7 @@
 //!
 //! Written once by the shard that decoded the record, read in place by every shard that serves it.
 //! In memory only: an archive never leaves the process. Any thread.
-#![allow(unsafe_code)] // Bytes as aligned units, and access without validation to what stands there.
+#![allow(unsafe_code)] // Bytes as aligned units, and access to them without validation.
 
 use std::sync::Arc;
 
