@@ -111,6 +111,7 @@ fn serve(config: Config) -> Result<(), BootError> {
     let threads = Threads::start(CONTROL_THREADS)?;
     let health = Health::starting();
     health.found(Part::Store);
+    watch_store(&threads, &embedded, health.clone());
     let (endings, ended) = mpsc::channel();
 
     let creator = Arc::new(Creator {
@@ -152,6 +153,16 @@ fn serve(config: Config) -> Result<(), BootError> {
     drop(to_shard);
     threads.stop(STOP_TIME);
     ended
+}
+
+/// A store that has failed stays so: no more creates, and no readiness, until the next start.
+fn watch_store(threads: &Threads, embedded: &Embedded, health: Health) {
+    let failure = embedded.failure();
+    threads.spawn(async move {
+        let reason = failure.await;
+        tracing::error!(reason, "the store takes nothing any more");
+        health.lost(Part::Store, format!("takes nothing any more, mend and start again: {reason}"));
+    });
 }
 
 fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BootError> {

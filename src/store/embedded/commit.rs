@@ -54,6 +54,7 @@ enum Operation {
 pub(super) struct Committer {
     operations: mpsc::Sender<Operation>,
     ends: watch::Receiver<Arc<Ends>>,
+    failure: watch::Receiver<Option<String>>,
 }
 
 /// Starts the thread. `ends` is what the log holds.
@@ -66,11 +67,12 @@ pub(super) fn start(
 ) -> std::io::Result<Committer> {
     let (operations, inbox) = mpsc::channel(limits::COMMIT_QUEUE_MAX);
     let (publish, published) = watch::channel(Arc::new(ends.clone()));
-    let writer = Writer { database, keyspaces, shape, ends, publish, clock };
+    let (fail, failure) = watch::channel(None);
+    let writer = Writer { database, keyspaces, shape, ends, publish, fail, clock };
     std::thread::Builder::new()
         .name("embedded-commit".to_owned())
         .spawn(move || writer.run(inbox))?;
-    Ok(Committer { operations, ends: published })
+    Ok(Committer { operations, ends: published, failure })
 }
 
 impl Ends {
@@ -99,6 +101,19 @@ impl Committer {
         self.ends.clone()
     }
 
+    /// Waits for the first batch that could not be written; then none is any more.
+    pub fn failure(&self) -> impl Future<Output = String> + Send + use<> {
+        let mut failure = self.failure.clone();
+        async move {
+            let reason = failure.wait_for(Option::is_some).await;
+            match reason.ok().and_then(|reason| reason.clone()) {
+                Some(reason) => reason,
+                // The thread ended, as it does when the node does.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     pub async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
         let (reply, answer) = oneshot::channel();
         let gone = || LogError::Failed("the embedded log has stopped".to_owned());
@@ -122,6 +137,7 @@ struct Writer {
     shape: LogShape,
     ends: Ends,
     publish: watch::Sender<Arc<Ends>>,
+    fail: watch::Sender<Option<String>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -159,6 +175,14 @@ impl Writer {
             if committed.is_ok() && ends != self.ends {
                 self.ends = ends;
                 self.publish.send_replace(Arc::new(self.ends.clone()));
+            }
+            if let Err(reason) = &committed {
+                // The first reason stands: what follows only says that there was one.
+                self.fail.send_if_modified(|known| {
+                    let is_first = known.is_none();
+                    known.get_or_insert_with(|| reason.clone());
+                    is_first
+                });
             }
             answer(waiting, &committed);
         }

@@ -29,6 +29,8 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use crate::base::{LogIdentity, LogShape};
 use crate::ports::{Clock, Log, Store};
 
+use commit::Committer;
+
 pub use log::EmbeddedLog;
 pub use store::EmbeddedStore;
 
@@ -69,6 +71,7 @@ pub enum OpenError {
 pub struct Embedded {
     log: Arc<EmbeddedLog>,
     store: Arc<EmbeddedStore>,
+    committer: Committer,
 }
 
 /// Handles of the keyspaces.
@@ -95,7 +98,8 @@ impl Embedded {
             .map_err(|error| open_error(path, error.into()))?;
         Ok(Self {
             log: Arc::new(EmbeddedLog::new(shape, keyspaces.log.clone(), committer.clone())),
-            store: Arc::new(EmbeddedStore::new(keyspaces, committer)),
+            store: Arc::new(EmbeddedStore::new(keyspaces, committer.clone())),
+            committer,
         })
     }
 
@@ -105,6 +109,11 @@ impl Embedded {
 
     pub fn store(&self) -> Arc<dyn Store> {
         self.store.clone()
+    }
+
+    /// Waits until a write has failed, which poisons the database: the reason. Keeps nothing open.
+    pub fn failure(&self) -> impl Future<Output = String> + Send + use<> {
+        self.committer.failure()
     }
 }
 
