@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::Parser as _;
 
 use crate::admin::{AdminState, PublicCalls, serve_admin};
-use crate::control::{CreateError, Creator, Threads, run_reports, wait_for_signal};
+use crate::control::{CreateError, Creator, Signals, Threads, run_reports};
 use crate::domain::StreamsOptions;
 use crate::edge::{AccessRules, listen};
 use crate::ingest::{Ingest, Progress};
@@ -240,7 +240,16 @@ fn start_control(
     });
     let ending = endings.clone();
     threads.spawn(async move {
-        while wait_for_signal().await.is_ok() {
+        let mut signals = match Signals::listen() {
+            Ok(signals) => signals,
+            Err(error) => {
+                let reason = format!("signals can't be heard: {error}");
+                let _ = ending.send(Ending::Part(reason));
+                return;
+            }
+        };
+        loop {
+            signals.next().await;
             if ending.send(Ending::Signal).is_err() {
                 return;
             }

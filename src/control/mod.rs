@@ -6,4 +6,4 @@ mod threads;
 
 pub use create::{CreateError, Creator};
 pub use reports::{Handover, run_reports};
-pub use threads::{Threads, wait_for_signal};
+pub use threads::{Signals, Threads};
