@@ -2,7 +2,7 @@
 
 mod cli;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -93,6 +93,7 @@ pub fn main() -> ExitCode {
 fn start_logging(config: &Config) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(&config.output_level))
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // Fails only if a subscriber is set already, and then log lines go there.
     let _ = if config.output_json { builder.json().try_init() } else { builder.try_init() };
