@@ -95,7 +95,7 @@ fn what_is_left_out_has_its_default() {
     assert!(is_instant(created["expiresAt"].as_str()), "{created}");
     let created = node.create(&json!({
         "content": "x", "targetType": "ROLE", "targetIds": ["r"],
-        "expiresAt": "2020-01-01T00:00:00Z"
+        "expiresAt": "2020-01-01T00:00:00Z",
     }));
     assert_eq!(created["status"], "EXPIRED", "its end is past");
 }
@@ -108,8 +108,7 @@ fn every_violated_rule_is_named_in_one_answer() {
         &json!({
             "senderId": "", "senderName": "a\u{7}", "content": " \n", "targetType": "GROUP",
             "targetIds": [], "priority": "ASAP", "category": 5,
-            "scheduledAt": "2020-01-02T00:00:00Z",
-            "expiresAt": "2020-01-01T00:00:00Z", "fireAndForget": "yes",
+            "scheduledAt": "2020-01-02T00:00:00Z", "expiresAt": "2020-01-01T00:00:00Z", "fireAndForget": "yes",
         }),
     );
     let message = answer.error(400);

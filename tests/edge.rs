@@ -402,8 +402,8 @@ fn a_full_node_sends_streams_away_in_a_way_that_they_come_back() {
         let ask = Ask { path, query: "userId=third", fields: &[] };
         let mut put_off = Stream::open(node.public, &ask);
         assert_eq!(put_off.head.field("content-type"), Some("text/event-stream"));
-        assert!(matches!(put_off.next(), Item::Retry(500..=30_000)));
-        assert_eq!(put_off.next(), Item::End(End::Closed));
+        assert!(matches!(put_off.next_item(), Item::Retry(500..=30_000)));
+        assert_eq!(put_off.next_item(), Item::End(End::Closed));
         for accept in ["", "Accept: */*\r\n", "Accept: application/json\r\n"] {
             let target = format!("{path}?userId=third");
             let answer = exchange(node.public, get(&target, accept).as_bytes());
@@ -417,8 +417,8 @@ fn a_full_node_sends_streams_away_in_a_way_that_they_come_back() {
     drop(second);
     harness::wait::until("there is room again", PATIENCE, || {
         let mut stream = Stream::open(node.public, &ask("userId=third", &[]));
-        assert!(matches!(stream.next(), Item::Retry(_)));
-        matches!(stream.next(), Item::Event(_)).then_some(())
+        assert!(matches!(stream.next_item(), Item::Retry(_)));
+        matches!(stream.next_item(), Item::Event(_)).then_some(())
     });
     node.say("to the first");
     assert_eq!(first.message().content(), "to the first");

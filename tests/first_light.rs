@@ -306,9 +306,11 @@ fn a_quiet_stream_gets_heartbeats_and_with_the_tenth_its_cursor() {
     body["content"] = json!("not for the quiet one");
     node.create(&body);
     for number in 1..10 {
-        assert_eq!(quiet.next(), Item::Comment(String::new()), "heartbeat {number}");
+        assert_eq!(quiet.next_item(), Item::Comment(String::new()), "heartbeat {number}");
     }
-    let Item::Id(id) = quiet.next() else { panic!("the tenth carries an id and nothing else") };
+    let Item::Id(id) = quiet.next_item() else {
+        panic!("the tenth carries an id and nothing else")
+    };
     assert_ne!(Some(&id), start.as_ref(), "it says how far the log has been passed");
     let mut again = node.stream_with("userId=quiet&roles=none", &[("last-event-id", &id)]);
     node.say("behind the id");

@@ -90,7 +90,7 @@ fn who_stands_still_for_too_long_is_closed_and_comes_back_with_his_cursor() {
     assert_eq!(node.metric("corecast_streams"), Some(1.0));
     let mut seen = Vec::new();
     loop {
-        match stalled.next() {
+        match stalled.next_item() {
             Item::Event(event) => seen.push(number_of(&event)),
             Item::End(_) => break,
             Item::Comment(_) | Item::Id(_) => {}

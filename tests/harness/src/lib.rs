@@ -10,6 +10,7 @@ pub mod node;
 pub mod ports;
 pub mod process;
 pub mod sse;
+pub mod thread;
 pub mod wait;
 
 use std::path::PathBuf;

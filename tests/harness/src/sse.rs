@@ -80,7 +80,7 @@ impl Stream {
     }
 
     /// What comes next. Panics if nothing comes in time.
-    pub fn next(&mut self) -> Item {
+    pub fn next_item(&mut self) -> Item {
         let deadline = Instant::now() + self.patience;
         let end = loop {
             if let Some(end) = self.connection.buffer().windows(2).position(|two| two == b"\n\n") {
@@ -109,11 +109,11 @@ impl Stream {
 
     /// Reads `retry:` and CONNECTED, which must come first; returns both.
     pub fn connected(&mut self) -> (u64, Event) {
-        let retry = match self.next() {
+        let retry = match self.next_item() {
             Item::Retry(retry) => retry,
             other => panic!("retry comes first, not {other:?}"),
         };
-        match self.next() {
+        match self.next_item() {
             Item::Event(event) if event.name == "CONNECTED" => (retry, event),
             other => panic!("CONNECTED comes behind retry, not {other:?}"),
         }
@@ -122,7 +122,7 @@ impl Stream {
     /// The next event; heartbeats and ids are passed over. `None` at the end.
     pub fn next_event(&mut self) -> Option<Event> {
         loop {
-            match self.next() {
+            match self.next_item() {
                 Item::Event(event) => return Some(event),
                 Item::End(_) => return None,
                 Item::Comment(_) | Item::Id(_) => {}
@@ -154,7 +154,7 @@ impl Stream {
     /// Waits for the end, past whatever comes before.
     pub fn wait_for_end(&mut self) -> End {
         loop {
-            if let Item::End(end) = self.next() {
+            if let Item::End(end) = self.next_item() {
                 return end;
             }
         }

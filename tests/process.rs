@@ -1,0 +1,438 @@
+//! The process: command line, configuration, start, drain, and what it says when it can't go on.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use harness::http::{End, PATIENCE};
+use harness::node::{Node, command};
+use harness::process::Process;
+use harness::sse::{Item, Stream};
+use harness::thread::Held;
+use harness::wait;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_corecast");
+
+fn start(sets: &[&str]) -> Node {
+    Node::start(PROGRAM, sets)
+}
+
+/// Runs the program to its end; only for what ends by itself.
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = command(Path::new(PROGRAM));
+    command.args(arguments).envs(environment.iter().copied());
+    command.output().expect("the program can be run")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// Starts a node that must not come up; its exit status, and what it said.
+fn refused(sets: &[&str]) -> (Option<i32>, String) {
+    let mut command = command(Path::new(PROGRAM));
+    for set in ["public.listen=127.0.0.1:0", "admin.listen=127.0.0.1:0"].iter().chain(sets) {
+        command.args(["--set", set]);
+    }
+    let mut process = Process::start("corecast", command).expect("the program can be run");
+    let status = process.wait_for_end(PATIENCE);
+    (status.code(), process.text())
+}
+
+#[test]
+fn help_and_version_are_on_stdout() {
+    for (arguments, parts) in [
+        (&["--help"][..], &["serve", "check-config", "--config", "--set", "Exit status"][..]),
+        (&["help", "serve"], &["--set"]),
+        (&["--version"], &["corecast ", env!("CARGO_PKG_VERSION")]),
+    ] {
+        let output = run(arguments, &[]);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        let said = text(&output.stdout);
+        for part in parts {
+            assert!(said.contains(part), "{part:?} is not in {said}");
+        }
+    }
+    for wrong in [&["--sett", "a=b"][..], &["surve"], &["serve", "now"], &["--config"]] {
+        let output = run(wrong, &[]);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert!(text(&output.stderr).contains("--help"), "{wrong:?}");
+    }
+}
+
+#[test]
+fn check_config_prints_what_is_in_effect() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("corecast.toml");
+    std::fs::write(
+        &file,
+        "[stream]\nheartbeat_s = 5\n[drain]\nwindow_s = 5\n[log]\npartitions = 5\n",
+    )
+    .expect("a file");
+    let file = file.to_str().expect("UTF-8");
+    let environment = [
+        ("CORECAST_DRAIN__WINDOW_S", "6"),
+        ("CORECAST_LOG__PARTITIONS", "6"),
+        ("OTHER_LOG__PARTITIONS", "9"),
+    ];
+    let output =
+        run(&["--config", file, "check-config", "--set", "log.partitions=7"], &environment);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    let effective: toml::Table = printed.parse().expect("TOML");
+    for (section, key, value) in [
+        ("stream", "heartbeat_s", toml::Value::from(5)),
+        ("drain", "window_s", toml::Value::from(6)),
+        ("log", "partitions", toml::Value::from(7)),
+        ("public", "listen", toml::Value::from("127.0.0.1:8080")),
+        ("admin", "listen", toml::Value::from("127.0.0.1:8081")),
+        ("node", "data_dir", toml::Value::from("./corecast-data")),
+        ("auth", "mode", toml::Value::from("none")),
+        ("log", "kind", toml::Value::from("embedded")),
+        ("store", "kind", toml::Value::from("embedded")),
+    ] {
+        assert_eq!(effective[section][key], value, "{section}.{key}");
+    }
+    // What it prints is a configuration itself.
+    let again = folder.path().join("again.toml");
+    std::fs::write(&again, &printed).expect("a file");
+    let output = run(&["check-config", "--config", again.to_str().expect("UTF-8")], &[]);
+    assert_eq!(text(&output.stdout), printed);
+    assert!(!Path::new("corecast-data").exists(), "checking makes nothing");
+}
+
+#[test]
+fn everything_that_is_wrong_is_said_at_once() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("wrong.toml");
+    std::fs::write(&file, "[steam]\nheartbeat_s = 5\n[node]\nshard = 1\n").expect("a file");
+    let file = file.to_str().expect("UTF-8");
+    let arguments = [
+        "--config",
+        file,
+        "--set",
+        "public.lisen=127.0.0.1:1",
+        "--set",
+        "stream.heartbeat_s=0",
+        "--set",
+        "log.partitions=many",
+        "--set",
+        "admin.listen=here",
+        "--set",
+        "nonsense",
+        "--set",
+        "public.listen=0.0.0.0:80",
+        "--set",
+        "log.kind=kafka",
+    ];
+    let environment = [("CORECAST_NODE__DATADIR", "/tmp"), ("CORECAST_NODE_ID", "a")];
+    for command in ["check-config", "serve"] {
+        let output = run(&[&arguments[..], &[command]].concat(), &environment);
+        assert_eq!(output.status.code(), Some(2), "{command}");
+        assert_eq!(text(&output.stdout), "");
+        let said = text(&output.stderr);
+        for parts in [
+            &[file, "steam.heartbeat_s", "did you mean stream.heartbeat_s?"][..],
+            &[file, "node.shard;", "did you mean node.shards?"],
+            &["--set public.lisen=127.0.0.1:1", "did you mean public.listen?"],
+            &["CORECAST_NODE__DATADIR", "node.datadir", "did you mean node.data_dir?"],
+            &["CORECAST_NODE_ID", "did you mean node.id?"],
+            &["stream.heartbeat_s = 0", "1 to 120"],
+            &["log.partitions = \"many\"", "--set log.partitions=many"],
+            &["admin.listen = \"here\"", "ADDRESS:PORT"],
+            &["nonsense", "SECTION.KEY=VALUE"],
+            &["public.listen = \"0.0.0.0:80\"", "auth.allow_anonymous"],
+            &["log.kind = \"kafka\"", "not supported by this release"],
+        ] {
+            let has = said.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+            assert!(has, "no line has all of {parts:?}:\n{said}");
+        }
+    }
+    for (arguments, part) in [
+        (["--config", "/nowhere/corecast.toml"], "/nowhere/corecast.toml"),
+        (["--set", "auth.mode=jwt"], "auth.mode"),
+        (["--set", "node.shards=2"], "node.shards"),
+        (["--set", "node.data_dir="], "node.data_dir"),
+        (["--set", "log.partitions=30"], "log.partitions"),
+        (["--set", "limits.streams_max=250001"], "limits.streams_max"),
+    ] {
+        let output = run(&[&arguments[..], &["check-config"]].concat(), &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).contains(part), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let data = format!("node.data_dir={}", folder.path().display());
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("bound");
+    for key in ["public.listen", "admin.listen"] {
+        let (status, said) = refused(&[&data, &format!("{key}={address}")]);
+        assert_eq!(status, Some(1));
+        assert!(said.contains(&format!("{key} = {address}")), "{said}");
+        assert!(said.contains("another port"), "{said}");
+    }
+    let node = start(&[]);
+    let (status, said) = refused(&[&data, &format!("public.listen={}", node.public)]);
+    assert_eq!(status, Some(1), "two nodes never share a port: {said}");
+}
+
+#[test]
+fn a_data_directory_that_can_not_be_used_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("file");
+    std::fs::write(&file, "x").expect("a file");
+    let mut cases = vec![(file.join("data"), "can't be written"), (file, "can't be written")];
+    let read_only = Mount::tmpfs("size=1m,ro");
+    match &read_only {
+        Some(mount) => cases.push((mount.path().join("data"), "can't be written")),
+        None => harness::skip("nothing can be mounted", "run as root for a read-only directory"),
+    }
+    for (path, part) in cases {
+        let (status, said) = refused(&[&format!("node.data_dir={}", path.display())]);
+        assert_eq!(status, Some(1), "{said}");
+        assert!(said.contains(&*path.to_string_lossy()) && said.contains(part), "{said}");
+        assert!(said.contains("another node.data_dir"), "it says what to do: {said}");
+    }
+    let mut node = start(&["log.partitions=4"]);
+    let data = format!("node.data_dir={}", node.data_dir().display());
+    let (status, said) = refused(&[&data, "log.partitions=4"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("in use by another node"), "{said}");
+    assert_eq!(node.terminate().code(), Some(0));
+    let (status, said) = refused(&[&data, "log.partitions=5"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("log.partitions = 4") && said.contains("says 5"), "{said}");
+    node.start_again();
+}
+
+#[test]
+fn sigterm_tells_the_streams_and_ends_with_0() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut node = start(&["drain.window_s=7"]);
+        let mut streams: Vec<_> =
+            (0..200).map(|number| node.stream(&format!("userId=drained-{number}"))).collect();
+        node.say("before");
+        node.process.signal(signal);
+        let mut pauses = Vec::new();
+        for stream in &mut streams {
+            assert_eq!(stream.message().content(), "before");
+            let Some(event) = stream.next_event() else { panic!("the end came untold") };
+            assert_eq!((event.name.as_str(), &event.id), ("SERVER_SHUTDOWN", &None));
+            assert_eq!(event.data.as_object().map(serde_json::Map::len), Some(1));
+            pauses.push(event.data["reconnectAfterMs"].as_u64().expect("milliseconds"));
+            assert_eq!(stream.next_item(), Item::End(End::Closed));
+        }
+        assert!(pauses.iter().all(|pause| *pause <= 7_000), "{pauses:?}");
+        let early = pauses.iter().filter(|pause| **pause < 3_500).count();
+        assert!((50..=150).contains(&early), "spread over the window: {pauses:?}");
+        let status = node.process.wait_for_end(PATIENCE);
+        assert_eq!(status.code(), Some(0), "{}", node.process.text());
+        node.start_again();
+        let mut back = node.resume("userId=drained-0", &streams[0]);
+        node.say("after");
+        assert_eq!(back.message().content(), "after", "nothing twice");
+    }
+}
+
+#[test]
+fn a_node_without_streams_ends_at_once() {
+    let mut node = start(&["drain.window_s=3600"]);
+    let began = Instant::now();
+    assert_eq!(node.terminate().code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+/// A node whose drain can't go on, because its shard stands still.
+fn stuck(node: &Node) -> Option<Held> {
+    let held = Held::hold(&node.process, "shard-0");
+    if held.is_none() {
+        harness::skip("ptrace is not allowed", "allow it: kernel.yama.ptrace_scope, seccomp");
+    }
+    held
+}
+
+#[test]
+fn a_draining_node_is_not_ready() {
+    let mut node = start(&[]);
+    let mut stream = node.stream("userId=told");
+    let Some(held) = stuck(&node) else { return };
+    node.get("/health/ready").expect_json();
+    node.process.signal(Signal::TERM);
+    let message = wait::until("readiness goes off", PATIENCE, || {
+        let answer = node.get("/health/ready");
+        (answer.status != 200).then(|| answer.error(503))
+    });
+    assert!(message.contains("draining"), "{message}");
+    node.get("/health/live").expect_json();
+    assert!(node.process.is_running());
+    drop(held);
+    assert_eq!(stream.next_event().map(|event| event.name).as_deref(), Some("SERVER_SHUTDOWN"));
+    assert_eq!(node.process.wait_for_end(PATIENCE).code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_a_drain_at_once() {
+    for second in [Signal::TERM, Signal::INT] {
+        let mut node = start(&[]);
+        let _stream = node.stream("userId=cut-off");
+        let Some(held) = stuck(&node) else { return };
+        if second == Signal::TERM {
+            node.process.signal(Signal::TERM);
+            node.process.wait_for_line(PATIENCE, |line| line.contains("draining").then_some(()));
+        } else {
+            // Both at the same time, for a process that was frozen: neither may be missed.
+            node.process.freeze();
+            node.process.signal(Signal::TERM);
+        }
+        node.process.signal(second);
+        node.process.thaw();
+        held.wait_for_end(PATIENCE);
+        let status = node.process.wait_for_end(PATIENCE);
+        assert_eq!((status.code(), status.signal()), (Some(1), None));
+        assert!(node.process.text().contains("second signal"), "{}", node.process.text());
+    }
+}
+
+#[test]
+fn log_lines_have_no_colours_where_no_terminal_is() {
+    let mut node = start(&[]);
+    node.terminate();
+    let said = node.process.text();
+    assert!(said.contains("draining"), "there are log lines: {said}");
+    assert!(!said.contains('\u{1b}'), "{said:?}");
+    let mut node = start(&["output.format=json"]);
+    node.terminate();
+    let said = node.process.text();
+    let lines: Vec<&str> = said.lines().filter(|line| line.starts_with('{')).collect();
+    assert!(lines.iter().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{said}");
+    assert!(lines.iter().any(|line| line.contains("draining")), "{said}");
+}
+
+/// A file system of our own. Unmounted when dropped.
+struct Mount {
+    folder: tempfile::TempDir,
+}
+
+impl Mount {
+    /// `None` where nothing can be mounted.
+    fn tmpfs(options: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "corecast-test"]).arg(folder.path());
+        let mounted = mount.output().is_ok_and(|output| output.status.success());
+        mounted.then_some(Self { folder })
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn resize(&self, options: &str) {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", &format!("remount,{options}")]).arg(self.path());
+        assert!(mount.status().expect("it was run before").success());
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_costs_creates_and_nothing_else() {
+    let Some(disk) = Mount::tmpfs("size=16m") else {
+        return harness::skip("nothing can be mounted", "run as root for a small disk");
+    };
+    let data: PathBuf = disk.path().join("data");
+    let mut node = Node::start_in(PROGRAM, &data, &["stream.heartbeat_s=1"]);
+    let mut stream = node.stream("userId=full");
+    let start_cursor = stream.last_id.clone().expect("CONNECTED carries one");
+    let mut acknowledged = BTreeSet::new();
+    let refusal = loop {
+        let content = incompressible(50_000);
+        let answer = node.try_create(&json!({"content": content, "targetType": "ALL"}));
+        let answer = answer.expect("an answer");
+        if answer.status != 200 {
+            break answer;
+        }
+        acknowledged.insert(content);
+        assert!(acknowledged.len() < 1_000, "the disk is full some time");
+    };
+    refusal.error(503);
+    assert!(refusal.field("retry-after").is_some());
+    assert!(acknowledged.len() > 10, "{} were taken before", acknowledged.len());
+    // Order is that of each partition, so what came is compared as a whole.
+    let read = |stream: &mut Stream| -> BTreeSet<String> {
+        (0..acknowledged.len()).map(|_| stream.message().content().to_owned()).collect()
+    };
+    assert!(read(&mut stream) == acknowledged, "what was taken is served");
+    let message = wait::until("readiness goes off", PATIENCE, || {
+        let answer = node.get("/health/ready");
+        (answer.status != 200).then(|| answer.error(503))
+    });
+    assert!(message.contains("store"), "it says what is missing: {message}");
+    node.get("/health/live").expect_json();
+    // Creates stay refused, reading goes on, and streams stay and are replayed.
+    node.try_create(&json!({"content": "x", "targetType": "ALL"})).expect("an answer").error(503);
+    let rows = node.get("/api/admin/broadcasts?limit=5").expect_json();
+    assert_eq!(rows.as_array().map(Vec::len), Some(5));
+    assert_eq!(stream.next_item(), Item::Comment(String::new()), "the open stream lives");
+    let fields = [("last-event-id", start_cursor.as_str())];
+    let mut again = node.stream_with("userId=full", &fields);
+    assert!(read(&mut again) == acknowledged, "and replayed");
+
+    node.process.kill();
+    disk.resize("size=256m");
+    node.start_again();
+    let mut back = node.stream_with("userId=full", &fields);
+    // What was refused may have been half done: it is whole now, or was never.
+    let mut came = BTreeSet::new();
+    for _ in 0..2 {
+        // The second is said when the first is here, so it is behind all partitions.
+        let last = node.say("after");
+        loop {
+            let message = back.message();
+            if message.data["broadcastId"] == last["id"] {
+                break;
+            }
+            let path = format!("/api/admin/broadcasts/{}", message.data["broadcastId"]);
+            node.get(&path).expect_json();
+            assert!(came.insert(message.content().to_owned()), "nothing twice");
+        }
+    }
+    assert!(acknowledged.is_subset(&came), "nothing acknowledged is lost");
+    assert!(came.len() <= acknowledged.len() + 2, "the two that were refused may have come");
+}
+
+/// Text that no compression makes smaller than half of it.
+fn incompressible(bytes: usize) -> String {
+    let mut text = String::new();
+    while text.len() < bytes {
+        text.push_str(&uuid::Uuid::new_v4().simple().to_string());
+    }
+    text
+}
+
+#[test]
+fn a_disk_that_is_full_at_the_start_is_named() {
+    let Some(disk) = Mount::tmpfs("size=1m") else {
+        return harness::skip("nothing can be mounted", "run as root for a small disk");
+    };
+    let mut filler = std::fs::File::create(disk.path().join("filler")).expect("a file");
+    while filler.write_all(&[0; 4_096]).is_ok() {}
+    let data = disk.path().join("data");
+    let (status, said) = refused(&[&format!("node.data_dir={}", data.display())]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("full") && said.contains(&*data.to_string_lossy()), "{said}");
+}
