@@ -108,7 +108,8 @@ fn every_violated_rule_is_named_in_one_answer() {
         &json!({
             "senderId": "", "senderName": "a\u{7}", "content": " \n", "targetType": "GROUP",
             "targetIds": [], "priority": "ASAP", "category": 5,
-            "scheduledAt": "2020-01-02T00:00:00Z", "expiresAt": "2020-01-01T00:00:00Z", "fireAndForget": "yes",
+            "scheduledAt": "2020-01-02T00:00:00Z", "expiresAt": "2020-01-01T00:00:00Z",
+            "fireAndForget": "yes",
         }),
     );
     let message = answer.error(400);
