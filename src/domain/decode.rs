@@ -6,13 +6,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use simd_json::Buffers;
-
 use crate::base::{EpochMillis, EventType, LogShape, Position, TargetType, Topic, UserId};
 use crate::limits::{contract, log as limits};
 use crate::wire::archive::{Archiver, Audience, Event, MemberKind, SharedEvent};
 use crate::wire::frame::{self, Message};
-use crate::wire::record::{DeliveryRecord, event_id};
+use crate::wire::record::{DeliveryRecord, Parser, event_id};
 
 /// What becomes of a record.
 #[derive(Debug)]
@@ -72,9 +70,7 @@ pub enum BadRecord {
 /// Decodes with buffers that it reuses. One a shard.
 pub struct Decoder {
     shape: LogShape,
-    /// The parser writes into its input, and the record's bytes are shared.
-    scratch: Vec<u8>,
-    buffers: Buffers,
+    parser: Parser,
     /// Where bodies are written before the archive takes them.
     body: Vec<u8>,
     archiver: Archiver,
@@ -82,13 +78,7 @@ pub struct Decoder {
 
 impl Decoder {
     pub fn new(shape: LogShape) -> Self {
-        Self {
-            shape,
-            scratch: Vec::new(),
-            buffers: Buffers::default(),
-            body: Vec::new(),
-            archiver: Archiver::default(),
-        }
+        Self { shape, parser: Parser::default(), body: Vec::new(), archiver: Archiver::default() }
     }
 
     /// Decodes one record. The key decides nothing: `userId` says whom it is for.
@@ -131,11 +121,8 @@ impl Decoder {
         if value.len() > limits::RECORD_VALUE_BYTES_MAX {
             return Err(BadRecord::TooLarge { bytes: value.len() });
         }
-        self.scratch.clear();
-        self.scratch.extend_from_slice(value);
-        let record: DeliveryRecord<'_> =
-            simd_json::serde::from_slice_with_buffers(&mut self.scratch, &mut self.buffers)
-                .map_err(|error| BadRecord::Malformed(error.to_string()))?;
+        let record = self.parser.parse(value);
+        let record = record.map_err(|error| BadRecord::Malformed(error.to_string()))?;
         let audience = match audience_of(&record, position.partition.topic)? {
             Some(audience) => audience,
             None if matches!(record.event_type, EventType::Created | EventType::Read) => {

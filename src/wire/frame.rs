@@ -179,10 +179,7 @@ fn write_date(out: &mut Vec<u8>, before: &str, at: Option<EpochMillis>) {
 
 /// What stands between the quotes of a JSON string.
 fn write_escaped(out: &mut Vec<u8>, text: &str) {
-    // Looked at in pieces, without a way out in between, the compiler takes many bytes at once.
-    let must_escape = |byte: &u8| *byte < b' ' || *byte == b'"' || *byte == b'\\';
-    let is_plain = |piece: &[u8]| !piece.iter().fold(false, |any, byte| any | must_escape(byte));
-    if text.as_bytes().chunks(64).all(is_plain) {
+    if is_plain(text.as_bytes()) {
         out.extend_from_slice(text.as_bytes());
         return;
     }
@@ -190,6 +187,21 @@ fn write_escaped(out: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(&mut *out, text).expect("a text is JSON, and a Vec takes all");
     out.pop();
     out.remove(start);
+}
+
+/// Whether JSON writes the text as it is.
+fn is_plain(text: &[u8]) -> bool {
+    // In pieces of one length, without a way out within, the compiler looks at a piece at once;
+    // the last one may overlap the one before.
+    let is_plain = |piece: &[u8; 16]| !piece.iter().fold(false, |any, byte| any | escapes(*byte));
+    match text.last_chunk() {
+        Some(last) => text.as_chunks().0.iter().all(is_plain) && is_plain(last),
+        None => !text.iter().any(|byte| escapes(*byte)),
+    }
+}
+
+const fn escapes(byte: u8) -> bool {
+    byte < b' ' || byte == b'"' || byte == b'\\'
 }
 
 fn write_number(out: &mut Vec<u8>, number: u64) {

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
+use simd_json::{Buffers, INPUT_PADDING, Tape, fill_tape_padded};
 use uuid::Uuid;
 
 use crate::base::{BroadcastId, EpochMillis, EventType, Priority, TargetType};
@@ -70,6 +71,35 @@ impl DeliveryRecord<'_> {
             .timestamp_epoch_milli
             .map(|value| EpochMillis(if value < SECONDS_BELOW { value * 1_000 } else { value }));
         millis.or(self.timestamp).map(|at| at.min(EpochMillis::MAX))
+    }
+}
+
+/// Parses records with buffers that it reuses: the parser writes into its input, reads beyond its
+/// end, and makes a tape of it.
+pub struct Parser {
+    padded: Vec<u8>,
+    buffers: Buffers,
+    tape: Tape<'static>,
+}
+
+impl Default for Parser {
+    fn default() -> Self {
+        Self { padded: Vec::new(), buffers: Buffers::default(), tape: Tape(Vec::new()) }
+    }
+}
+
+impl Parser {
+    /// Fails when the value is not UTF-8, not JSON, or not of this shape.
+    pub fn parse(&mut self, value: &[u8]) -> Result<DeliveryRecord<'_>, simd_json::Error> {
+        self.padded.clear();
+        self.padded.extend_from_slice(value);
+        self.padded.extend_from_slice(&[0; INPUT_PADDING]);
+        let mut tape = std::mem::replace(&mut self.tape, Tape(Vec::new())).reset();
+        fill_tape_padded(&mut self.padded, value.len(), &mut self.buffers, &mut tape)?;
+        let mut deserializer = simd_json::Deserializer::from_tape(tape);
+        let record = DeliveryRecord::deserialize(&mut deserializer)?;
+        self.tape = deserializer.into_tape().reset();
+        Ok(record)
     }
 }
 
