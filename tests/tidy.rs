@@ -54,7 +54,7 @@ const PLACES: &[(&str, &[&str])] = &[
     ("axum", &["admin/"]),
     ("crossbeam", &["lane/"]),
     ("rkyv", &["wire/archive.rs"]),
-    ("simd_json", &["domain/decode.rs"]),
+    ("simd_json", &["wire/record.rs"]),
     ("httparse", &["wire/head.rs"]),
     ("socket2", &["edge/"]),
     ("clap", &["boot/"]),
