@@ -67,8 +67,9 @@ pub mod log {
     pub const FETCH_BYTES_MAX: usize = 4 << 20;
     /// How long a fetch may wait for the first record.
     pub const FETCH_WAIT: Duration = Duration::from_millis(500);
-    /// Between two tries while the log is away.
-    pub const RETRY_WAIT: Duration = Duration::from_millis(500);
+    /// Between two tries while the log is away: the first, and the longest. Each has jitter.
+    pub const RETRY_WAIT_FIRST: Duration = Duration::from_millis(250);
+    pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
     /// Records waiting for the embedded log's next commit: about what one fsync of 5 ms gathers
     /// at 800,000 records a second.
     pub const COMMIT_QUEUE_MAX: usize = 4_096;

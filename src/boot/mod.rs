@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::Parser as _;
 
 use crate::admin::{AdminState, PublicCalls, serve_admin};
+use crate::base::{LogIdentity, LogShape};
 use crate::control::{CreateError, Creator, Signals, Threads, run_reports};
 use crate::domain::StreamsOptions;
 use crate::edge::{AccessRules, listen};
@@ -133,7 +134,8 @@ fn serve(config: Config) -> Result<(), BootError> {
     let (report, reports) =
         lane("shard_to_control", limits::lane::SHARD_TO_CONTROL, report_bell.clone());
     let reports_refused = (report.name(), report.refusals());
-    let to_shard = start_shard(&config, &*log, public, report, probe.clone(), &endings)?;
+    let shape = unidentified(partitions);
+    let to_shard = start_shard(&config, shape, public, report, probe.clone(), &endings)?;
 
     let lanes = vec![(to_shard.name(), to_shard.refusals()), reports_refused];
     let sources = Sources { shards: vec![probe], log_lag: log_lag.clone(), lanes };
@@ -166,6 +168,12 @@ fn watch_store(threads: &Threads, embedded: &Embedded, health: Health) {
     });
 }
 
+/// The log as configured; which one it is the shard hears once the log has answered.
+fn unidentified(partitions: u16) -> LogShape {
+    let identity = LogIdentity([0; 3]);
+    LogShape { identity, selected_partitions: partitions, group_partitions: partitions }
+}
+
 fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BootError> {
     let failed = |source| BootError::Listen { key, address, source };
     let mut listeners = listen(address, 1).map_err(failed)?;
@@ -175,7 +183,7 @@ fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BootError
 /// Starts the shard's thread, and one that waits for its end.
 fn start_shard(
     config: &Config,
-    log: &dyn Log,
+    shape: LogShape,
     listener: TcpListener,
     reports: Sender<FromShard>,
     probe: Arc<Probe>,
@@ -191,7 +199,7 @@ fn start_shard(
         number: 0,
         core,
         streams: StreamsOptions {
-            shape: log.shape(),
+            shape,
             ring: config.ring,
             streams_max: config.streams_max,
             heartbeat: config.heartbeat,

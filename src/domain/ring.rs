@@ -126,9 +126,11 @@ impl Ring {
         self.next() - 1
     }
 
-    /// Moves the base of an empty ring: nothing before these positions will be served from it.
-    pub fn restart(&mut self, base: Vector) {
+    /// Sets the shape and the base of an empty ring: nothing before these positions will be served
+    /// from it.
+    pub fn restart(&mut self, shape: LogShape, base: Vector) {
         debug_assert!(self.frames.is_empty());
+        self.shape = shape;
         self.base = base;
     }
 

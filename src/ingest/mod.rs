@@ -4,9 +4,13 @@
 //! Invariants: batches of a partition reach its shard in offset order, each once; a shard that has
 //! no room makes the reading wait, nothing is dropped; an outage is waited out.
 
+mod backoff;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use backoff::Backoff;
 
 use crate::base::{LogShape, Partition};
 use crate::lane::{Refusal, RefusalReason, Sender, ToShard};
@@ -48,7 +52,16 @@ impl Ingest {
     /// reads from `REPEAT_RECORDS` before that on, so that it knows which are repeats. Says
     /// `CaughtUp` to every shard once what the log held then has been read.
     pub async fn run(self) -> Result<(), IngestError> {
-        let shape = self.log.shape();
+        let mut backoff = Backoff::default();
+        let shape = loop {
+            match self.log.shape().await {
+                Ok(shape) => break shape,
+                Err(error) => self.wait_out(error, &mut backoff).await?,
+            }
+        };
+        for shard in &self.shards {
+            deliver(shard, ToShard::Identity(shape.identity)).await?;
+        }
         let (mut wants, ends) = self.start(&shape).await?;
         let mut lags = vec![0; wants.len()];
         let mut is_caught_up = false;
@@ -74,15 +87,16 @@ impl Ingest {
                         to = next,
                         "the log does not hold this offset, going on where it does"
                     );
-                    self.skip(&mut wants, wanted.partition, next).await?;
+                    self.skip(&mut wants, wanted.partition, next, &shape).await?;
                     continue;
                 }
                 Err(error) => {
                     is_away = true;
-                    self.wait_out(error).await?;
+                    self.wait_out(error, &mut backoff).await?;
                     continue;
                 }
             };
+            backoff.reset();
             if std::mem::take(&mut is_away) {
                 (self.progress)(Progress::Reading);
             }
@@ -98,10 +112,11 @@ impl Ingest {
         let mut wants = Vec::new();
         let mut ends = Vec::new();
         for partition in shape.all_partitions() {
+            let mut backoff = Backoff::default();
             let bounds = loop {
                 match self.log.bounds(partition).await {
                     Ok(bounds) => break bounds,
-                    Err(error) => self.wait_out(error).await?,
+                    Err(error) => self.wait_out(error, &mut backoff).await?,
                 }
             };
             let next = bounds.start.max(bounds.end.saturating_sub(limits::WARM_RECORDS));
@@ -139,20 +154,23 @@ impl Ingest {
         wants: &mut [Want],
         partition: Partition,
         next: u64,
+        shape: &LogShape,
     ) -> Result<(), IngestError> {
         if let Some(want) = wants.iter_mut().find(|want| want.partition == partition) {
             want.offset = next;
         }
         let nothing = Batch { partition, records: Vec::new(), next, end: next };
-        deliver(self.shard_of(partition, &self.log.shape()), ToShard::Batch(nothing)).await
+        deliver(self.shard_of(partition, shape), ToShard::Batch(nothing)).await
     }
 
     /// Waits before the next try, or gives up on what does not heal.
-    async fn wait_out(&self, error: LogError) -> Result<(), IngestError> {
+    async fn wait_out(&self, error: LogError, backoff: &mut Backoff) -> Result<(), IngestError> {
         match error {
             LogError::Away(reason) => {
+                let wait = backoff.next(limits::RETRY_WAIT_FIRST, limits::RETRY_WAIT_MAX);
+                tracing::warn!(%reason, wait_ms = wait.as_millis(), "the log is away");
                 (self.progress)(Progress::Away(reason));
-                tokio::time::sleep(limits::RETRY_WAIT).await;
+                tokio::time::sleep(wait).await;
                 Ok(())
             }
             error => {

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::base::{Partition, Position};
+use crate::base::{LogIdentity, Partition, Position};
 use crate::ports::Batch;
 
 /// The one kind of input of a shard.
 #[derive(Debug)]
 pub enum ToShard {
+    /// Which log it is. Before everything else.
+    Identity(LogIdentity),
     /// The partition is served from here on; records before it only tell what is a repeat. Before
     /// its first batch.
     Start { partition: Partition, next: u64 },

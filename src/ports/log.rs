@@ -81,8 +81,9 @@ pub enum LogError {
 
 #[async_trait]
 pub trait Log: Send + Sync {
-    /// Identity and partition counts; constant while the node runs.
-    fn shape(&self) -> LogShape;
+    /// Identity and partition counts: known once the log has answered, and constant from then on.
+    /// The counts are those of the configuration; a log with others is `Failed`.
+    async fn shape(&self) -> Result<LogShape, LogError>;
 
     /// What one partition holds now.
     async fn bounds(&self, partition: Partition) -> Result<Bounds, LogError>;

@@ -97,6 +97,7 @@ impl<C: Clock> Shard<C> {
         for _ in 0..limits::INPUTS_PER_TURN_MAX {
             match self.inputs.try_recv() {
                 None => return,
+                Some(ToShard::Identity(identity)) => self.core.streams.handle_identity(identity),
                 Some(ToShard::Start { partition, next }) => {
                     self.core.streams.handle_start(partition, next);
                 }

@@ -22,7 +22,7 @@ use super::ring::{Frame, Ring, RingLimits};
 use super::slab::Slab;
 use super::vector::{Served, Vector};
 use super::wheel::Wheel;
-use crate::base::{EpochMillis, LogShape, Moment, Partition, UserId};
+use crate::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, UserId};
 use crate::limits::shard as limits;
 use crate::wire::archive::{AudienceRef, SharedEvent};
 use crate::wire::cursor::{Cursor, CursorParts};
@@ -33,6 +33,7 @@ pub use feed::{Outcome, Write};
 /// What one shard's streams are given at start.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamsOptions {
+    /// Its identity is not known before the log has answered (`handle_identity`).
     pub shape: LogShape,
     pub ring: RingLimits,
     pub streams_max: usize,
@@ -243,11 +244,17 @@ impl<S> Streams<S> {
         self.slab.get(key.index).is_some_and(|stream| stream.serial == key.serial)
     }
 
+    /// Which log it is. Only before the first event and the first stream.
+    pub fn handle_identity(&mut self, identity: LogIdentity) {
+        self.options.shape.identity = identity;
+        self.ring.restart(self.options.shape, self.vector.clone());
+    }
+
     /// Starts to read a partition at `next`: what lies before it is not served from here. Only
     /// before the first event and the first stream.
     pub fn handle_start(&mut self, partition: Partition, next: u64) {
         self.vector.advance(partition, next);
-        self.ring.restart(self.vector.clone());
+        self.ring.restart(self.options.shape, self.vector.clone());
     }
 
     /// An event in the order of its partition. One that was handled before changes nothing.

@@ -38,8 +38,8 @@ impl EmbeddedLog {
 
 #[async_trait]
 impl Log for EmbeddedLog {
-    fn shape(&self) -> LogShape {
-        self.shape
+    async fn shape(&self) -> Result<LogShape, LogError> {
+        Ok(self.shape)
     }
 
     async fn bounds(&self, partition: Partition) -> Result<Bounds, LogError> {
