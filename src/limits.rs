@@ -82,6 +82,40 @@ pub mod log {
     pub const REPEAT_RECORDS: u64 = 4_096;
 }
 
+/// Connections to Kafka.
+pub mod kafka {
+    use super::{Duration, log};
+
+    /// To connect, with TLS and login.
+    pub const CONNECT_TIME: Duration = Duration::from_secs(3);
+    /// For an answer, beyond what the request itself waits.
+    pub const REQUEST_TIME: Duration = Duration::from_secs(5);
+    /// For a produce or a question about offsets, with the client's own retries: longer than a
+    /// broker's session (9 s by default), after which its partitions have another leader.
+    pub const PRODUCE_TIME: Duration = Duration::from_secs(15);
+    /// Between two tries of a broker or a partition: the first, and the longest.
+    pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+    pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
+    /// One answer: what a fetch asks for, or one batch that is larger (a broker takes batches of
+    /// 1 MiB by default, and rarely of more than 16).
+    pub const FRAME_BYTES_MAX: usize = 64 << 20;
+    const _: () = assert!(FRAME_BYTES_MAX > 2 * log::FETCH_BYTES_MAX);
+    /// What one packed batch may unpack to: JSON packs 10 to 1, a megabyte of one letter 1,000 to 1.
+    pub const UNPACKED_BYTES_MAX: usize = 32 << 20;
+    /// Records of one produced batch together, so that a broker with the default
+    /// `max.message.bytes` (1,048,588) takes it. A larger record goes alone.
+    pub const PRODUCE_BYTES_MAX: usize = 900_000;
+    /// What a record takes in a batch besides key and value: lengths and deltas, each a few bytes.
+    pub const RECORD_OVERHEAD_BYTES: usize = 32;
+    /// `max.message.bytes` of topics made here: the largest record fits with key and headers.
+    pub const MESSAGE_BYTES_MAX: usize = 2 << 20;
+    const _: () = assert!(MESSAGE_BYTES_MAX > log::RECORD_VALUE_BYTES_MAX + 64 * 1024);
+    /// Connections to one broker that stand idle: as many readers at once.
+    pub const IDLE_CONNECTIONS_MAX: usize = 4;
+    /// Fetches that are left in flight for the next call: one a broker and reader.
+    pub const PARKED_MAX: usize = 64;
+}
+
 /// One shard: its ring, its streams, its turn.
 pub mod shard {
     use super::{Duration, log};

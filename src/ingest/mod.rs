@@ -5,6 +5,7 @@
 //! no room makes the reading wait, nothing is dropped; an outage is waited out.
 
 mod backoff;
+pub mod kafka;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,456 @@
+//! What is known of the cluster: brokers, topic ids, leaders. Asked when something does not fit
+//! any more, at any broker that answers.
+//!
+//! Topics that are missing are made here and not through rskafka, which can't say how long a topic
+//! keeps its records.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use kafka_protocol::error::{ParseResponseErrorCode as _, ResponseError};
+use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
+use kafka_protocol::messages::{CreateTopicsRequest, MetadataRequest, MetadataResponse, TopicName};
+use kafka_protocol::protocol::StrBytes;
+use uuid::Uuid;
+
+use super::KafkaOptions;
+use super::connection::{BrokerError, Connection, versions};
+use super::security::Security;
+use crate::base::{LogIdentity, LogShape, Partition, Topic};
+use crate::limits::kafka as limits;
+use crate::ports::LogError;
+
+/// Between two questions about the cluster, so that a leaderless partition is not asked for
+/// without pause.
+const REFRESH_PACE: Duration = Duration::from_millis(100);
+/// How often the cluster is asked for topics that have just been made.
+const NEW_TOPIC_LOOKS: usize = 50;
+
+pub(super) struct Cluster {
+    pub options: KafkaOptions,
+    pub security: Security,
+    known: Mutex<Arc<Known>>,
+    asking: tokio::sync::Mutex<Asking>,
+    /// Why the last question was not answered as it should.
+    trouble: Mutex<Option<String>>,
+    /// Why this can't be the log any more.
+    failed: OnceLock<String>,
+}
+
+/// One answer of the cluster.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Known {
+    /// Counts the answers.
+    pub generation: u64,
+    /// Address by id.
+    pub brokers: BTreeMap<i32, String>,
+    /// In the order of `Topic::ALL`.
+    topics: [Option<KnownTopic>; 2],
+    /// Set once the topics' ids and partitions have been found right; never changes after.
+    pub shape: Option<LogShape>,
+    ids: Option<[Uuid; 2]>,
+}
+
+#[derive(Clone, Debug)]
+struct KnownTopic {
+    id: Uuid,
+    /// The leader of each partition, if it has one.
+    leaders: Vec<Option<i32>>,
+}
+
+#[derive(Default)]
+struct Asking {
+    connection: Option<Connection>,
+    last: Option<Instant>,
+}
+
+impl Known {
+    pub fn topic_id(&self, topic: Topic) -> Option<Uuid> {
+        self.topics[usize::from(topic as u8)].as_ref().map(|known| known.id)
+    }
+
+    /// Id and address of the broker that leads a partition.
+    pub fn leader(&self, partition: Partition) -> Option<(i32, &str)> {
+        let topic = self.topics[usize::from(partition.topic as u8)].as_ref()?;
+        let id = topic.leaders.get(usize::from(partition.index)).copied().flatten()?;
+        self.brokers.get(&id).map(|address| (id, address.as_str()))
+    }
+}
+
+impl Cluster {
+    pub fn new(options: KafkaOptions, security: Security) -> Self {
+        Self {
+            options,
+            security,
+            known: Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
+            trouble: Mutex::default(),
+            failed: OnceLock::new(),
+        }
+    }
+
+    pub fn topic_name(&self, topic: Topic) -> &str {
+        match topic {
+            Topic::Selected => &self.options.topic_selected,
+            Topic::Group => &self.options.topic_group,
+        }
+    }
+
+    /// The last answer, with a shape; asks if there is none yet.
+    pub async fn ready(&self) -> Result<(Arc<Known>, LogShape), LogError> {
+        if let Some(reason) = self.failed.get() {
+            return Err(LogError::Failed(reason.clone()));
+        }
+        let known = self.known();
+        if let Some(shape) = known.shape {
+            return Ok((known, shape));
+        }
+        self.refresh(known.generation).await?;
+        let known = self.known();
+        match known.shape {
+            Some(shape) => Ok((known, shape)),
+            None => Err(LogError::Away("the topics are not complete yet".to_owned())),
+        }
+    }
+
+    /// Asks the cluster, unless that was done since `seen`. `Ok` means that there is a later
+    /// answer than that; what it says may be the same.
+    pub async fn refresh(&self, seen: u64) -> Result<(), LogError> {
+        let outcome = self.try_refresh(seen).await;
+        let trouble = outcome.as_ref().err().map(ToString::to_string);
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        if let Err(LogError::Failed(reason)) = &outcome
+            && self.known().shape.is_some()
+        {
+            let _ = self.failed.set(reason.clone());
+        }
+        outcome
+    }
+
+    /// The same, without waiting for it.
+    pub fn refresh_aside(self: &Arc<Self>, seen: u64) {
+        let cluster = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = cluster.refresh(seen).await {
+                tracing::warn!(%error, "the cluster can't be asked for the leaders");
+            }
+        });
+    }
+
+    /// What the last question met.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn try_refresh(&self, seen: u64) -> Result<(), LogError> {
+        let mut asking = self.asking.lock().await;
+        if self.known().generation > seen {
+            return Ok(());
+        }
+        if let Some(last) = asking.last {
+            tokio::time::sleep_until((last + REFRESH_PACE).into()).await;
+        }
+        asking.last = Some(Instant::now());
+        let first = self.ask(&mut asking).await.map_err(away)?;
+        let missing = self.missing(&first);
+        if missing.is_empty() || self.known().shape.is_some() {
+            return self.learn(&first);
+        }
+        self.make_topics(&mut asking, &missing).await?;
+        // Brokers hear of new topics one after the other.
+        for _ in 0..NEW_TOPIC_LOOKS {
+            let answer = self.ask(&mut asking).await.map_err(away)?;
+            let learned = self.learn(&answer);
+            if self.missing(&answer).is_empty() {
+                return learned;
+            }
+            tokio::time::sleep(REFRESH_PACE).await;
+        }
+        Err(LogError::Away(format!("no broker knows the new topics yet: {}", missing.join(", "))))
+    }
+
+    pub fn known(&self) -> Arc<Known> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Known>> {
+        // One assignment is done under it.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One question, at the broker that answered last or else at any.
+    async fn ask(&self, asking: &mut Asking) -> Result<MetadataResponse, BrokerError> {
+        let topics = Topic::ALL.map(|topic| {
+            let name = TopicName(StrBytes::from_string(self.topic_name(topic).to_owned()));
+            MetadataRequestTopic::default().with_name(Some(name))
+        });
+        let request = MetadataRequest::default()
+            .with_topics(Some(topics.to_vec()))
+            .with_allow_auto_topic_creation(false);
+        if let Some(mut connection) = asking.connection.take()
+            && let Ok(answer) =
+                connection.call(&request, versions::METADATA, limits::CONNECT_TIME).await
+        {
+            asking.connection = Some(connection);
+            return Ok(answer);
+        }
+        let mut worst: Option<BrokerError> = None;
+        for address in self.candidates() {
+            let asked = async {
+                let mut connection = self.connect(&address).await?;
+                let answer =
+                    connection.call(&request, versions::METADATA, limits::CONNECT_TIME).await?;
+                Ok::<_, BrokerError>((connection, answer))
+            };
+            match asked.await {
+                Ok((connection, answer)) => {
+                    asking.connection = Some(connection);
+                    return Ok(answer);
+                }
+                // A wrong password says more than a broker that is down.
+                Err(error) if worst.as_ref().is_none_or(|worst| rank(&error) > rank(worst)) => {
+                    worst = Some(error);
+                }
+                Err(_) => {}
+            }
+        }
+        Err(worst.unwrap_or_else(|| BrokerError::Unreachable {
+            broker: "(none)".to_owned(),
+            reason: "log.brokers is empty".to_owned(),
+        }))
+    }
+
+    /// The address of a broker that has just answered.
+    pub async fn live_broker(&self) -> Result<String, LogError> {
+        let generation = self.known().generation;
+        self.refresh(generation).await?;
+        let asking = self.asking.lock().await;
+        let connection = asking.connection.as_ref();
+        let address = connection.map(|connection| connection.broker().to_owned());
+        address.ok_or_else(|| LogError::Away("no broker answers".to_owned()))
+    }
+
+    pub async fn connect(&self, address: &str) -> Result<Connection, BrokerError> {
+        Connection::open(address, &self.security, &self.options.client_id).await
+    }
+
+    /// Every address that may answer, in another order for each node and time.
+    fn candidates(&self) -> Vec<String> {
+        let known = self.known();
+        let mut all: Vec<String> = known.brokers.values().cloned().collect();
+        all.extend(self.options.brokers.iter().cloned());
+        all.sort();
+        all.dedup();
+        if !all.is_empty() {
+            let turn = uuid::Uuid::new_v4().as_u128() as usize % all.len();
+            all.rotate_left(turn);
+        }
+        all
+    }
+
+    /// The configured topics that the answer does not know.
+    fn missing(&self, answer: &MetadataResponse) -> Vec<String> {
+        let is_there = |name: &&str| {
+            answer
+                .topics
+                .iter()
+                .any(|topic| name_of(topic) == Some(name) && topic.error_code.is_ok())
+        };
+        let unknown = |name: &&str| {
+            let topic = answer.topics.iter().find(|topic| name_of(topic) == Some(name));
+            topic.is_none_or(|topic| {
+                topic.error_code.err() == Some(ResponseError::UnknownTopicOrPartition)
+            })
+        };
+        let names = Topic::ALL.map(|topic| self.topic_name(topic));
+        names
+            .iter()
+            .filter(|name| !is_there(name) && unknown(name))
+            .map(|name| (*name).to_owned())
+            .collect()
+    }
+
+    async fn make_topics(&self, asking: &mut Asking, names: &[String]) -> Result<(), LogError> {
+        let Some(connection) = asking.connection.as_mut() else { return Ok(()) };
+        let copies = self.options.replication;
+        let config = |name: &'static str, value: String| {
+            CreatableTopicConfig::default()
+                .with_name(StrBytes::from_static_str(name))
+                .with_value(Some(StrBytes::from_string(value)))
+        };
+        let topics = names.iter().map(|name| {
+            CreatableTopic::default()
+                .with_name(TopicName(StrBytes::from_string(name.clone())))
+                .with_num_partitions(i32::from(self.options.partitions))
+                .with_replication_factor(i16::try_from(copies).unwrap_or(i16::MAX))
+                .with_configs(vec![
+                    config("retention.ms", self.options.retention.as_millis().to_string()),
+                    config("max.message.bytes", limits::MESSAGE_BYTES_MAX.to_string()),
+                    // Acknowledged means on all but one copy: losing one broker loses nothing.
+                    config("min.insync.replicas", copies.saturating_sub(1).max(1).to_string()),
+                ])
+        });
+        let waited = limits::REQUEST_TIME;
+        let request = CreateTopicsRequest::default()
+            .with_topics(topics.collect())
+            .with_timeout_ms(i32::try_from(waited.as_millis()).unwrap_or(i32::MAX));
+        let answer = connection.call(&request, versions::CREATE_TOPICS, waited * 2).await;
+        for topic in answer.map_err(away)?.topics {
+            let name = topic.name.0.as_str();
+            let said = topic.error_message.as_ref().map_or("", |said| said.as_str());
+            let advice = match topic.error_code.err() {
+                None => {
+                    tracing::info!(
+                        topic = name,
+                        partitions = self.options.partitions,
+                        copies,
+                        "made a topic"
+                    );
+                    continue;
+                }
+                // Another node was faster.
+                Some(ResponseError::TopicAlreadyExists) => continue,
+                Some(ResponseError::InvalidReplicationFactor) => {
+                    "start more brokers, or lower log.replication"
+                }
+                Some(
+                    ResponseError::TopicAuthorizationFailed
+                    | ResponseError::ClusterAuthorizationFailed,
+                ) => "allow this user to make it, or make it",
+                Some(_) => "make it, or correct the configuration",
+            };
+            return Err(LogError::Away(format!(
+                "topic {name} can't be made with {} partitions and {copies} copies: {said}; \
+                 {advice}",
+                self.options.partitions
+            )));
+        }
+        Ok(())
+    }
+
+    /// Takes over an answer. Fails if it says that the log is not the one that it was, or not the
+    /// one that is configured.
+    fn learn(&self, answer: &MetadataResponse) -> Result<(), LogError> {
+        let address = |host: &StrBytes, port: i32| {
+            if host.contains(':') {
+                format!("[{}]:{port}", host.as_str())
+            } else {
+                format!("{}:{port}", host.as_str())
+            }
+        };
+        let brokers = answer.brokers.iter();
+        let brokers = brokers.map(|one| (one.node_id.0, address(&one.host, one.port))).collect();
+        let mut next = Known { brokers, ..(*self.known()).clone() };
+        next.generation += 1;
+        let mut trouble = None;
+        for topic in Topic::ALL {
+            let name = self.topic_name(topic);
+            let found = answer.topics.iter().find(|found| name_of(found) == Some(name));
+            match self.check_topic(topic, found, next.ids) {
+                Ok(known) => next.topics[usize::from(topic as u8)] = Some(known),
+                Err(error) => trouble = trouble.or(Some(error)),
+            }
+        }
+        if trouble.is_none()
+            && next.shape.is_none()
+            && let [Some(selected), Some(group)] = &next.topics
+        {
+            next.ids = Some([selected.id, group.id]);
+            next.shape = Some(LogShape {
+                identity: identity(selected.id, group.id),
+                selected_partitions: self.options.partitions,
+                group_partitions: self.options.partitions,
+            });
+        }
+        *self.lock() = Arc::new(next);
+        trouble.map_or(Ok(()), Err)
+    }
+
+    fn check_topic(
+        &self,
+        topic: Topic,
+        found: Option<&MetadataResponseTopic>,
+        ids: Option<[Uuid; 2]>,
+    ) -> Result<KnownTopic, LogError> {
+        let name = self.topic_name(topic);
+        let error = found
+            .map_or(Some(ResponseError::UnknownTopicOrPartition), |found| found.error_code.err());
+        let found = match (found, error) {
+            (Some(found), None) => found,
+            (_, Some(ResponseError::UnknownTopicOrPartition)) => {
+                return Err(LogError::Away(format!("topic {name} is not there")));
+            }
+            (_, Some(ResponseError::TopicAuthorizationFailed)) => {
+                return Err(LogError::Away(format!(
+                    "topic {name} may not be read by this user; allow Describe, Read and Write"
+                )));
+            }
+            (_, error) => {
+                let error = error.map_or(String::new(), |error| error.to_string());
+                return Err(LogError::Away(format!("topic {name}: {error}")));
+            }
+        };
+        if let Some(ids) = ids
+            && ids[usize::from(topic as u8)] != found.topic_id
+        {
+            return Err(LogError::Failed(format!(
+                "topic {name} was replaced: its id was {}, now it is {}; start the node again, and \
+                 it serves the new one",
+                ids[usize::from(topic as u8)],
+                found.topic_id
+            )));
+        }
+        let partitions = self.options.partitions;
+        let count = found.partitions.len();
+        if count < usize::from(partitions) || (ids.is_none() && count != usize::from(partitions)) {
+            return Err(LogError::Failed(format!(
+                "topic {name} has {count} partitions, the configuration says log.partitions = \
+                 {partitions}; set log.partitions to what the topics have, or name other topics"
+            )));
+        }
+        if count != usize::from(partitions) {
+            tracing::error!(
+                topic = name,
+                partitions = count,
+                configured = partitions,
+                "the topic has got more partitions, and nobody reads them: set log.partitions and \
+                 start the nodes again"
+            );
+        }
+        let mut leaders = vec![None; usize::from(partitions)];
+        for partition in &found.partitions {
+            let at = usize::try_from(partition.partition_index).ok();
+            if let Some(leader) = at.and_then(|at| leaders.get_mut(at)) {
+                *leader = (partition.leader_id.0 >= 0).then_some(partition.leader_id.0);
+            }
+        }
+        Ok(KnownTopic { id: found.topic_id, leaders })
+    }
+}
+
+fn name_of(topic: &MetadataResponseTopic) -> Option<&str> {
+    topic.name.as_ref().map(|name| name.0.as_str())
+}
+
+/// Three bytes that follow from both topic ids.
+fn identity(selected: Uuid, group: Uuid) -> LogIdentity {
+    let [first, second, third, ..] = Uuid::new_v5(&selected, group.as_bytes()).into_bytes();
+    LogIdentity([first, second, third])
+}
+
+/// How much an error says about what is wrong.
+fn rank(error: &BrokerError) -> u8 {
+    match error {
+        BrokerError::Unreachable { .. } => 0,
+        BrokerError::Silent { .. } => 1,
+        BrokerError::Closed { .. } => 2,
+        _ => 3,
+    }
+}
+
+pub(super) fn away(error: BrokerError) -> LogError {
+    LogError::Away(error.to_string())
+}

@@ -1,0 +1,184 @@
+//! The log in Kafka.
+//!
+//! Fetching, topics and their ids, and records with headers go over connections of our own
+//! (`connection.rs`), everything else through rskafka (`produce.rs`), every call under a timeout.
+//! Making one does no I/O but reading the files that the configuration names: a node starts while
+//! the brokers are absent, and `shape` says what is missing until they answer.
+//!
+//! Invariants: only committed records are given; a batch that can't be read comes as one record of
+//! its bytes, and the next one follows; what a broker refuses is asked again, with jitter, and
+//! holds up no other; topics that are replaced while the node runs are never mixed with their
+//! predecessors.
+
+mod cluster;
+mod connection;
+mod fetch;
+mod produce;
+mod records;
+mod security;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use cluster::Cluster;
+use fetch::{Fetched, Fetcher};
+use produce::Producer;
+pub use security::{SaslLogin, SaslMechanism, TlsFiles};
+
+use crate::base::{LogShape, Partition, Position, partition_of_key};
+use crate::limits::log as limits;
+use crate::ports::{Batch, Bounds, Log, LogError, NewRecord, Want};
+
+/// What the configuration says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KafkaOptions {
+    /// Some of the brokers, `host:port`; they name the others.
+    pub brokers: Vec<String>,
+    pub topic_selected: String,
+    pub topic_group: String,
+    /// What each topic has. It is made with so many, and one that has others is refused.
+    pub partitions: u16,
+    /// Copies of a topic that is made here.
+    pub replication: u16,
+    /// How long a topic that is made here keeps its records.
+    pub retention: Duration,
+    /// Least time between two fetches from one broker.
+    pub fetch_pace: Duration,
+    /// What the brokers' logs and quotas call the node.
+    pub client_id: String,
+    pub tls: Option<TlsFiles>,
+    pub sasl: Option<SaslLogin>,
+}
+
+/// A file that the configuration names can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{key} = {}: {reason}", .path.display())]
+pub struct OptionsError {
+    pub key: &'static str,
+    pub path: PathBuf,
+    pub reason: String,
+}
+
+pub struct KafkaLog {
+    cluster: Arc<Cluster>,
+    fetcher: Fetcher,
+    producer: Producer,
+}
+
+impl KafkaLog {
+    /// Reads the files of TLS and password. Connects to nobody.
+    pub fn new(options: KafkaOptions) -> Result<Self, OptionsError> {
+        let security = security::Security::load(&options)?;
+        let cluster = Arc::new(Cluster::new(options, security));
+        Ok(Self {
+            fetcher: Fetcher::new(cluster.clone()),
+            producer: Producer::new(cluster.clone()),
+            cluster,
+        })
+    }
+
+    /// Returns each record's number and place.
+    async fn append_group(&self, group: Group) -> Result<Vec<(usize, Position)>, LogError> {
+        let Group { partition, numbers, records } = group;
+        let offsets = self.producer.append(partition, records).await?;
+        let places = offsets.into_iter().map(|offset| Position { partition, offset });
+        Ok(numbers.into_iter().zip(places).collect())
+    }
+}
+
+/// Records of one append that go to one partition, and their numbers in the append.
+struct Group {
+    partition: Partition,
+    numbers: Vec<usize>,
+    records: Vec<NewRecord>,
+}
+
+#[async_trait]
+impl Log for KafkaLog {
+    async fn shape(&self) -> Result<LogShape, LogError> {
+        self.cluster.ready().await.map(|(_, shape)| shape)
+    }
+
+    async fn bounds(&self, partition: Partition) -> Result<Bounds, LogError> {
+        self.cluster.ready().await?;
+        self.producer.bounds(partition).await
+    }
+
+    async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+        let large =
+            records.iter().find(|record| record.value.len() > limits::RECORD_VALUE_BYTES_MAX);
+        if let Some(large) = large {
+            let (bytes, limit) = (large.value.len(), limits::RECORD_VALUE_BYTES_MAX);
+            return Err(LogError::TooLarge { bytes, limit });
+        }
+        let (_, shape) = self.cluster.ready().await?;
+        // Partitions side by side, within each one in order.
+        let mut groups: Vec<Group> = Vec::new();
+        let count = records.len();
+        for (number, record) in records.into_iter().enumerate() {
+            let index = partition_of_key(&record.key, shape.partitions(record.topic));
+            let partition = Partition { topic: record.topic, index };
+            match groups.iter_mut().find(|group| group.partition == partition) {
+                Some(group) => {
+                    group.numbers.push(number);
+                    group.records.push(record);
+                }
+                None => {
+                    let (numbers, records) = (vec![number], vec![record]);
+                    groups.push(Group { partition, numbers, records });
+                }
+            }
+        }
+        let appends = groups.into_iter().map(|group| self.append_group(group)).collect();
+        let mut places: Vec<Option<Position>> = vec![None; count];
+        for (number, place) in join_all(appends).await?.into_iter().flatten() {
+            places[number] = Some(place);
+        }
+        let places: Option<Vec<Position>> = places.into_iter().collect();
+        places
+            .ok_or_else(|| LogError::Away("a broker did not say where all records are".to_owned()))
+    }
+
+    async fn fetch(
+        &self,
+        wants: &[Want],
+        bytes_max: usize,
+        wait_max: Duration,
+    ) -> Result<Vec<Batch>, LogError> {
+        self.cluster.ready().await?;
+        match self.fetcher.fetch(wants, bytes_max, wait_max).await? {
+            Fetched::Batches(batches) => Ok(batches),
+            Fetched::OutOfRange(wanted) => {
+                let bounds = self.producer.bounds(wanted.partition).await?;
+                // Trimmed and grown meanwhile: it is asked again.
+                if (bounds.start..=bounds.end).contains(&wanted.offset) {
+                    return Ok(Vec::new());
+                }
+                Err(LogError::OutOfRange { wanted, bounds })
+            }
+        }
+    }
+}
+
+/// All of them side by side; the first error once all have ended.
+async fn join_all<T>(
+    futures: Vec<impl Future<Output = Result<T, LogError>>>,
+) -> Result<Vec<T>, LogError> {
+    let mut running: Vec<_> = futures.into_iter().map(Box::pin).collect();
+    let mut done = Vec::with_capacity(running.len());
+    std::future::poll_fn(|context| {
+        running.retain_mut(|future| match future.as_mut().poll(context) {
+            std::task::Poll::Pending => true,
+            std::task::Poll::Ready(result) => {
+                done.push(result);
+                false
+            }
+        });
+        if running.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    done.into_iter().collect()
+}
