@@ -5,6 +5,7 @@
 
 pub mod browser;
 pub mod http;
+pub mod kafka;
 pub mod maven;
 pub mod node;
 pub mod ports;

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,20 @@ struct Lines {
 impl Process {
     /// Starts the command; stdout and stderr are read line by line, stdin is empty.
     pub fn start(name: &str, mut command: Command) -> std::io::Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::null());
+        Self::launch(name, command)
+    }
+
+    /// The same for a program that is told what to do on its stdin.
+    pub fn start_told(name: &str, mut command: Command) -> std::io::Result<(Self, ChildStdin)> {
+        command.stdin(Stdio::piped());
+        let mut process = Self::launch(name, command)?;
+        let input = process.child.stdin.take().expect("piped");
+        Ok((process, input))
+    }
+
+    fn launch(name: &str, mut command: Command) -> std::io::Result<Self> {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         // SAFETY: prctl and nothing else, which is async-signal-safe.
         unsafe {
             command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));

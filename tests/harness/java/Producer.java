@@ -1,0 +1,117 @@
+// Producers of Kafka's Java client, told what to do line by line on stdin: a number, a tab, and a
+// command whose words are separated by tabs. Each is answered by its number and "done" or "failed".
+// What the commands mean stands at JavaProducer::say in src/kafka/producer.rs.
+
+import java.io.BufferedReader;
+import java.io.InputStreamReader;
+import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.Future;
+import org.apache.kafka.clients.admin.Admin;
+import org.apache.kafka.clients.admin.RecordsToDelete;
+import org.apache.kafka.clients.producer.KafkaProducer;
+import org.apache.kafka.clients.producer.ProducerRecord;
+import org.apache.kafka.clients.producer.RecordMetadata;
+import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.serialization.ByteArraySerializer;
+
+public class Producer {
+    private final String brokers;
+    private final Map<String, KafkaProducer<byte[], byte[]>> producers = new HashMap<>();
+
+    private Producer(String brokers) {
+        this.brokers = brokers;
+    }
+
+    public static void main(String[] arguments) throws Exception {
+        Producer all = new Producer(arguments[0]);
+        BufferedReader input =
+            new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
+        for (String line = input.readLine(); line != null; line = input.readLine()) {
+            String[] words = line.split("\t", -1);
+            try {
+                String answer = all.run(words[1], Arrays.copyOfRange(words, 2, words.length));
+                System.out.println(words[0] + "\tdone\t" + answer);
+            } catch (Exception failure) {
+                System.out.println(words[0] + "\tfailed\t" + failure);
+            }
+        }
+        System.exit(0);
+    }
+
+    private String run(String command, String[] words) throws Exception {
+        switch (command) {
+            case "open": return open(words);
+            case "begin": producers.get(words[0]).beginTransaction(); return "";
+            case "commit": producers.get(words[0]).commitTransaction(); return "";
+            case "abort": producers.get(words[0]).abortTransaction(); return "";
+            case "close": producers.remove(words[0]).close(); return "";
+            case "send": return send(words);
+            case "fill": return fill(words);
+            case "trim": return trim(words);
+            default: throw new IllegalArgumentException(command);
+        }
+    }
+
+    private String open(String[] words) {
+        Map<String, Object> config = new HashMap<>();
+        config.put("bootstrap.servers", brokers);
+        for (int at = 1; at < words.length; at++) {
+            String[] pair = words[at].split("=", 2);
+            config.put(pair[0], pair[1]);
+        }
+        ByteArraySerializer bytes = new ByteArraySerializer();
+        KafkaProducer<byte[], byte[]> producer = new KafkaProducer<>(config, bytes, bytes);
+        if (config.containsKey("transactional.id")) {
+            producer.initTransactions();
+        }
+        producers.put(words[0], producer);
+        return "";
+    }
+
+    private String send(String[] words) throws Exception {
+        ProducerRecord<byte[], byte[]> record = new ProducerRecord<>(
+            words[1], Integer.valueOf(words[2]), text(words[3]), text(words[4]));
+        for (int at = 5; at < words.length; at++) {
+            String[] pair = words[at].split("=", 2);
+            record.headers().add(pair[0], pair.length == 2 ? text(pair[1]) : null);
+        }
+        Future<RecordMetadata> sent = producers.get(words[0]).send(record);
+        producers.get(words[0]).flush();
+        return Long.toString(sent.get().offset());
+    }
+
+    private String fill(String[] words) throws Exception {
+        List<Future<RecordMetadata>> sent = new ArrayList<>();
+        int count = Integer.parseInt(words[3]);
+        byte[] value = new byte[Integer.parseInt(words[4])];
+        for (int number = 0; number < count; number++) {
+            Arrays.fill(value, (byte) ('a' + number % 26));
+            ProducerRecord<byte[], byte[]> record = new ProducerRecord<>(
+                words[1], Integer.valueOf(words[2]), text(Integer.toString(number)), value.clone());
+            sent.add(producers.get(words[0]).send(record));
+        }
+        producers.get(words[0]).flush();
+        for (Future<RecordMetadata> one : sent) {
+            one.get();
+        }
+        return "";
+    }
+
+    private String trim(String[] words) throws Exception {
+        try (Admin admin = Admin.create(Map.of("bootstrap.servers", brokers))) {
+            TopicPartition partition = new TopicPartition(words[0], Integer.parseInt(words[1]));
+            RecordsToDelete below = RecordsToDelete.beforeOffset(Long.parseLong(words[2]));
+            admin.deleteRecords(Map.of(partition, below)).all().get();
+        }
+        return "";
+    }
+
+    private static byte[] text(String word) {
+        return word.equals("~") ? null : word.getBytes(StandardCharsets.UTF_8);
+    }
+}

@@ -1,0 +1,57 @@
+//! The Java client as a producer, for what no other one does: transactions, all codecs, null keys,
+//! values and header values, header names that repeat (`java/Producer.java`).
+
+use std::io::Write as _;
+use std::process::ChildStdin;
+use std::time::Duration;
+
+use super::Kafka;
+use crate::process::Process;
+
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// One process that holds any number of producers by name.
+pub struct JavaProducer {
+    process: Process,
+    input: ChildStdin,
+    asked: u64,
+}
+
+impl Kafka {
+    /// Starts the program. It ends when this is dropped.
+    pub fn java_producer(&self) -> JavaProducer {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/java/Producer.java");
+        let mut command = self.java();
+        command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=error", "-Xmx128m"]);
+        command.arg(source).arg(self.addresses().join(","));
+        let (process, input) =
+            Process::start_told("java producer", command).expect("java can be run");
+        JavaProducer { process, input, asked: 0 }
+    }
+}
+
+impl JavaProducer {
+    /// Says one command and waits for its end; returns the answer. Panics if it fails.
+    ///
+    /// - `open NAME [CONFIG=VALUE]...`: a producer; with `transactional.id` for transactions
+    /// - `begin NAME`, `commit NAME`, `abort NAME`, `close NAME`
+    /// - `send NAME TOPIC PARTITION KEY VALUE [HEADER=VALUE | HEADER]...`: waits until it is there
+    ///   and answers its offset. `~` is null, `HEADER` alone has a null value
+    /// - `fill NAME TOPIC PARTITION COUNT BYTES`: so many records of that size, sent together
+    /// - `trim TOPIC PARTITION OFFSET`: removes what lies below
+    pub fn say(&mut self, command: &[&str]) -> String {
+        self.asked += 1;
+        let mark = format!("{}\t", self.asked);
+        let line = format!("{mark}{}\n", command.join("\t"));
+        self.input.write_all(line.as_bytes()).expect("the java producer runs");
+        let answer =
+            self.process.wait_for_line(ANSWER, |line| line.strip_prefix(&mark).map(str::to_owned));
+        let done = answer.strip_prefix("done");
+        done.unwrap_or_else(|| panic!("{command:?}: {answer}")).trim().to_owned()
+    }
+
+    /// `send`, with its offset.
+    pub fn send(&mut self, command: &[&str]) -> u64 {
+        self.say(&[&["send"], command].concat()).parse().expect("an offset")
+    }
+}
