@@ -17,6 +17,7 @@ use crate::base::{LogIdentity, LogShape};
 use crate::control::{CreateError, Creator, Signals, Threads, run_reports};
 use crate::domain::StreamsOptions;
 use crate::edge::{AccessRules, listen};
+use crate::ingest::kafka::{KafkaLog, OptionsError};
 use crate::ingest::{Ingest, Progress};
 use crate::lane::{Doorbell, FromShard, Receiver, Sender, ToShard, lane};
 use crate::limits;
@@ -40,6 +41,8 @@ enum BootError {
     Listen { key: &'static str, address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(transparent)]
+    Kafka(#[from] OptionsError),
     #[error("the process can't get what it needs from the system: {0}")]
     System(#[from] std::io::Error),
     #[error("what an earlier run left in the outbox can't be published: {0}")]
@@ -106,10 +109,14 @@ fn serve(config: Config) -> Result<(), BootError> {
     let admin = bind("admin.listen", config.admin_listen)?;
     let (public_address, admin_address) = (public.local_addr()?, admin.local_addr()?);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let LogConfig::Embedded { partitions } = config.log;
+    let partitions = config.log.partitions();
     let options = EmbeddedOptions { data_dir: config.data_dir.clone(), partitions };
     let embedded = Embedded::open(&options, clock.clone())?;
-    let (log, store) = (embedded.log(), embedded.store());
+    let store = embedded.store();
+    let log: Arc<dyn Log> = match &config.log {
+        LogConfig::Embedded { .. } => embedded.log(),
+        LogConfig::Kafka(options) => Arc::new(KafkaLog::new(options.clone())?),
+    };
     let threads = Threads::start(CONTROL_THREADS)?;
     let health = Health::starting();
     health.found(Part::Store);

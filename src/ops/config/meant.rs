@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::kafka;
 use super::written::{Shards, Written};
 use crate::domain::RingLimits;
+use crate::ingest::kafka::KafkaOptions;
 use crate::limits;
 
 /// A configuration that makes sense.
@@ -40,6 +42,17 @@ pub enum ShardsConfig {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LogConfig {
     Embedded { partitions: u16 },
+    Kafka(KafkaOptions),
+}
+
+impl LogConfig {
+    /// Of each topic.
+    pub const fn partitions(&self) -> u16 {
+        match self {
+            Self::Embedded { partitions } => *partitions,
+            Self::Kafka(options) => options.partitions,
+        }
+    }
 }
 
 const HOUR: u64 = 3_600;
@@ -71,13 +84,20 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
     if !crate::domain::access::is_name(&node_id) {
         report("node.id", "must be 1 to 256 bytes without control characters".to_owned());
     }
+    let log = match written.log.kind.as_str() {
+        "kafka" => kafka::mean(&written.log, &node_id, &mut report).map(LogConfig::Kafka),
+        _ => {
+            kafka::refuse(&written.log, &mut report);
+            Some(LogConfig::Embedded { partitions: written.log.partitions })
+        }
+    };
     let config = Config {
         node_id,
         shards: shards?,
         data_dir: PathBuf::from(&written.node.data_dir),
         public_listen: public_listen?,
         admin_listen: admin_listen?,
-        log: LogConfig::Embedded { partitions: written.log.partitions },
+        log: log?,
         allow_anonymous: written.auth.allow_anonymous,
         heartbeat: Duration::from_secs(u64::from(written.stream.heartbeat_s)),
         drain_window: Duration::from_secs(u64::from(written.drain.window_s)),
@@ -105,7 +125,7 @@ fn refuse_unsupported(written: &Written, report: &mut impl FnMut(&str, String)) 
             report(key, format!("must be one of \"{}\"", all.join("\", \"")));
         }
     };
-    one_of("log.kind", &written.log.kind, &["embedded"], &["kafka"]);
+    one_of("log.kind", &written.log.kind, &["embedded", "kafka"], &[]);
     one_of("store.kind", &written.store.kind, &["embedded"], &["scylla"]);
     one_of("auth.mode", &written.auth.mode, &["none"], &["jwt"]);
     one_of("node.runtime", &written.node.runtime, &["auto", "epoll"], &["glommio"]);
@@ -118,13 +138,7 @@ fn refuse_unsupported(written: &Written, report: &mut impl FnMut(&str, String)) 
     one_of("output.level", &written.output.level, &levels, &[]);
     let defaults = Written::default();
     for (key, is_default) in [
-        ("log.brokers", written.log.brokers.is_empty()),
-        ("log.topic_selected", written.log.topic_selected == defaults.log.topic_selected),
-        ("log.topic_group", written.log.topic_group == defaults.log.topic_group),
         ("log.topic_control", written.log.topic_control == defaults.log.topic_control),
-        ("log.replication", written.log.replication == defaults.log.replication),
-        ("log.retention_hours", written.log.retention_hours == defaults.log.retention_hours),
-        ("log.fetch_pace_ms", written.log.fetch_pace_ms == defaults.log.fetch_pace_ms),
         ("store.nodes", written.store.nodes.is_empty()),
         ("store.keyspace", written.store.keyspace == defaults.store.keyspace),
         ("store.replication", written.store.replication == defaults.store.replication),

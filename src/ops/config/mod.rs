@@ -5,6 +5,7 @@
 //! names the nearest one that is known. All errors of one load are reported together. What this
 //! release can't do is refused, never ignored.
 
+mod kafka;
 mod meant;
 mod written;
 

@@ -67,6 +67,13 @@ pub struct Log {
     pub replication: u16,
     pub retention_hours: u32,
     pub fetch_pace_ms: u32,
+    /// Files in PEM; with the first, connections to the brokers speak TLS.
+    pub tls_ca: String,
+    pub tls_cert: String,
+    pub tls_key: String,
+    pub sasl_mechanism: String,
+    pub sasl_username: String,
+    pub sasl_password_file: String,
     pub legacy_group_audience: String,
 }
 
@@ -165,6 +172,12 @@ impl Default for Log {
             replication: 1,
             retention_hours: 168,
             fetch_pace_ms: 0,
+            tls_ca: String::new(),
+            tls_cert: String::new(),
+            tls_key: String::new(),
+            sasl_mechanism: String::new(),
+            sasl_username: String::new(),
+            sasl_password_file: String::new(),
             legacy_group_audience: "lookup".to_owned(),
         }
     }
