@@ -65,7 +65,7 @@ impl Creator {
         if status == Status::Active {
             self.publish(&broadcast).await?;
         }
-        self.store.remove_outbox(broadcast.id).await?;
+        self.store.remove_outbox(&outbox_row(&broadcast)).await?;
         Ok(BroadcastRow { broadcast, status })
     }
 
@@ -77,14 +77,14 @@ impl Creator {
             if rows.is_empty() {
                 return Ok(published);
             }
-            for OutboxRow { id, .. } in rows {
-                if let Some(row) = self.store.broadcast(id).await?
+            for left in rows {
+                if let Some(row) = self.store.broadcast(left.id).await?
                     && row.status == Status::Active
                 {
                     self.publish(&row.broadcast).await?;
                     published += 1;
                 }
-                self.store.remove_outbox(id).await?;
+                self.store.remove_outbox(&left).await?;
             }
         }
     }
@@ -92,8 +92,7 @@ impl Creator {
     /// Writes outbox and content under an id that nobody has.
     async fn claim(&self, broadcast: &mut Broadcast) -> Result<(), CreateError> {
         for _ in 0..limits::ID_DRAWS_MAX {
-            let row = OutboxRow { id: broadcast.id, created_at: broadcast.created_at };
-            self.store.put_outbox(&row).await?;
+            self.store.put_outbox(&outbox_row(broadcast)).await?;
             if self.store.claim_broadcast(broadcast).await? == Claim::Applied {
                 return Ok(());
             }
@@ -149,6 +148,10 @@ impl Creator {
         let value = Bytes::from(value.to_json());
         NewRecord { topic, key: Bytes::from(key), value, headers: Vec::new() }
     }
+}
+
+fn outbox_row(broadcast: &Broadcast) -> OutboxRow {
+    OutboxRow { id: broadcast.id, created_at: broadcast.created_at }
 }
 
 /// 41 bits of milliseconds and 12 random ones.

@@ -14,7 +14,8 @@ pub struct BroadcastRow {
     pub status: Status,
 }
 
-/// What is still to be published. Removed once the log has it.
+/// What is still to be published. Removed once the log has it. Its time is that of its writing, by
+/// the node's clock: a store may look for rows from where it found none left some time ago.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OutboxRow {
     pub id: BroadcastId,
@@ -62,8 +63,9 @@ pub trait Store: Send + Sync {
     /// Idempotent.
     async fn put_outbox(&self, row: &OutboxRow) -> Result<(), StoreError>;
 
-    /// Idempotent; a row that is not there is no error.
-    async fn remove_outbox(&self, id: BroadcastId) -> Result<(), StoreError>;
+    /// Idempotent; a row that is not there is no error. A row that was removed may stay away when it
+    /// is put again.
+    async fn remove_outbox(&self, row: &OutboxRow) -> Result<(), StoreError>;
 
     /// Every row that is there, oldest first, at most `limit`.
     async fn outbox(&self, limit: usize) -> Result<Vec<OutboxRow>, StoreError>;

@@ -39,8 +39,8 @@ impl Store for EmbeddedStore {
         self.committer.write(vec![row], Condition::None).await.map(drop)
     }
 
-    async fn remove_outbox(&self, id: BroadcastId) -> Result<(), StoreError> {
-        let row = row_of(&self.keyspaces.outbox, id, None);
+    async fn remove_outbox(&self, row: &OutboxRow) -> Result<(), StoreError> {
+        let row = row_of(&self.keyspaces.outbox, row.id, None);
         self.committer.write(vec![row], Condition::None).await.map(drop)
     }
 
