@@ -6,6 +6,7 @@
 pub mod browser;
 pub mod http;
 pub mod kafka;
+pub mod cassandra;
 pub mod maven;
 pub mod node;
 pub mod ports;
