@@ -185,6 +185,61 @@ pub mod lane {
     pub const SHARD_TO_CONTROL: usize = 4_096;
 }
 
+/// The store over CQL.
+pub mod store {
+    use super::{Duration, contract};
+
+    /// One statement, its second try included. Cassandra itself gives a write up after 2 s.
+    pub const REQUEST_TIME: Duration = Duration::from_secs(2);
+    /// A statement that has no answer by then is sent to a second node: past the slowest ones of a
+    /// healthy cluster, short against what a user notices.
+    pub const SPECULATION_WAIT: Duration = Duration::from_millis(100);
+    /// Connections are probed so often, and given up when a probe has no answer.
+    pub const KEEPALIVE_PACE: Duration = Duration::from_secs(1);
+    pub const KEEPALIVE_TIME: Duration = Duration::from_secs(1);
+    /// One connection, and a session with all of them.
+    pub const CONNECTION_TIME: Duration = Duration::from_secs(2);
+    pub const SESSION_TIME: Duration = Duration::from_secs(30);
+    /// Between two tries to connect: doubling from the first to the second.
+    pub const CONNECT_WAIT: Duration = Duration::from_millis(250);
+    pub const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
+    /// Between two looks at whether the database still answers.
+    pub const WATCH_PACE: Duration = Duration::from_secs(1);
+    /// How long a claim whose outcome is unknown is pursued: several statements' time, so that the
+    /// loss of a node is outlived, and below a request's (`admin::REQUEST_TIME`).
+    pub const CLAIM_TIME: Duration = Duration::from_secs(10);
+    const _: () = assert!(CLAIM_TIME.as_secs() + 3 * REQUEST_TIME.as_secs() < 30);
+    pub const CLAIM_WAIT: Duration = Duration::from_millis(20);
+    pub const CLAIM_WAIT_MAX: Duration = Duration::from_millis(500);
+    /// One change of the schema: a second on three idle nodes.
+    pub const SCHEMA_TIME: Duration = Duration::from_secs(30);
+    /// How long the lock of the schema outlives a node that died with it: longer than one change
+    /// may take.
+    pub const MIGRATION_LOCK: Duration = Duration::from_secs(45);
+    const _: () = assert!(MIGRATION_LOCK.as_secs() > SCHEMA_TIME.as_secs());
+    /// Between two looks at whether another node has made the tables.
+    pub const MIGRATION_LOOK: Duration = Duration::from_millis(200);
+    /// Statements of one call that are under way at one time.
+    pub const IN_FLIGHT_MAX: usize = 32;
+    /// Ids of one row of an audience: 256 KB at most, a quarter of the largest good cell.
+    pub const AUDIENCE_CHUNK_IDS: usize = 1_000;
+    const _: () = assert!(AUDIENCE_CHUNK_IDS * contract::USER_ID_BYTES_MAX <= 1 << 18);
+    const _: () = assert!(AUDIENCE_CHUNK_IDS >= contract::TARGET_NAMES_MAX);
+    /// What one partition of a list, and of the outbox, spans.
+    pub const LIST_BUCKET: Duration = Duration::from_secs(24 * 3_600);
+    pub const OUTBOX_BUCKET: Duration = Duration::from_secs(3_600);
+    /// Buckets, and rows of the outbox, that are read in one statement.
+    pub const BUCKETS_READ: usize = 100;
+    pub const OUTBOX_READ: usize = 1_000;
+    /// Buckets that a process remembers to have noted: a year of them, then it notes them again.
+    pub const BUCKETS_NOTED_MAX: usize = 10_000;
+    /// How far the outbox's position stays behind the clock: what nodes' clocks may differ and a
+    /// row may take to be written. A node whose clock is further behind hides its rows.
+    pub const OUTBOX_SLACK: Duration = Duration::from_secs(600);
+    /// How far the position moves before it is stored again.
+    pub const POSITION_STEP: Duration = Duration::from_secs(60);
+}
+
 /// The admin API and the calls of users that are no stream.
 pub mod admin {
     use super::{Duration, contract};

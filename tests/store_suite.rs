@@ -10,7 +10,9 @@ use corecast::base::{BroadcastId, EpochMillis, Priority, Status, TargetType};
 use corecast::domain::{Broadcast, Target};
 use corecast::limits::contract;
 use corecast::ports::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};
-use store::{EmbeddedStores, Stores, block_on, broadcast, id_at, now};
+use harness::cassandra::Cassandra;
+use harness::maven;
+use store::{CqlStores, EmbeddedStores, Stores, block_on, broadcast, id_at, now};
 
 type Case = (&'static str, fn(&dyn Stores));
 
@@ -40,13 +42,24 @@ fn the_embedded_store_keeps_every_promise() {
     run(&EmbeddedStores::default());
 }
 
+#[test]
+fn the_store_over_cql_keeps_every_promise() {
+    if let Some(program) = maven::missing() {
+        return harness::skip(program, "install a JDK and Maven");
+    }
+    let cluster = Cassandra::start(1);
+    run(&CqlStores { nodes: cluster.addresses(), replication: 1 });
+}
+
 fn run(stores: &dyn Stores) {
     for (name, case) in CASES {
+        let began = std::time::Instant::now();
         let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(stores)));
         if let Err(cause) = failed {
             eprintln!("--- the case was: {name}");
             std::panic::resume_unwind(cause);
         }
+        println!("{:6.2} s  {name}", began.elapsed().as_secs_f64());
     }
 }
 

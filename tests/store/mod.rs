@@ -1,12 +1,17 @@
 //! What the tests of stores share: empty stores, and broadcasts to put into them.
+#![allow(dead_code)] // each of the test files uses a part of it
 
 use std::cell::RefCell;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use corecast::base::{BroadcastId, EpochMillis, Priority, TargetType};
 use corecast::domain::{Broadcast, Target};
 use corecast::ports::{Clock, Store, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
+use corecast::store::scylla::{OpenError, Progress, ScyllaOptions, ScyllaStore};
+use harness::wait;
 
 /// Makes stores that are empty.
 pub trait Stores {
@@ -26,6 +31,68 @@ impl Stores for EmbeddedStores {
         self.folders.borrow_mut().push(folder);
         Embedded::open(&options, Arc::new(SystemClock)).expect("it opens").store()
     }
+}
+
+/// Over CQL, each in a keyspace of its own.
+pub struct CqlStores {
+    pub nodes: Vec<String>,
+    pub replication: u16,
+}
+
+impl Stores for CqlStores {
+    fn fresh(&self) -> Arc<dyn Store> {
+        let replication = self.replication;
+        let options = ScyllaOptions { replication, ..ScyllaOptions::new(self.nodes.clone()) };
+        let running = Running::start(ScyllaOptions { keyspace: draw_keyspace(), ..options });
+        running.wait_until(|progress| *progress == Progress::Serving);
+        running.store
+    }
+}
+
+/// A store and what its `run` says.
+pub struct Running {
+    pub store: Arc<ScyllaStore>,
+    pub said: Arc<Mutex<Vec<Progress>>>,
+    pub ended: Arc<Mutex<Option<OpenError>>>,
+}
+
+/// A database that is busy with other tests takes its time.
+pub const STORE_TIME: Duration = Duration::from_secs(60);
+
+impl Running {
+    pub fn start(options: ScyllaOptions) -> Self {
+        let store = ScyllaStore::new(options, "test-node".to_owned(), Arc::new(SystemClock));
+        let store = Arc::new(store);
+        let (said, ended) = (Arc::default(), Arc::default());
+        let running = Self { store: store.clone(), said, ended };
+        let (said, ended) = (running.said.clone(), running.ended.clone());
+        runtime().spawn(async move {
+            let Err(error) = store.run(|progress| said.lock().unwrap().push(progress)).await else {
+                return;
+            };
+            *ended.lock().unwrap() = Some(error);
+        });
+        running
+    }
+
+    /// Waits until the last that was said is so.
+    pub fn wait_until(&self, is_so: impl Fn(&Progress) -> bool) {
+        wait::until_true("the store says so", STORE_TIME, || {
+            assert!(self.ended.lock().unwrap().is_none(), "{:?}", self.ended);
+            self.said.lock().unwrap().last().is_some_and(&is_so)
+        });
+    }
+
+    /// Waits until it ends, which is for an operator; returns what it says to that one.
+    pub fn wait_for_end(&self) -> OpenError {
+        wait::until("the store ends", STORE_TIME, || self.ended.lock().unwrap().take())
+    }
+}
+
+/// A name that no other test has.
+pub fn draw_keyspace() -> String {
+    static DRAWN: AtomicU32 = AtomicU32::new(0);
+    format!("test_{}_{}", std::process::id(), DRAWN.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Runs on threads like a node's control threads.

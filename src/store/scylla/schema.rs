@@ -1,0 +1,196 @@
+//! Every table: what it is for, its key, how it grows. And the statements that make them.
+//!
+//! Rules: one table a query; partitions are bounded, by a day or an hour where rows come by time;
+//! statuses and contents are written by lightweight transactions only, everything else by
+//! statements with explicit keys and timestamps, which may be repeated; nothing that is read in
+//! order is deleted row by row. A later release only adds: tables, and columns that may be null.
+//!
+//! `bucket` is the start of a day or an hour, UTC. Names stand in `tests/golden/tables/scylla.cql`.
+
+use super::ScyllaOptions;
+
+/// The layout that this release makes.
+pub const LAYOUT: i32 = 1;
+/// The oldest layout whose releases can still run on it.
+pub const OLDEST: i32 = 1;
+
+/// The table by which nodes agree who makes the others. It is made first.
+pub const META: &str = "corecast_schema";
+
+/// What takes a keyspace from one layout to the next.
+pub struct Step {
+    pub layout: i32,
+    pub tables: &'static [Table],
+}
+
+pub struct Table {
+    pub name: &'static str,
+    /// Columns and key.
+    pub body: &'static str,
+    /// Properties, joined by AND; may be empty.
+    pub with: &'static str,
+}
+
+/// In order; each only adds.
+pub const STEPS: &[Step] = &[Step {
+    layout: 1,
+    tables: &[
+        // The content of a broadcast; never changes. `claim` is drawn by whoever claims the id.
+        // Key: the broadcast. Grows by one row a broadcast, of at most about 0.7 MB: up to 1,000
+        // targets stand in the row, more in `audience`.
+        Table {
+            name: "broadcast",
+            body: "id bigint PRIMARY KEY, claim uuid, created_at timestamp, correlation_id text, \
+                   sender_id text, sender_name text, content text, target_type text, \
+                   target_ids frozen<list<text>>, target_count int, target_chunks int, \
+                   priority text, category text, scheduled_at timestamp, expires_at timestamp, \
+                   fire_and_forget boolean",
+            with: "",
+        },
+        // Targets of a large SELECTED audience, 1,000 a row.
+        // Key: broadcast and number of the chunk, so that the partitions of one audience are
+        // spread. Grows by at most 1,000 rows a broadcast, each of at most 256 KB.
+        Table {
+            name: "audience",
+            body: "id bigint, chunk int, target_ids frozen<list<text>>, PRIMARY KEY ((id, chunk))",
+            with: "",
+        },
+        // Where a broadcast stands; without a row it does not exist.
+        // Key: the broadcast. Grows by one small row a broadcast. Lightweight transactions only.
+        Table {
+            name: "broadcast_status",
+            body: "id bigint PRIMARY KEY, claim uuid, status text, changed_at timestamp",
+            with: "",
+        },
+        // The list of all. Key: the day of creation. A partition grows by a row of some 50 bytes a
+        // broadcast of that day: 45 MB at ten a second.
+        Table {
+            name: "broadcast_list",
+            body: "bucket timestamp, created_at timestamp, id bigint, \
+                   PRIMARY KEY ((bucket), created_at, id)",
+            with: "CLUSTERING ORDER BY (created_at DESC, id DESC)",
+        },
+        // What may be active; the status row says whether it is. Key: the day on which it expires,
+        // so that what has ended is left behind as whole partitions. Read by merging the days.
+        Table {
+            name: "active_list",
+            body: "bucket timestamp, created_at timestamp, id bigint, \
+                   PRIMARY KEY ((bucket), created_at, id)",
+            with: "CLUSTERING ORDER BY (created_at DESC, id DESC)",
+        },
+        // What may be scheduled; the status row says whether it is. Key: the day for which it is
+        // scheduled.
+        Table {
+            name: "scheduled_list",
+            body: "bucket timestamp, scheduled_at timestamp, id bigint, \
+                   PRIMARY KEY ((bucket), scheduled_at, id)",
+            with: "CLUSTERING ORDER BY (scheduled_at ASC, id ASC)",
+        },
+        // What is still to be published. Rows are marked, not deleted, and read from a stored
+        // position on: a queue of deleted rows would be read through each time. Without `v` a row
+        // is only a mark. Key: the hour of creation. A partition grows by 40 bytes a broadcast of
+        // that hour; it is dropped as a whole after 30 days, in 30 windows.
+        Table {
+            name: "outbox",
+            body: "bucket timestamp, created_at timestamp, id bigint, v int, done boolean, \
+                   PRIMARY KEY ((bucket), created_at, id)",
+            with: "CLUSTERING ORDER BY (created_at ASC, id ASC) AND \
+                   default_time_to_live = 2592000 AND \
+                   compaction = {'class': 'TimeWindowCompactionStrategy', \
+                   'compaction_window_unit': 'DAYS', 'compaction_window_size': '1'}",
+        },
+        // Which buckets of a list or of the outbox hold rows, so that nobody looks into empty ones.
+        // Key: the list. Grows by a row a day (365 a year), the outbox by one an hour (8,760).
+        Table {
+            name: "bucket",
+            body: "list text, bucket timestamp, v int, PRIMARY KEY ((list), bucket)",
+            with: "CLUSTERING ORDER BY (bucket ASC)",
+        },
+        // Where readers of queues go on; the write timestamp is the position, so that they merge
+        // as a maximum. Key: the queue. Does not grow.
+        Table { name: "position", body: "name text PRIMARY KEY, at timestamp", with: "" },
+    ],
+}];
+
+/// Key: `schema` for what was made, `lock` for who is making it. Two rows.
+const META_TABLE: Table = Table {
+    name: META,
+    body: "part text PRIMARY KEY, product text, layout int, oldest int, holder uuid, \
+           made_by text, made_at timestamp",
+    with: "",
+};
+
+/// ScyllaDB alone knows these; Cassandra refuses them. Tablets are off because the releases of
+/// ScyllaDB that are in use refuse lightweight transactions on them.
+const SCYLLA_KEYSPACE: &str = " AND tablets = {'enabled': false}";
+const SCYLLA_TABLE: &str = "tombstone_gc = {'mode': 'repair'}";
+
+pub fn create_keyspace(options: &ScyllaOptions) -> String {
+    let ScyllaOptions { keyspace, replication, datacenter, .. } = options;
+    let datacenter = datacenter.as_deref().unwrap_or("replication_factor");
+    // A name of a datacenter is the operator's text.
+    let datacenter = datacenter.replace('\'', "''");
+    let suffix = if options.scylla_ddl { SCYLLA_KEYSPACE } else { "" };
+    format!(
+        "CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {{'class': \
+         'NetworkTopologyStrategy', '{datacenter}': '{replication}'}}{suffix}"
+    )
+}
+
+pub fn create_meta(options: &ScyllaOptions) -> String {
+    create(&META_TABLE, options)
+}
+
+pub fn create(table: &Table, options: &ScyllaOptions) -> String {
+    let Table { name, body, with } = table;
+    let suffix = if options.scylla_ddl { SCYLLA_TABLE } else { "" };
+    let with: Vec<&str> = [*with, suffix].into_iter().filter(|part| !part.is_empty()).collect();
+    let with = match with.as_slice() {
+        [] => String::new(),
+        parts => format!(" WITH {}", parts.join(" AND ")),
+    };
+    format!("CREATE TABLE IF NOT EXISTS {}.{name} ({body}){with}", options.keyspace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statements(options: &ScyllaOptions) -> Vec<String> {
+        let mut all = vec![create_keyspace(options), create_meta(options)];
+        for step in STEPS {
+            all.extend(step.tables.iter().map(|table| create(table, options)));
+        }
+        all
+    }
+
+    /// One statement a line: for Cassandra and any CQL database, then for ScyllaDB.
+    #[test]
+    fn golden_tables() {
+        let golden = include_str!("../../../tests/golden/tables/scylla.cql");
+        let plain = ScyllaOptions::new(["127.0.0.1:9042"]);
+        let scylla = ScyllaOptions {
+            datacenter: Some("east".to_owned()),
+            replication: 3,
+            scylla_ddl: true,
+            ..plain.clone()
+        };
+        let mut made = String::from("-- store.scylla_ddl = false\n");
+        made.extend(statements(&plain).into_iter().map(|statement| statement + ";\n"));
+        made.push_str("-- store.scylla_ddl = true, store.datacenter = \"east\", ");
+        made.push_str("store.replication = 3\n");
+        made.extend(statements(&scylla).into_iter().map(|statement| statement + ";\n"));
+        for (golden, made) in golden.lines().zip(made.lines()) {
+            assert_eq!(golden, made);
+        }
+        assert_eq!(golden.lines().count(), made.lines().count());
+    }
+
+    #[test]
+    fn steps_rise_to_the_layout() {
+        let layouts: Vec<i32> = STEPS.iter().map(|step| step.layout).collect();
+        assert!(layouts.iter().zip(1..).all(|(layout, number)| *layout == number));
+        assert_eq!(layouts.last(), Some(&LAYOUT));
+        const { assert!(OLDEST <= LAYOUT) };
+    }
+}
