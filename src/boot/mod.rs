@@ -21,7 +21,7 @@ use crate::ingest::kafka::{KafkaLog, OptionsError};
 use crate::ingest::{Ingest, Progress};
 use crate::lane::{Doorbell, FromShard, Receiver, Sender, ToShard, lane};
 use crate::limits;
-use crate::ops::config::{self, Config, LogConfig, ShardsConfig};
+use crate::ops::config::{self, Config, LogConfig, ShardsConfig, StoreConfig};
 use crate::ops::health::{Health, Part};
 use crate::ops::metrics::{Metrics, Sources};
 use crate::ports::{Clock, Log, SystemClock};
@@ -105,6 +105,11 @@ fn start_logging(config: &Config) {
 
 /// A node from start to end.
 fn serve(config: Config) -> Result<(), BootError> {
+    if config.store != StoreConfig::Embedded {
+        return Err(BootError::Ended(
+            "store.kind = \"scylla\" is not joined to boot yet".to_owned(),
+        ));
+    }
     let public = bind("public.listen", config.public_listen)?;
     let admin = bind("admin.listen", config.admin_listen)?;
     let (public_address, admin_address) = (public.local_addr()?, admin.local_addr()?);

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::kafka;
-use super::written::{Shards, Written};
+use super::written::{self, Shards, Written};
 use crate::domain::RingLimits;
 use crate::ingest::kafka::KafkaOptions;
 use crate::limits;
+use crate::store::scylla::{Login, ScyllaOptions};
 
 /// A configuration that makes sense.
 #[derive(Clone, PartialEq, Debug)]
@@ -19,6 +20,7 @@ pub struct Config {
     pub public_listen: SocketAddr,
     pub admin_listen: SocketAddr,
     pub log: LogConfig,
+    pub store: StoreConfig,
     pub allow_anonymous: bool,
     pub heartbeat: Duration,
     pub drain_window: Duration,
@@ -55,6 +57,12 @@ impl LogConfig {
     }
 }
 
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StoreConfig {
+    Embedded,
+    Scylla(ScyllaOptions),
+}
+
 const HOUR: u64 = 3_600;
 
 /// Turns what is written into what is meant. Reports every problem as (key, message).
@@ -80,6 +88,7 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
         }
     }
     let shards = shards(&written.node.shards, &mut report);
+    let store = store(&written.store, &mut report);
     let node_id = written.node.id.clone().unwrap_or_else(draw_node_id);
     if !crate::domain::access::is_name(&node_id) {
         report("node.id", "must be 1 to 256 bytes without control characters".to_owned());
@@ -98,6 +107,7 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
         public_listen: public_listen?,
         admin_listen: admin_listen?,
         log: log?,
+        store,
         allow_anonymous: written.auth.allow_anonymous,
         heartbeat: Duration::from_secs(u64::from(written.stream.heartbeat_s)),
         drain_window: Duration::from_secs(u64::from(written.drain.window_s)),
@@ -126,7 +136,7 @@ fn refuse_unsupported(written: &Written, report: &mut impl FnMut(&str, String)) 
         }
     };
     one_of("log.kind", &written.log.kind, &["embedded", "kafka"], &[]);
-    one_of("store.kind", &written.store.kind, &["embedded"], &["scylla"]);
+    one_of("store.kind", &written.store.kind, &["embedded", "scylla"], &[]);
     one_of("auth.mode", &written.auth.mode, &["none"], &["jwt"]);
     one_of("node.runtime", &written.node.runtime, &["auto", "epoll"], &["glommio"]);
     let deliveries = &written.broadcast.group_deliveries;
@@ -139,10 +149,6 @@ fn refuse_unsupported(written: &Written, report: &mut impl FnMut(&str, String)) 
     let defaults = Written::default();
     for (key, is_default) in [
         ("log.topic_control", written.log.topic_control == defaults.log.topic_control),
-        ("store.nodes", written.store.nodes.is_empty()),
-        ("store.keyspace", written.store.keyspace == defaults.store.keyspace),
-        ("store.replication", written.store.replication == defaults.store.replication),
-        ("store.datacenter", written.store.datacenter.is_none()),
         ("stream.max_age_s", written.stream.max_age_s == 0),
         ("node.owner", written.node.owner),
         ("testing.enabled", !written.testing.enabled),
@@ -201,9 +207,122 @@ fn shards(shards: &Shards, report: &mut impl FnMut(&str, String)) -> Option<Shar
     }
 }
 
+fn store(written: &written::Store, report: &mut impl FnMut(&str, String)) -> StoreConfig {
+    if written.kind != "scylla" {
+        let defaults = written::Store::default();
+        for (key, is_default) in [
+            ("store.nodes", written.nodes.is_empty()),
+            ("store.keyspace", written.keyspace == defaults.keyspace),
+            ("store.replication", written.replication == defaults.replication),
+            ("store.datacenter", written.datacenter.is_none()),
+            ("store.username", written.username.is_none()),
+            ("store.password_file", written.password_file.is_none()),
+            ("store.tls_ca", written.tls_ca.is_none()),
+            ("store.scylla_ddl", !written.scylla_ddl),
+        ] {
+            if !is_default {
+                report(key, "has an effect only with store.kind = \"scylla\"".to_owned());
+            }
+        }
+        return StoreConfig::Embedded;
+    }
+    if written.nodes.is_empty() {
+        report("store.nodes", "must name a node, such as [\"10.0.0.1:9042\"]".to_owned());
+    }
+    if written.nodes.iter().any(|node| !is_host_and_port(node)) {
+        report("store.nodes", "must be a list of HOST:PORT, such as 10.0.0.1:9042".to_owned());
+    }
+    if !is_keyspace(&written.keyspace) {
+        let rule = "must be 1 to 48 lower-case letters, digits or underscores, a letter first";
+        report("store.keyspace", rule.to_owned());
+    }
+    if written.replication == 0 {
+        report("store.replication", "must be 1 or more; 3 outlives the loss of a node".to_owned());
+    }
+    let login = match (&written.username, &written.password_file) {
+        (Some(username), Some(password_file)) => {
+            Some(Login { username: username.clone(), password_file: PathBuf::from(password_file) })
+        }
+        (None, None) => None,
+        (Some(_), None) => {
+            report("store.username", "needs store.password_file".to_owned());
+            None
+        }
+        (None, Some(_)) => {
+            report("store.password_file", "needs store.username".to_owned());
+            None
+        }
+    };
+    StoreConfig::Scylla(ScyllaOptions {
+        nodes: written.nodes.clone(),
+        keyspace: written.keyspace.clone(),
+        replication: written.replication,
+        datacenter: written.datacenter.clone(),
+        login,
+        tls_ca: written.tls_ca.as_ref().map(PathBuf::from),
+        scylla_ddl: written.scylla_ddl,
+    })
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    let parts = text.rsplit_once(':');
+    parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0))
+}
+
+/// What stands in statements without quotes.
+fn is_keyspace(name: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    name.len() <= 48
+        && name.bytes().all(is_inner)
+        && name.bytes().next().is_some_and(|first| first.is_ascii_lowercase())
+}
+
 /// The host's name and a random part.
 fn draw_node_id() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let random = uuid::Uuid::new_v4().simple().to_string();
     format!("{host}-{}", &random[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every (key, message) about these values of the section `store`.
+    fn complaints(section: &str) -> Vec<String> {
+        let written: written::Store = toml::from_str(section).expect("TOML");
+        let mut said = Vec::new();
+        store(&written, &mut |key: &str, message: String| said.push(format!("{key}: {message}")));
+        said
+    }
+
+    #[test]
+    fn the_store_is_checked() {
+        let scylla = "kind = \"scylla\"\nnodes = [\"db-1:9042\", \"[::1]:9042\"]\n";
+        assert!(complaints("").is_empty() && complaints(scylla).is_empty());
+        for (line, key) in [
+            ("nodes = [\"db\"]", "store.nodes"),
+            ("nodes = [\":9042\"]", "store.nodes"),
+            ("nodes = []", "store.nodes"),
+            ("keyspace = \"Core\"", "store.keyspace"),
+            ("keyspace = \"\"", "store.keyspace"),
+            ("keyspace = \"a;b\"", "store.keyspace"),
+            ("keyspace = \"1a\"", "store.keyspace"),
+            ("replication = 0", "store.replication"),
+            ("username = \"u\"", "store.username"),
+            ("password_file = \"f\"", "store.password_file"),
+        ] {
+            let section = if line.starts_with("nodes") {
+                format!("kind = \"scylla\"\n{line}")
+            } else {
+                format!("{scylla}{line}")
+            };
+            let said = complaints(&section);
+            assert!(said.len() == 1 && said[0].starts_with(key), "{line}: {said:?}");
+        }
+        for line in ["nodes = [\"db:9042\"]", "keyspace = \"k\"", "scylla_ddl = true"] {
+            let said = complaints(line);
+            assert!(said.len() == 1 && said[0].contains("only with store.kind"), "{said:?}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use meant::{Config, LogConfig, ShardsConfig};
+pub use meant::{Config, LogConfig, ShardsConfig, StoreConfig};
 pub use written::Written;
 
 const ENV_PREFIX: &str = "CORECAST_";
@@ -117,7 +117,9 @@ fn known_keys() -> BTreeMap<String, toml::Value> {
             known.insert(key, value);
         });
     }
-    for optional in ["node.id", "store.datacenter"] {
+    for optional in
+        ["node.id", "store.datacenter", "store.username", "store.password_file", "store.tls_ca"]
+    {
         known.insert(optional.to_owned(), toml::Value::String(String::new()));
     }
     known

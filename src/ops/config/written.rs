@@ -85,6 +85,10 @@ pub struct Store {
     pub keyspace: String,
     pub replication: u16,
     pub datacenter: Option<String>,
+    pub username: Option<String>,
+    pub password_file: Option<String>,
+    pub tls_ca: Option<String>,
+    pub scylla_ddl: bool,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -191,6 +195,10 @@ impl Default for Store {
             keyspace: "corecast".to_owned(),
             replication: 1,
             datacenter: None,
+            username: None,
+            password_file: None,
+            tls_ca: None,
+            scylla_ddl: false,
         }
     }
 }

@@ -122,7 +122,7 @@ fn tls(path: &Path) -> Result<Arc<rustls::ClientConfig>, OpenError> {
     if roots.is_empty() {
         return Err(refused("no certificate in it".to_owned()));
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| refused(error.to_string()))?
