@@ -221,10 +221,12 @@ fn sigterm_tells_the_streams_and_ends_with_0() {
         let mut streams: Vec<_> =
             (0..200).map(|number| node.stream(&format!("userId=drained-{number}"))).collect();
         node.say("before");
+        for stream in &mut streams {
+            assert_eq!(stream.message().content(), "before");
+        }
         node.process.signal(signal);
         let mut pauses = Vec::new();
         for stream in &mut streams {
-            assert_eq!(stream.message().content(), "before");
             let Some(event) = stream.next_event() else { panic!("the end came untold") };
             assert_eq!((event.name.as_str(), &event.id), ("SERVER_SHUTDOWN", &None));
             assert_eq!(event.data.as_object().map(serde_json::Map::len), Some(1));
