@@ -221,8 +221,8 @@ async fn deliver(shard: &Sender<ToShard>, mut item: ToShard) -> Result<(), Inges
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{EpochMillis, Topic};
-    use crate::ports::Record;
+    use crate::base::{EpochMillis, Position, Topic};
+    use crate::ports::{Bounds, NewRecord, Record};
 
     #[test]
     fn pieces_keep_order_and_positions() {
@@ -243,6 +243,63 @@ mod tests {
             assert!(pieces.is_sorted_by_key(|piece| piece.next));
             let joined: Vec<Record> = pieces.into_iter().flat_map(|piece| piece.records).collect();
             assert_eq!(joined, records);
+        }
+    }
+
+    /// Holds the same offsets in every partition, and fails the first fetch.
+    struct Bare(Bounds);
+
+    #[async_trait::async_trait]
+    impl Log for Bare {
+        fn shape(&self) -> LogShape {
+            let identity = crate::base::LogIdentity([0; 3]);
+            LogShape { identity, selected_partitions: 1, group_partitions: 1 }
+        }
+
+        async fn bounds(&self, _: Partition) -> Result<Bounds, LogError> {
+            Ok(self.0)
+        }
+
+        async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+            Ok(Vec::new())
+        }
+
+        async fn fetch(
+            &self,
+            wants: &[Want],
+            _: usize,
+            _: Duration,
+        ) -> Result<Vec<Batch>, LogError> {
+            let from: Vec<u64> = wants.iter().map(|want| want.offset).collect();
+            Err(LogError::Failed(format!("from {from:?}")))
+        }
+    }
+
+    #[test]
+    fn reading_starts_a_window_of_repeats_before_what_is_served() {
+        let (warm, window) = (limits::WARM_RECORDS, limits::REPEAT_RECORDS);
+        for (start, end, next, from) in [
+            (0, 0, 0, 0),
+            (0, warm, 0, 0),
+            (0, warm + 5, 5, 0),
+            (0, warm + window + 5, window + 5, 5),
+            (window, warm + window + 5, window + 5, window),
+            (warm + window, warm + window + 5, warm + window, warm + window),
+        ] {
+            let bell = Arc::new(crate::lane::Doorbell::new().expect("an eventfd"));
+            let (shard, inputs) = crate::lane::lane("test", 8, bell);
+            let log = Arc::new(Bare(Bounds { start, end }));
+            let progress = Box::new(|_| ());
+            let ingest = Ingest { log, shards: vec![shard], progress, lag: Arc::default() };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            let ended = runtime.expect("a runtime").block_on(ingest.run());
+            let ended = ended.expect_err("the fetch fails").to_string();
+            assert_eq!(ended, format!("log failed: from [{from}, {from}]"), "{start}..{end}");
+            for _ in 0..2 {
+                let input = inputs.try_recv();
+                let served = matches!(input, Some(ToShard::Start { next: at, .. }) if at == next);
+                assert!(served, "{start}..{end}: {input:?}");
+            }
         }
     }
 }
