@@ -175,8 +175,13 @@ impl Ring {
     fn drop_first(&mut self) {
         if let Some(frame) = self.frames.pop_front() {
             self.bytes -= frame.bytes(&self.shape);
-            self.base.clone_from(&frame.after);
             self.first += 1;
+            // A frame that no stream holds gives its positions: reading them would be one more
+            // cache miss an event.
+            self.base = match Rc::try_unwrap(frame) {
+                Ok(frame) => frame.after,
+                Err(frame) => frame.after.clone(),
+            };
         }
     }
 }
