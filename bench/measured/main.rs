@@ -6,7 +6,7 @@
 //! clients are pinned to another. Ratios count: they are medians over rounds in which both were
 //! measured shortly after each other; the spread shows how busy the machine was.
 //!
-//! Environment: `CORECAST_BENCH_JSON=FILE` writes the figures there too. `CORECAST_BENCH_STREAMS`
+//! Environment: `BENCH_JSON=FILE` writes the figures there too. `BENCH_STREAMS`
 //! lowers the 15,000 streams. A word on the command line runs only `streams` or `events`.
 
 mod audience;
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         streams::measure(&mut figures);
     }
     figures.print();
-    if let Some(path) = std::env::var_os("CORECAST_BENCH_JSON") {
+    if let Some(path) = std::env::var_os("BENCH_JSON") {
         std::fs::write(&path, figures.to_json()).expect("the file for the figures can be written");
     }
     ExitCode::SUCCESS

@@ -9,7 +9,7 @@ use harness::process::Process;
 use harness::wait;
 
 /// Environment variable by which this program knows that it is a part of itself.
-pub const ROLE: &str = "CORECAST_BENCH_ROLE";
+pub const ROLE: &str = "BENCH_ROLE";
 pub const BARE: &str = "bareloop";
 pub const AUDIENCE: &str = "audience";
 
@@ -86,6 +86,12 @@ impl Node {
             "admin.listen=127.0.0.1:0".to_owned(),
         ] {
             command.arg("--set").arg(set);
+        }
+        // What configures somebody's node is not meant for this one.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("CORECAST_") {
+                command.env_remove(name);
+            }
         }
         let process = Process::start("corecast", command).expect("the node starts");
         let listener = |name: &'static str| {

@@ -54,7 +54,7 @@ impl Side {
 }
 
 pub fn measure(figures: &mut Figures) {
-    let many = std::env::var("CORECAST_BENCH_STREAMS").ok().and_then(|count| count.parse().ok());
+    let many = std::env::var("BENCH_STREAMS").ok().and_then(|count| count.parse().ok());
     let many: u32 = many.unwrap_or(STREAMS_MANY).max(STREAMS_FEW + 1);
     let few = STREAMS_FEW;
 
