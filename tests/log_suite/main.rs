@@ -3,6 +3,9 @@
 
 mod brokers;
 mod embedded;
+mod kafka_outage;
+mod kafka_records;
+mod kafka_secured;
 mod suite;
 
 use std::time::Duration;

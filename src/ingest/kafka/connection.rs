@@ -83,6 +83,7 @@ pub(super) struct Connection {
     offered: HashMap<i16, VersionRange>,
     sent: i32,
     has_tls: bool,
+    has_identity: bool,
     is_broken: bool,
 }
 
@@ -120,7 +121,7 @@ impl Connection {
                     .map_err(|error| tls(error.to_string()))?;
                 let connector = TlsConnector::from(config.clone());
                 let wrapped = connector.connect(name, tcp).await;
-                Box::new(wrapped.map_err(|error| tls(explain_tls(&error)))?)
+                Box::new(wrapped.map_err(|error| tls(explain_tls(&error, security.has_identity)))?)
             }
         };
         let mut connection = Self {
@@ -130,6 +131,7 @@ impl Connection {
             offered: HashMap::new(),
             sent: 0,
             has_tls: security.tls.is_some(),
+            has_identity: security.has_identity,
             is_broken: false,
         };
         connection.ask_versions().await?;
@@ -324,7 +326,7 @@ impl Connection {
         let broker = self.broker.clone();
         if error.kind() == std::io::ErrorKind::InvalidData {
             if self.has_tls {
-                return BrokerError::Tls { broker, reason: explain_tls(&error) };
+                return BrokerError::Tls { broker, reason: explain_tls(&error, self.has_identity) };
             }
             return self.garbled(what, error.to_string());
         }
@@ -345,7 +347,7 @@ fn name_of<R: Request>() -> &'static str {
     full.rsplit("::").next().unwrap_or(full)
 }
 
-fn explain_tls(error: &std::io::Error) -> String {
+fn explain_tls(error: &std::io::Error, has_identity: bool) -> String {
     use rustls::{AlertDescription, CertificateError, Error};
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let advice = match inner {
@@ -358,10 +360,11 @@ fn explain_tls(error: &std::io::Error) -> String {
             "; its certificate is for another host: name it in log.brokers as the certificate does"
         }
         Some(Error::InvalidCertificate(_)) => "; its certificate has to be renewed",
-        Some(Error::AlertReceived(AlertDescription::CertificateRequired)) => {
-            "; it wants a certificate: set log.tls_cert and log.tls_key"
-        }
-        Some(Error::AlertReceived(_)) => "; it refuses log.tls_cert",
+        // Java says of a certificate that is missing that it is bad.
+        Some(Error::AlertReceived(
+            AlertDescription::CertificateRequired | AlertDescription::BadCertificate,
+        )) if !has_identity => "; it wants a certificate: set log.tls_cert and log.tls_key",
+        Some(Error::AlertReceived(_)) if has_identity => "; it refuses log.tls_cert",
         Some(Error::InvalidMessage(_)) => {
             "; this port does not speak TLS: choose another, or leave log.tls_ca empty"
         }

@@ -52,6 +52,8 @@ impl SaslMechanism {
 #[derive(Clone)]
 pub(super) struct Security {
     pub tls: Option<Arc<ClientConfig>>,
+    /// Whether the node shows a certificate.
+    pub has_identity: bool,
     pub sasl: Option<Credentials>,
 }
 
@@ -73,7 +75,8 @@ impl Security {
     pub fn load(options: &KafkaOptions) -> Result<Self, OptionsError> {
         let tls = options.tls.as_ref().map(client_config).transpose()?;
         let sasl = options.sasl.as_ref().map(credentials).transpose()?;
-        Ok(Self { tls: tls.map(Arc::new), sasl })
+        let has_identity = options.tls.as_ref().is_some_and(|tls| tls.identity.is_some());
+        Ok(Self { tls: tls.map(Arc::new), has_identity, sasl })
     }
 }
 
