@@ -31,8 +31,10 @@ const STOP_TIME: Duration = Duration::from_secs(60);
 pub struct Setup {
     /// Asks for a password; the first user is `cassandra` with the password `cassandra`.
     pub passwords: bool,
-    /// Speaks TLS, with a certificate of `Cassandra::certificate`.
+    /// Speaks TLS, with certificates that `Cassandra::authority` signed.
     pub tls: bool,
+    /// Whether tables, as rows always, outlive `kill -9`. Making one takes five times as long.
+    pub durable_tables: bool,
 }
 
 /// A cluster. Dropping it kills its nodes and removes what they stored.
@@ -47,12 +49,15 @@ struct Node {
     command: NodeCommand,
     process: Option<Process>,
     is_tls: bool,
+    /// Lines that each other node had printed when this one was last launched.
+    launched_at: Vec<usize>,
 }
 
 /// What starts a node, again and again.
 struct NodeCommand {
     jars: PathBuf,
     folder: PathBuf,
+    durable_tables: bool,
 }
 
 impl Cassandra {
@@ -63,12 +68,7 @@ impl Cassandra {
 
     pub fn start_with(nodes: usize, setup: Setup) -> Self {
         let mut cluster = Self::prepare(nodes, setup);
-        for node in 0..nodes {
-            cluster.launch(node);
-        }
-        for node in 0..nodes {
-            cluster.wait_until_ready(node);
-        }
+        cluster.start_all();
         if setup.passwords {
             cluster.nodes[0].wait_for_line("Created default superuser role");
         }
@@ -93,9 +93,14 @@ impl Cassandra {
             nodes.push(Node {
                 address: address.clone(),
                 port: network.native_port,
-                command: NodeCommand { jars: jars.clone(), folder: node_folder },
+                command: NodeCommand {
+                    jars: jars.clone(),
+                    folder: node_folder,
+                    durable_tables: setup.durable_tables,
+                },
                 process: None,
                 is_tls: setup.tls,
+                launched_at: vec![0; count],
             });
         }
         Self { nodes, folder }
@@ -111,26 +116,54 @@ impl Cassandra {
         self.folder.path().join("ca.pem")
     }
 
+    /// Starts every node, with what it stored, and waits until they serve.
+    pub fn start_all(&mut self) {
+        // The first is the seed, without which nodes that know nobody give up.
+        let known = self.nodes.iter().all(|node| node.command.folder.join("data").exists());
+        let first = usize::from(!known);
+        if !known {
+            self.start_again(0);
+        }
+        for node in first..self.nodes.len() {
+            self.launch(node);
+        }
+        for node in first..self.nodes.len() {
+            self.wait_until_ready(node);
+        }
+    }
+
     /// Starts a node that does not run, with what it stored; does not wait.
     pub fn launch(&mut self, node: usize) {
+        assert!(self.nodes[node].process.is_none(), "node {node} runs already");
+        let lines = |node: &Node| node.process.as_ref().map_or(0, Process::lines);
+        self.nodes[node].launched_at = self.nodes.iter().map(lines).collect();
+        for other in &mut self.nodes {
+            // What is launched later has nothing to say yet about this one's past.
+            other.launched_at[node] = 0;
+        }
         let node = &mut self.nodes[node];
-        assert!(node.process.is_none(), "{} runs already", node.address);
         let name = format!("Cassandra {}", node.address);
         node.process = Some(Process::start(&name, node.command.build()).expect("java can be run"));
     }
 
-    /// Waits until the node answers CQL.
+    /// Waits until the node answers CQL, and it and the other running nodes see each other.
     pub fn wait_until_ready(&mut self, node: usize) {
-        let node = &mut self.nodes[node];
-        if node.is_tls {
-            node.wait_for_line("Starting listening for CQL clients");
-            return;
+        self.nodes[node].wait_for_cql();
+        for other in 0..self.nodes.len() {
+            if other != node && self.nodes[other].process.is_some() {
+                self.wait_until_seen(node, other);
+                self.wait_until_seen(other, node);
+            }
         }
-        let process = node.process.as_mut().expect("launched");
-        let (address, port) = (&node.address, node.port);
-        wait::until_true(&format!("Cassandra {address} is ready"), READY_TIME, || {
-            assert!(process.is_running(), "Cassandra ended:\n{}", process.text());
-            answers_cql(address, port)
+    }
+
+    /// Waits until the second has said, since the first was launched, that the first is up.
+    fn wait_until_seen(&self, seen: usize, by: usize) {
+        let sign = format!("/{}:", self.nodes[seen].address);
+        let since = self.nodes[seen].launched_at[by];
+        let process = self.nodes[by].process.as_ref().expect("launched");
+        process.wait_for_line_after(since, READY_TIME, |line| {
+            (line.contains(&sign) && line.ends_with("is now UP")).then_some(())
         });
     }
 
@@ -163,6 +196,18 @@ impl Cassandra {
 }
 
 impl Node {
+    fn wait_for_cql(&mut self) {
+        if self.is_tls {
+            return self.wait_for_line("Starting listening for CQL clients");
+        }
+        let process = self.process.as_mut().expect("launched");
+        let (address, port) = (&self.address, self.port);
+        wait::until_true(&format!("Cassandra {address} is ready"), READY_TIME, || {
+            assert!(process.is_running(), "Cassandra ended:\n{}", process.text());
+            answers_cql(address, port)
+        });
+    }
+
     fn wait_for_line(&self, part: &str) {
         let process = self.process.as_ref().expect("launched");
         process.wait_for_line(READY_TIME, |line| line.contains(part).then_some(()));
@@ -216,10 +261,11 @@ impl NodeCommand {
             ".skip_wait_for_gossip_to_settle=0",
             ".ring_delay_ms=1000",
             ".superuser_setup_delay_ms=0",
-            ".test.flush_local_schema_changes=false",
         ] {
             command.arg(format!("-Dcassandra{option}"));
         }
+        let flush = self.durable_tables;
+        command.arg(format!("-Dcassandra.test.flush_local_schema_changes={flush}"));
         command.arg("-cp").arg(format!("{}/*", self.jars.display())).arg(MAIN);
         command.current_dir(&self.folder);
         command
@@ -372,7 +418,8 @@ mod tests {
         if let Some(program) = crate::maven::missing() {
             return crate::skip(program, "install a JDK and Maven");
         }
-        let mut cluster = Cassandra::start(1);
+        let setup = Setup { durable_tables: true, ..Setup::default() };
+        let mut cluster = Cassandra::start_with(1, setup);
         assert_eq!(cluster.addresses().len(), 1);
         cluster.kill(0);
         cluster.start_again(0);

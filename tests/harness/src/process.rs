@@ -73,8 +73,22 @@ impl Process {
     /// Waits for a line on which `find` finds something. Panics, with what was printed, if the
     /// time passes or the program closes its output before.
     pub fn wait_for_line<T>(&self, at_most: Duration, find: impl Fn(&str) -> Option<T>) -> T {
+        self.wait_for_line_after(0, at_most, find)
+    }
+
+    /// How many lines were printed so far.
+    pub fn lines(&self) -> usize {
+        self.output.lock().all.len()
+    }
+
+    /// The same, without the first `seen` lines.
+    pub fn wait_for_line_after<T>(
+        &self,
+        mut seen: usize,
+        at_most: Duration,
+        find: impl Fn(&str) -> Option<T>,
+    ) -> T {
         let deadline = Instant::now() + at_most;
-        let mut seen = 0;
         let mut lines = self.output.lock();
         loop {
             if let Some(found) = lines.all[seen..].iter().find_map(|line| find(line)) {
