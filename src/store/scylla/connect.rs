@@ -70,10 +70,8 @@ pub(super) async fn connect(options: &ScyllaOptions) -> Result<Session, ConnectE
         .keepalive_interval(limits::KEEPALIVE_PACE)
         .keepalive_timeout(limits::KEEPALIVE_TIME)
         .tcp_nodelay(true);
-    let mut user = "(nobody)";
     if let Some(login) = &options.login {
-        user = &login.username;
-        builder = builder.user(user, read_password(&login.password_file)?);
+        builder = builder.user(&login.username, read_password(&login.password_file)?);
     }
     if let Some(path) = &options.tls_ca {
         builder = builder.tls_context(Some(tls(path)?));
@@ -82,7 +80,7 @@ pub(super) async fn connect(options: &ScyllaOptions) -> Result<Session, ConnectE
     let session = session.map_err(|_| {
         ConnectError::Away(format!("no session within {} s", limits::SESSION_TIME.as_secs()))
     })?;
-    let session = session.map_err(|error| new_session_error(&error, user))?;
+    let session = session.map_err(|error| new_session_error(&error, options))?;
     check_datacenter(&session, options)?;
     Ok(session)
 }

@@ -8,7 +8,9 @@ use scylla::errors::{
     ConnectionSetupRequestErrorKind, DbError, ExecutionError, MetadataError, NewSessionError,
     PrepareError, RequestAttemptError, UseKeyspaceError,
 };
+use scylla::frame::frame_errors::FrameHeaderParseError;
 
+use super::ScyllaOptions;
 use crate::ports::StoreError;
 
 /// Why the database can't be used as configured. Each says what to do.
@@ -89,19 +91,20 @@ impl From<OpenError> for ConnectError {
 }
 
 /// What a failed try says.
-pub(super) fn new_session_error(error: &NewSessionError, user: &str) -> ConnectError {
+pub(super) fn new_session_error(error: &NewSessionError, options: &ScyllaOptions) -> ConnectError {
     let found = match error {
         NewSessionError::MetadataError(error) => connection_of_metadata(error),
-        NewSessionError::UseKeyspaceError(_)
-        | NewSessionError::FailedToResolveAnyHostname(_)
-        | NewSessionError::EmptyKnownNodesList
-        | NewSessionError::IllegalConfig(_) => None,
         _ => None,
     };
-    match found.and_then(|found| operator_error(found, user)) {
-        Some(error) => ConnectError::Open(error),
-        None => ConnectError::Away(error.to_string()),
+    let user = options.login.as_ref().map_or("(nobody)", |login| &login.username);
+    if let Some(error) = found.and_then(|found| operator_error(found, user)) {
+        return ConnectError::Open(error);
     }
+    let mut reason = error.to_string();
+    if options.tls_ca.is_none() && found.is_some_and(is_hang_up) {
+        reason.push_str("; if the database speaks TLS, set store.tls_ca");
+    }
+    ConnectError::Away(reason)
 }
 
 fn connection_of_metadata(error: &MetadataError) -> Option<&ConnectionError> {
@@ -153,14 +156,26 @@ fn tls_error(error: &io::Error) -> Option<OpenError> {
 }
 
 fn protocol_error(error: &BrokenConnectionError) -> Option<OpenError> {
-    match error.downcast_ref::<BrokenConnectionErrorKind>()? {
-        BrokenConnectionErrorKind::FrameHeaderParseError(error) => {
-            // An end in the middle of an answer is how a dying node looks.
-            let text = error.to_string();
-            let ended = text.contains("early eof") || text.contains("reset");
-            (!ended).then_some(OpenError::NoCql(text))
-        }
+    let kind = error.downcast_ref::<BrokenConnectionErrorKind>()?;
+    let BrokenConnectionErrorKind::FrameHeaderParseError(error) = kind else { return None };
+    let text = error.to_string();
+    match error {
+        FrameHeaderParseError::VersionNotSupported(1..=3) => Some(OpenError::Version(text)),
+        FrameHeaderParseError::FrameFromClient
+        | FrameHeaderParseError::UnknownResponseOpcode(_)
+        | FrameHeaderParseError::VersionNotSupported(_) => Some(OpenError::NoCql(text)),
+        // An end in the middle of an answer is how a dying node looks.
         _ => None,
+    }
+}
+
+/// Whether the node hung up on the first request: it may be dying, or speak TLS.
+fn is_hang_up(error: &ConnectionError) -> bool {
+    match error {
+        ConnectionError::ConnectionSetupRequestError(error) => {
+            matches!(error.error, ConnectionSetupRequestErrorKind::BrokenConnection(_))
+        }
+        _ => false,
     }
 }
 
