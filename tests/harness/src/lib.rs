@@ -4,9 +4,9 @@
 //! process, however that ends. It shares no code with the gateway.
 
 pub mod browser;
+pub mod cassandra;
 pub mod http;
 pub mod kafka;
-pub mod cassandra;
 pub mod maven;
 pub mod node;
 pub mod ports;
