@@ -4,19 +4,16 @@
 //! Invariants: batches of a partition reach its shard in offset order, each once; a shard that has
 //! no room makes the reading wait, nothing is dropped; an outage is waited out.
 
-mod backoff;
 pub mod kafka;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use backoff::Backoff;
-
 use crate::base::{LogShape, Partition};
 use crate::lane::{Refusal, RefusalReason, Sender, ToShard};
 use crate::limits::log as limits;
-use crate::ports::{Batch, Log, LogError, Want};
+use crate::ports::{Backoff, Batch, Log, LogError, Want};
 
 /// How far the reading is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,7 +50,7 @@ impl Ingest {
     /// reads from `REPEAT_RECORDS` before that on, so that it knows which are repeats. Says
     /// `CaughtUp` to every shard once what the log held then has been read.
     pub async fn run(self) -> Result<(), IngestError> {
-        let mut backoff = Backoff::default();
+        let mut backoff = new_backoff();
         let shape = loop {
             match self.log.shape().await {
                 Ok(shape) => break shape,
@@ -113,7 +110,7 @@ impl Ingest {
         let mut wants = Vec::new();
         let mut ends = Vec::new();
         for partition in shape.all_partitions() {
-            let mut backoff = Backoff::default();
+            let mut backoff = new_backoff();
             let bounds = loop {
                 match self.log.bounds(partition).await {
                     Ok(bounds) => break bounds,
@@ -168,7 +165,7 @@ impl Ingest {
     async fn wait_out(&self, error: LogError, backoff: &mut Backoff) -> Result<(), IngestError> {
         match error {
             LogError::Away(reason) => {
-                let wait = backoff.next(limits::RETRY_WAIT_FIRST, limits::RETRY_WAIT_MAX);
+                let wait = backoff.wait();
                 tracing::warn!(%reason, wait_ms = wait.as_millis(), "the log is away");
                 (self.progress)(Progress::Away(reason));
                 tokio::time::sleep(wait).await;
@@ -187,6 +184,11 @@ impl Ingest {
             + usize::from(partition.index);
         &self.shards[number % self.shards.len()]
     }
+}
+
+/// Waits between tries while the log is away.
+fn new_backoff() -> Backoff {
+    Backoff::new(limits::RETRY_WAIT_FIRST, limits::RETRY_WAIT_MAX)
 }
 
 /// A batch in pieces that a shard takes in one turn. The last one carries `next`.
@@ -251,9 +253,9 @@ mod tests {
 
     #[async_trait::async_trait]
     impl Log for Bare {
-        fn shape(&self) -> LogShape {
+        async fn shape(&self) -> Result<LogShape, LogError> {
             let identity = crate::base::LogIdentity([0; 3]);
-            LogShape { identity, selected_partitions: 1, group_partitions: 1 }
+            Ok(LogShape { identity, selected_partitions: 1, group_partitions: 1 })
         }
 
         async fn bounds(&self, _: Partition) -> Result<Bounds, LogError> {
@@ -295,6 +297,7 @@ mod tests {
             let ended = runtime.expect("a runtime").block_on(ingest.run());
             let ended = ended.expect_err("the fetch fails").to_string();
             assert_eq!(ended, format!("log failed: from [{from}, {from}]"), "{start}..{end}");
+            assert!(matches!(inputs.try_recv(), Some(ToShard::Identity(_))));
             for _ in 0..2 {
                 let input = inputs.try_recv();
                 let served = matches!(input, Some(ToShard::Start { next: at, .. }) if at == next);

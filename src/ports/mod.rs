@@ -2,10 +2,12 @@
 //!
 //! `Log` and `Store` are called on the control threads only; `Clock` everywhere.
 
+mod backoff;
 mod clock;
 mod log;
 mod store;
 
+pub use backoff::Backoff;
 pub use clock::{Clock, SystemClock};
 pub use log::{Batch, Bounds, Header, Log, LogError, NewRecord, Record, Want};
 pub use store::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};

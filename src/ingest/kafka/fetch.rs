@@ -25,9 +25,8 @@ use super::cluster::{Cluster, Known};
 use super::connection::{BrokerError, Connection, versions};
 use super::records::{self, Aborted};
 use crate::base::{Partition, Topic};
-use crate::ingest::backoff::Backoff;
 use crate::limits::kafka as limits;
-use crate::ports::{Batch, LogError, Want};
+use crate::ports::{Backoff, Batch, LogError, Want};
 
 const READ_COMMITTED: i8 = 1;
 /// How long after `wait_max` an answer may come that the broker sends when that has passed.
@@ -339,13 +338,13 @@ impl Trouble {
     ) -> Instant {
         let now = Instant::now();
         let trouble = entry.or_insert_with(|| Self {
-            backoff: Backoff::default(),
+            backoff: Backoff::new(limits::BACKOFF_FIRST, limits::BACKOFF_MAX),
             until: now,
             reason: String::new(),
         });
         trouble.reason = reason;
         if trouble.until <= now {
-            let wait = trouble.backoff.next(limits::BACKOFF_FIRST, limits::BACKOFF_MAX);
+            let wait = trouble.backoff.wait();
             trouble.until = now + wait;
         }
         trouble.until

@@ -14,11 +14,10 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::value::{CqlValue, Row};
 use uuid::Uuid;
 
-use super::backoff::Backoff;
 use super::errors::store_error;
 use super::statements::rows_of;
 use crate::limits::store as limits;
-use crate::ports::{Claim, StoreError};
+use crate::ports::{Backoff, Claim, StoreError};
 
 /// What a transaction answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,7 +64,7 @@ impl<V: SerializeRow> Insert<'_, V> {
             if began.elapsed() > limits::CLAIM_TIME {
                 return Err(StoreError::Away(unknown));
             }
-            tokio::time::sleep(backoff.next()).await;
+            tokio::time::sleep(backoff.wait()).await;
         }
     }
 

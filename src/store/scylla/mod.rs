@@ -4,7 +4,6 @@
 //! `Away`. `run` connects, makes the tables, and watches; it ends only with what an operator has to
 //! mend. Tables: `schema.rs`. What is unknown is never guessed: `lwt.rs`.
 
-mod backoff;
 mod connect;
 mod errors;
 mod lists;
@@ -28,9 +27,8 @@ use crate::base::{BroadcastId, EpochMillis, Status};
 use crate::domain::Broadcast;
 use crate::limits::store as limits;
 use crate::ports::{
-    BroadcastRow, Claim, Clock, ListFilter, ListPlace, OutboxRow, Store, StoreError,
+    Backoff, BroadcastRow, Claim, Clock, ListFilter, ListPlace, OutboxRow, Store, StoreError,
 };
-use backoff::Backoff;
 use errors::{ConnectError, prepare_error};
 use lists::List;
 use lwt::Insert;
@@ -95,7 +93,7 @@ impl ScyllaStore {
                     tracing::warn!(reason, "the store is away");
                     lock(&self.missing).clone_from(&reason);
                     progress(Progress::Away(reason));
-                    tokio::time::sleep(backoff.next()).await;
+                    tokio::time::sleep(backoff.wait()).await;
                 }
             }
         };
