@@ -259,9 +259,22 @@ pub mod admin {
     pub const RETRY_AFTER_S: u32 = 2;
     /// Records of one append while a SELECTED broadcast is published.
     pub const PUBLISH_RECORDS_MAX: usize = 1_000;
-    /// Outbox rows that are looked at together.
-    pub const OUTBOX_ROWS_MAX: usize = 1_000;
     /// Times that a new broadcast id is drawn before a create is refused: each draw meets a taken
     /// id with at most 1 in 4,096.
     pub const ID_DRAWS_MAX: usize = 8;
+}
+
+/// The relay of the outbox.
+pub mod relay {
+    use super::Duration;
+
+    /// Between two looks at the outbox, if nothing calls for an earlier one.
+    pub const LOOK: Duration = Duration::from_secs(10);
+    /// Before the first new try, when a backend is away. Doubles up to `LOOK`.
+    pub const RETRY_WAIT: Duration = Duration::from_millis(250);
+    /// Rows that are looked at together.
+    pub const ROWS_MAX: usize = 1_000;
+    /// How young a row may be that another node may be at: a million records take 50 s at 20,000 a
+    /// second, and the nodes' clocks may differ by as much again.
+    pub const GRACE: Duration = Duration::from_secs(120);
 }

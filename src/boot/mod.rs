@@ -1,5 +1,6 @@
 //! The roof: puts the rooms together, starts them, and ends them in order. Decides nothing else.
 
+mod backends;
 mod cli;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -10,23 +11,24 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use backends::Backends;
 use clap::Parser as _;
 
 use crate::admin::{AdminState, PublicCalls, serve_admin};
 use crate::base::{LogIdentity, LogShape};
-use crate::control::{CreateError, Creator, Signals, Threads, run_reports};
+use crate::control::{Creator, Signals, Threads, Unfinished, run_relay, run_reports};
 use crate::domain::StreamsOptions;
 use crate::edge::{AccessRules, listen};
-use crate::ingest::kafka::{KafkaLog, OptionsError};
+use crate::ingest::kafka::OptionsError;
 use crate::ingest::{Ingest, Progress};
 use crate::lane::{Doorbell, FromShard, Receiver, Sender, ToShard, lane};
 use crate::limits;
-use crate::ops::config::{self, Config, LogConfig, ShardsConfig, StoreConfig};
+use crate::ops::config::{self, Config, ShardsConfig};
 use crate::ops::health::{Health, Part};
 use crate::ops::metrics::{Metrics, Sources};
 use crate::ports::{Clock, Log, SystemClock};
 use crate::shard::{self, Probe, ShardOptions};
-use crate::store::embedded::{Embedded, EmbeddedOptions, OpenError};
+use crate::store::embedded::OpenError;
 
 /// A configuration that is wrong.
 const EXIT_CONFIG: u8 = 2;
@@ -45,8 +47,6 @@ enum BootError {
     Kafka(#[from] OptionsError),
     #[error("the process can't get what it needs from the system: {0}")]
     System(#[from] std::io::Error),
-    #[error("what an earlier run left in the outbox can't be published: {0}")]
-    Outbox(#[from] CreateError),
     #[error("{0}")]
     Ended(String),
     #[error("ended by a second signal")]
@@ -105,27 +105,14 @@ fn start_logging(config: &Config) {
 
 /// A node from start to end.
 fn serve(config: Config) -> Result<(), BootError> {
-    if config.store != StoreConfig::Embedded {
-        return Err(BootError::Ended(
-            "store.kind = \"scylla\" is not joined to boot yet".to_owned(),
-        ));
-    }
     let public = bind("public.listen", config.public_listen)?;
     let admin = bind("admin.listen", config.admin_listen)?;
     let (public_address, admin_address) = (public.local_addr()?, admin.local_addr()?);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let partitions = config.log.partitions();
-    let options = EmbeddedOptions { data_dir: config.data_dir.clone(), partitions };
-    let embedded = Embedded::open(&options, clock.clone())?;
-    let store = embedded.store();
-    let log: Arc<dyn Log> = match &config.log {
-        LogConfig::Embedded { .. } => embedded.log(),
-        LogConfig::Kafka(options) => Arc::new(KafkaLog::new(options.clone())?),
-    };
+    let backends = Backends::open(&config, &clock)?;
+    let (log, store) = (backends.log.clone(), backends.store.clone());
     let threads = Threads::start(CONTROL_THREADS)?;
     let health = Health::starting();
-    health.found(Part::Store);
-    watch_store(&threads, &embedded, health.clone());
     let (endings, ended) = mpsc::channel();
 
     let creator = Arc::new(Creator {
@@ -134,25 +121,21 @@ fn serve(config: Config) -> Result<(), BootError> {
         clock: clock.clone(),
         node: config.node_id.clone(),
         retention: config.retention,
+        unfinished: Unfinished::default(),
     });
-    let left = threads.block_on(creator.finish())?;
-    if left > 0 {
-        tracing::info!(broadcasts = left, "published what an earlier run left in the outbox");
-    }
-
     let probe = Arc::new(Probe::default());
     let log_lag = Arc::new(AtomicU64::new(0));
     let report_bell = Arc::new(Doorbell::new()?);
     let (report, reports) =
         lane("shard_to_control", limits::lane::SHARD_TO_CONTROL, report_bell.clone());
     let reports_refused = (report.name(), report.refusals());
-    let shape = unidentified(partitions);
+    let shape = unidentified(config.log.partitions());
     let to_shard = start_shard(&config, shape, public, report, probe.clone(), &endings)?;
 
     let lanes = vec![(to_shard.name(), to_shard.refusals()), reports_refused];
     let sources = Sources { shards: vec![probe], log_lag: log_lag.clone(), lanes };
     let state = AdminState {
-        creator,
+        creator: creator.clone(),
         store,
         clock,
         health: health.clone(),
@@ -162,22 +145,14 @@ fn serve(config: Config) -> Result<(), BootError> {
     start_control(&threads, admin, state, reports, report_bell, &endings);
     start_ingest(&threads, log, to_shard.clone(), log_lag, health.clone(), &endings);
     say_hello(public_address, admin_address);
+    backends.watch(&threads, &health, &endings);
+    threads.spawn(run_relay(creator, backends.is_alone));
 
     let ended = run_until_signal(&ended)
         .and_then(|()| drain(&ended, &health, &to_shard, config.drain_window));
     drop(to_shard);
     threads.stop(STOP_TIME);
     ended
-}
-
-/// A store that has failed stays so: no more creates, and no readiness, until the next start.
-fn watch_store(threads: &Threads, embedded: &Embedded, health: Health) {
-    let failure = embedded.failure();
-    threads.spawn(async move {
-        let reason = failure.await;
-        tracing::error!(reason, "the store takes nothing any more");
-        health.lost(Part::Store, format!("takes nothing any more, mend and start again: {reason}"));
-    });
 }
 
 /// The log as configured; which one it is the shard hears once the log has answered.

@@ -1,12 +1,14 @@
 //! Creating a broadcast: outbox, content, status, in that order; then it is published.
 //!
 //! The status row is what makes it exist; the outbox row says that publishing is not finished, and
-//! `finish` publishes what a crash left. Event ids follow from the broadcast, so a repeat is
+//! the relay publishes what a crash or an outage left. Event ids follow from the broadcast, so a repeat is
 //! recognised. `Ok` means that store and log hold it durably.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use crate::base::{BroadcastId, EpochMillis, EventType, Status, TargetType, Topic};
 use crate::domain::{Broadcast, Draft};
@@ -38,6 +40,8 @@ pub struct Creator {
     pub node: String,
     /// Without `expiresAt`, a broadcast ends so long after its creation.
     pub retention: std::time::Duration,
+    /// What the relay must leave alone, and when it must look.
+    pub unfinished: Unfinished,
 }
 
 impl Creator {
@@ -58,40 +62,29 @@ impl Creator {
             expires_at: Some(draft.expires_at.unwrap_or(created_at.plus(self.retention))),
             fire_and_forget: draft.fire_and_forget,
         };
-        self.claim(&mut broadcast).await?;
+        let mut under_way = UnderWay { unfinished: &self.unfinished, id: broadcast.id };
+        self.claim(&mut broadcast, &mut under_way).await?;
         if self.store.create_status(broadcast.id, status).await? == Claim::Taken {
             return Err(CreateError::NoId);
         }
         if status == Status::Active {
             self.publish(&broadcast).await?;
         }
-        self.store.remove_outbox(&outbox_row(&broadcast)).await?;
+        // It is published: a row that stays is the relay's affair.
+        if let Err(error) = self.store.remove_outbox(&outbox_row(&broadcast)).await {
+            tracing::warn!(broadcast = broadcast.id.get(), %error, "its outbox row stays for now");
+        }
         Ok(BroadcastRow { broadcast, status })
     }
 
-    /// Publishes what an earlier run of this node left in the outbox; returns how many.
-    pub async fn finish(&self) -> Result<usize, CreateError> {
-        let mut published = 0;
-        loop {
-            let rows = self.store.outbox(limits::OUTBOX_ROWS_MAX).await?;
-            if rows.is_empty() {
-                return Ok(published);
-            }
-            for left in rows {
-                if let Some(row) = self.store.broadcast(left.id).await?
-                    && row.status == Status::Active
-                {
-                    self.publish(&row.broadcast).await?;
-                    published += 1;
-                }
-                self.store.remove_outbox(&left).await?;
-            }
-        }
-    }
-
     /// Writes outbox and content under an id that nobody has.
-    async fn claim(&self, broadcast: &mut Broadcast) -> Result<(), CreateError> {
+    async fn claim(
+        &self,
+        broadcast: &mut Broadcast,
+        under_way: &mut UnderWay<'_>,
+    ) -> Result<(), CreateError> {
         for _ in 0..limits::ID_DRAWS_MAX {
+            under_way.move_to(broadcast.id);
             self.store.put_outbox(&outbox_row(broadcast)).await?;
             if self.store.claim_broadcast(broadcast).await? == Claim::Applied {
                 return Ok(());
@@ -104,7 +97,7 @@ impl Creator {
     }
 
     /// One record of the group topic, or one a user of the selected topic.
-    async fn publish(&self, broadcast: &Broadcast) -> Result<(), CreateError> {
+    pub(super) async fn publish(&self, broadcast: &Broadcast) -> Result<(), CreateError> {
         if broadcast.target.r#type != TargetType::Selected {
             let record = self.record(broadcast, None);
             self.log.append(vec![record]).await?;
@@ -152,6 +145,53 @@ impl Creator {
 
 fn outbox_row(broadcast: &Broadcast) -> OutboxRow {
     OutboxRow { id: broadcast.id, created_at: broadcast.created_at }
+}
+
+/// The broadcasts whose outbox row may still be there.
+#[derive(Debug, Default)]
+pub struct Unfinished {
+    under_way: Mutex<HashSet<BroadcastId>>,
+    look: Notify,
+}
+
+impl Unfinished {
+    /// Whether a create of this process is at it.
+    pub(super) fn is_under_way(&self, id: BroadcastId) -> bool {
+        self.lock().contains(&id)
+    }
+
+    /// Waits until a create has ended that may have left a row, but not longer than this.
+    pub(super) async fn wait_for(&self, at_most: std::time::Duration) {
+        let _ = tokio::time::timeout(at_most, self.look.notified()).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<BroadcastId>> {
+        // A set of numbers is whole whoever panicked while holding it.
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A create that is under way; over when this is dropped, whatever ended it.
+struct UnderWay<'a> {
+    unfinished: &'a Unfinished,
+    id: BroadcastId,
+}
+
+impl UnderWay<'_> {
+    /// The create goes on under another id; a row of the old one is not its own.
+    fn move_to(&mut self, id: BroadcastId) {
+        let mut under_way = self.unfinished.lock();
+        under_way.remove(&self.id);
+        under_way.insert(id);
+        self.id = id;
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.unfinished.lock().remove(&self.id);
+        self.unfinished.look.notify_one();
+    }
 }
 
 /// 41 bits of milliseconds and 12 random ones.

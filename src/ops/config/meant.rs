@@ -44,7 +44,7 @@ pub enum ShardsConfig {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LogConfig {
     Embedded { partitions: u16 },
-    Kafka(KafkaOptions),
+    Kafka(Box<KafkaOptions>),
 }
 
 impl LogConfig {
@@ -94,7 +94,8 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
         report("node.id", "must be 1 to 256 bytes without control characters".to_owned());
     }
     let log = match written.log.kind.as_str() {
-        "kafka" => kafka::mean(&written.log, &node_id, &mut report).map(LogConfig::Kafka),
+        "kafka" => kafka::mean(&written.log, &node_id, &mut report)
+            .map(|options| LogConfig::Kafka(Box::new(options))),
         _ => {
             kafka::refuse(&written.log, &mut report);
             Some(LogConfig::Embedded { partitions: written.log.partitions })

@@ -1,0 +1,99 @@
+//! Log and store as the configuration says, and what it takes to keep them: opened before the
+//! listeners say anything, watched until the node ends.
+
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+
+use super::{BootError, Ending, say_if_ready};
+use crate::control::Threads;
+use crate::ingest::kafka::KafkaLog;
+use crate::ops::config::{Config, LogConfig, StoreConfig};
+use crate::ops::health::{Health, Part};
+use crate::ports::{Clock, Log, Store};
+use crate::store::embedded::{Embedded, EmbeddedOptions};
+use crate::store::scylla::{Progress, ScyllaStore};
+
+pub(super) struct Backends {
+    pub log: Arc<dyn Log>,
+    pub store: Arc<dyn Store>,
+    /// No other node can use the store.
+    pub is_alone: bool,
+    embedded: Option<Embedded>,
+    scylla: Option<Arc<ScyllaStore>>,
+}
+
+impl Backends {
+    /// Opens what is embedded; what is elsewhere may be away, and is waited for later.
+    pub fn open(config: &Config, clock: &Arc<dyn Clock>) -> Result<Self, BootError> {
+        let log_is_embedded = matches!(config.log, LogConfig::Embedded { .. });
+        let store_is_embedded = matches!(config.store, StoreConfig::Embedded);
+        let embedded = (log_is_embedded || store_is_embedded)
+            .then(|| open_embedded(&config.data_dir, config.log.partitions(), clock.clone()))
+            .transpose()?;
+        let log: Arc<dyn Log> = match (&config.log, &embedded) {
+            (LogConfig::Kafka(options), _) => Arc::new(KafkaLog::new((**options).clone())?),
+            (LogConfig::Embedded { .. }, Some(embedded)) => embedded.log(),
+            (LogConfig::Embedded { .. }, None) => unreachable!("it was opened above"),
+        };
+        let scylla = match &config.store {
+            StoreConfig::Embedded => None,
+            StoreConfig::Scylla(options) => {
+                let node = config.node_id.clone();
+                Some(Arc::new(ScyllaStore::new(options.clone(), node, clock.clone())))
+            }
+        };
+        let store: Arc<dyn Store> = match (&scylla, &embedded) {
+            (Some(scylla), _) => scylla.clone(),
+            (None, Some(embedded)) => embedded.store(),
+            (None, None) => unreachable!("it was opened above"),
+        };
+        Ok(Self { log, store, is_alone: scylla.is_none(), embedded, scylla })
+    }
+
+    /// Tells health of the store, from now on; the log is told of by who reads it.
+    pub fn watch(&self, threads: &Threads, health: &Health, endings: &mpsc::Sender<Ending>) {
+        match &self.scylla {
+            Some(scylla) => watch_scylla(threads, scylla.clone(), health.clone(), endings.clone()),
+            None => say_if_ready(health.found(Part::Store)),
+        }
+        if let Some(embedded) = &self.embedded {
+            watch_embedded(threads, embedded, health.clone());
+        }
+    }
+}
+
+fn open_embedded(
+    data_dir: &Path,
+    partitions: u16,
+    clock: Arc<dyn Clock>,
+) -> Result<Embedded, BootError> {
+    let options = EmbeddedOptions { data_dir: data_dir.to_owned(), partitions };
+    Ok(Embedded::open(&options, clock)?)
+}
+
+/// A store that has failed stays so: no more creates, and no readiness, until the next start.
+fn watch_embedded(threads: &Threads, embedded: &Embedded, health: Health) {
+    let failure = embedded.failure();
+    threads.spawn(async move {
+        let reason = failure.await;
+        tracing::error!(reason, "the store takes nothing any more");
+        health.lost(Part::Store, format!("takes nothing any more, mend and start again: {reason}"));
+    });
+}
+
+fn watch_scylla(
+    threads: &Threads,
+    scylla: Arc<ScyllaStore>,
+    health: Health,
+    endings: mpsc::Sender<Ending>,
+) {
+    threads.spawn(async move {
+        let ended = scylla.run(|progress| match progress {
+            Progress::Serving => say_if_ready(health.found(Part::Store)),
+            Progress::Away(reason) | Progress::Failed(reason) => health.lost(Part::Store, reason),
+        });
+        if let Err(error) = ended.await {
+            let _ = endings.send(Ending::Part(format!("the store can't be used: {error}")));
+        }
+    });
+}

@@ -1,0 +1,96 @@
+//! The relay: publishes what stands in the outbox and nobody is publishing, because a node crashed
+//! in the middle of it, or a backend was away.
+//!
+//! Publishing again what is published does no harm: its records are recognised as repeats. So the
+//! relay errs to that side, but leaves alone what may well be under way: its own node's creates,
+//! and rows so young that another node may be at them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::create::{CreateError, Creator};
+use crate::base::Status;
+use crate::limits::relay as limits;
+use crate::ports::{Backoff, LogError, OutboxRow, StoreError};
+
+/// What one pass over the outbox found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Passed {
+    /// Broadcasts that were published.
+    pub published: usize,
+    /// Rows that were left alone: they are looked at again.
+    pub left: usize,
+}
+
+/// Runs until the process ends. `is_alone`: no other node uses this store, so nobody else can be at
+/// a row.
+pub async fn run_relay(creator: Arc<Creator>, is_alone: bool) {
+    let grace = if is_alone { Duration::ZERO } else { limits::GRACE };
+    let mut backoff = Backoff::new(limits::RETRY_WAIT, limits::LOOK);
+    loop {
+        let wait = match pass(&creator, grace).await {
+            Ok(passed) => {
+                if passed.published > 0 {
+                    tracing::info!(broadcasts = passed.published, "published from the outbox");
+                }
+                backoff.reset();
+                limits::LOOK
+            }
+            Err(error) => {
+                let wait = backoff.wait();
+                let wait_ms = wait.as_millis() as u64;
+                tracing::warn!(%error, wait_ms, "the outbox has to wait");
+                wait
+            }
+        };
+        creator.unfinished.wait_for(wait).await;
+    }
+}
+
+/// Looks at every row of the outbox once.
+async fn pass(creator: &Creator, grace: Duration) -> Result<Passed, CreateError> {
+    let mut passed = Passed::default();
+    loop {
+        // Rows that are left stand before the others, so more of them are asked for.
+        let limit = passed.left + limits::ROWS_MAX;
+        let rows = creator.store.outbox(limit).await?;
+        let is_all = rows.len() < limit;
+        let mut left = 0;
+        let now = creator.clock.wall();
+        for row in rows {
+            if creator.unfinished.is_under_way(row.id) || row.created_at.plus(grace) > now {
+                left += 1;
+                continue;
+            }
+            let id = row.id.get();
+            match finish(creator, row).await {
+                Ok(is_published) => passed.published += usize::from(is_published),
+                Err(error) if is_passing(&error) => return Err(error),
+                // One that never can be must not hold up those behind it.
+                Err(error) => {
+                    tracing::error!(broadcast = id, %error, "can't be published");
+                    left += 1;
+                }
+            }
+        }
+        passed.left = left;
+        if is_all {
+            return Ok(passed);
+        }
+    }
+}
+
+/// Publishes one broadcast, if it exists and is to be; whether it was.
+async fn finish(creator: &Creator, row: OutboxRow) -> Result<bool, CreateError> {
+    let broadcast = creator.store.broadcast(row.id).await?;
+    let active = broadcast.filter(|broadcast| broadcast.status == Status::Active);
+    if let Some(broadcast) = &active {
+        creator.publish(&broadcast.broadcast).await?;
+    }
+    creator.store.remove_outbox(&row).await?;
+    Ok(active.is_some())
+}
+
+fn is_passing(error: &CreateError) -> bool {
+    matches!(error, CreateError::Store(StoreError::Away(_)) | CreateError::Log(LogError::Away(_)))
+}
