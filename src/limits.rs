@@ -129,6 +129,8 @@ pub mod shard {
     pub const STREAMS_MAX: usize = 250_000;
     /// Pieces of one vectored write: 32 frames, an id line and a body each.
     pub const WRITE_PIECES_MAX: usize = 64;
+    /// Bytes that are put together for one plain write: a frame of a usual message.
+    pub const JOINED_BYTES_MAX: usize = 1_024;
     /// Frames looked at for one stream in one turn.
     pub const FRAMES_SCANNED_PER_TURN_MAX: usize = 4_096;
     /// Writes of one turn before the shard looks at its inputs again: about 10 ms of them.
