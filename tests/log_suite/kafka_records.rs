@@ -2,7 +2,7 @@
 //! what happens to the topics themselves. None of it stops a partition.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use corecast::base::{Partition, Topic};
 use corecast::ingest::kafka::KafkaOptions;
@@ -10,7 +10,7 @@ use corecast::ports::{Bounds, Log, LogError, Want};
 use harness::kafka::JavaProducer;
 
 use crate::brokers::{are_to_be_had, open, options, shared};
-use crate::{LONG, PARTITIONS, fetch_until, header, patient, record, run, shape_of, text};
+use crate::{LONG, PARTITIONS, failure, fetch_until, header, patient, record, run, shape_of, text};
 
 /// One Java program for all tests here.
 fn java() -> MutexGuard<'static, JavaProducer> {
@@ -303,13 +303,7 @@ fn a_topic_with_other_partitions_is_refused_and_says_what_to_do() {
     run(async {
         let options = options(shared());
         shared().create_topic(&options.topic_group, PARTITIONS + 1, 1, &[]);
-        let said = loop {
-            match open(&options).shape().await {
-                Err(LogError::Failed(said)) => break said,
-                Err(LogError::Away(_)) => {}
-                other => panic!("{other:?}"),
-            }
-        };
+        let said = failure("it is refused", async || open(&options).shape().await).await;
         for expected in [&*options.topic_group, "has 4 partitions", "log.partitions = 3"] {
             assert!(said.contains(expected), "{expected}: {said}");
         }
@@ -329,22 +323,17 @@ fn a_topic_that_was_replaced_is_seen_and_never_read_as_the_old_one() {
         // Gone is not replaced: it might be a broker that does not know it yet.
         let wants = [f.want];
         let wait = Duration::from_millis(200);
-        loop {
-            match f.log.fetch(&wants, 1 << 20, wait).await {
-                Err(LogError::Away(_)) => break,
-                Ok(_) => {}
-                other => panic!("{other:?}"),
-            }
+        let began = Instant::now();
+        while !matches!(f.log.fetch(&wants, 1 << 20, wait).await, Err(LogError::Away(_))) {
+            assert!(began.elapsed() < LONG, "that the topic is gone is not seen");
         }
         shared().create_topic(&f.topic, PARTITIONS, 1, &[]);
-        let said = loop {
-            match f.log.fetch(&wants, 1 << 20, wait).await {
-                Err(LogError::Failed(said)) => break said,
-                Err(LogError::Away(_)) => {}
-                Ok(batches) => assert_eq!(batches, [], "records of another log"),
-                other => panic!("{other:?}"),
-            }
-        };
+        let said = failure("it is seen", async || {
+            let batches = f.log.fetch(&wants, 1 << 20, wait).await?;
+            assert_eq!(batches, [], "records of another log");
+            Ok(())
+        });
+        let said = said.await;
         assert!(said.contains(&f.topic) && said.contains("was replaced"), "{said}");
         let said_again = f.log.append(vec![record(Topic::Group, "k", "new")]).await;
         assert!(matches!(said_again, Err(LogError::Failed(_))), "{said_again:?}");
@@ -366,7 +355,8 @@ fn fetches_keep_the_pace() {
         shape_of(&*log).await;
         let partition = Partition { topic: Topic::Group, index: 0 };
         let wants = [Want { partition, offset: 0 }];
-        let began = std::time::Instant::now();
+        patient("the new topic has a leader", async || log.bounds(partition).await).await;
+        let began = Instant::now();
         for _ in 0..4 {
             log.fetch(&wants, 1 << 20, Duration::ZERO).await.expect("a fetch");
         }

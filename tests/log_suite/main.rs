@@ -61,6 +61,20 @@ async fn patient<T>(what: &str, call: impl AsyncFn() -> Result<T, LogError>) -> 
     }
 }
 
+/// Asks until it is refused for a reason that waiting does not mend; returns that reason.
+async fn failure<T>(what: &str, call: impl AsyncFn() -> Result<T, LogError>) -> String {
+    let began = std::time::Instant::now();
+    loop {
+        match call().await {
+            Err(LogError::Failed(said)) => return said,
+            Err(LogError::Away(_)) | Ok(_) => {}
+            Err(error) => panic!("{what}: {error}"),
+        }
+        assert!(began.elapsed() < LONG, "waited {LONG:?} in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Fetches from these places on until `is_enough`; checks what holds for every batch.
 async fn fetch_until(
     log: &dyn Log,

@@ -150,7 +150,7 @@ impl Fetcher {
     /// that may not be asked now may be.
     fn depart(
         &self,
-        known: &Known,
+        known: &Arc<Known>,
         wants: &[Want],
         bytes_max: usize,
         wait_max: Duration,
@@ -202,7 +202,7 @@ impl Fetcher {
         wake
     }
 
-    fn launch(&self, state: &mut State, known: &Known, ask: Ask, now: Instant) -> Flight {
+    fn launch(&self, state: &mut State, known: &Arc<Known>, ask: Ask, now: Instant) -> Flight {
         let connection = state.idle.get_mut(&ask.broker).and_then(Vec::pop);
         let send_at = state.next_send.get(&ask.broker).copied().unwrap_or(now).max(now);
         state.next_send.insert(ask.broker, send_at + self.cluster.options.fetch_pace);
@@ -301,9 +301,8 @@ impl Harvest {
 }
 
 impl State {
-    /// Requests that nobody came back for have ended: their connections are free.
+    /// Gives up the oldest requests that nobody came back for.
     fn sweep(&mut self) {
-        // Whoever wants the same next finds it landed; so only what is left beyond that goes.
         while self.parked.len() > limits::PARKED_MAX {
             self.parked.remove(0).task.abort();
         }

@@ -249,9 +249,11 @@ impl Producer {
         })?;
         match placed.error_code.err() {
             None => Ok(u64::try_from(placed.base_offset).unwrap_or(0)),
-            Some(ResponseError::NotLeaderOrFollower | ResponseError::LeaderNotAvailable) => {
-                Err(Direct::Moved)
-            }
+            Some(
+                ResponseError::NotLeaderOrFollower
+                | ResponseError::LeaderNotAvailable
+                | ResponseError::UnknownTopicOrPartition,
+            ) => Err(Direct::Moved),
             Some(ResponseError::MessageTooLarge) => Err(too_large(name).into()),
             Some(error) => Err(LogError::Away(format!(
                 "broker {address} takes no record for {name}-{index}: {error}"
@@ -273,7 +275,8 @@ impl Shared {
         // Not under the lock: other partitions' brokers may answer sooner. Two that make the same
         // one at once lose a connection.
         let index = i32::from(partition.index);
-        let made = self.client.partition_client(name, index, UnknownTopicHandling::Error).await?;
+        // The topic is known to be there: a broker that does not know it yet is behind.
+        let made = self.client.partition_client(name, index, UnknownTopicHandling::Retry).await?;
         let made = Arc::new(made);
         self.partitions.lock().await.insert(partition, made.clone());
         Ok(made)
