@@ -100,7 +100,8 @@ pub mod kafka {
     /// 1 MiB by default, and rarely of more than 16).
     pub const FRAME_BYTES_MAX: usize = 64 << 20;
     const _: () = assert!(FRAME_BYTES_MAX > 2 * log::FETCH_BYTES_MAX);
-    /// What one packed batch may unpack to: JSON packs 10 to 1, a megabyte of one letter 1,000 to 1.
+    /// What one packed batch may unpack to: JSON packs 10 to 1, a megabyte of one letter 1,000
+    /// to 1.
     pub const UNPACKED_BYTES_MAX: usize = 32 << 20;
     /// Records of one produced batch together, so that a broker with the default
     /// `max.message.bytes` (1,048,588) takes it. A larger record goes alone.

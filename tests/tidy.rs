@@ -29,7 +29,10 @@ const ROOMS: [Room; 15] = [
     room("ingest", &["limits", "base", "wire", "domain", "ports", "lane"]),
     room("control", &["limits", "base", "wire", "domain", "ports", "lane"]),
     room("store", &["limits", "base", "wire", "domain", "ports", "lane"]),
-    room("ops", &["limits", "base", "wire", "domain", "ports", "lane", "edge", "shard"]),
+    room(
+        "ops",
+        &["limits", "base", "wire", "domain", "ports", "lane", "edge", "shard", "ingest", "store"],
+    ),
     room("admin", &["limits", "base", "wire", "domain", "ports", "lane", "edge", "control", "ops"]),
     // The roof sees all.
     room(

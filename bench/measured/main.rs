@@ -1,5 +1,5 @@
-//! `cargo bench`: what a stream costs in memory, a delivery in CPU and a record in time, each beside
-//! a baseline that is measured in the same run.
+//! `cargo bench`: what a stream costs in memory, a delivery in CPU and a record in time, each
+//! beside a baseline that is measured in the same run.
 //!
 //! The node is the real program, and so is what it is compared with (`bench/bareloop`). Both hold
 //! the same number of streams and send the same bytes in turn, pinned to one core, while their

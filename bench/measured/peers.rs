@@ -1,4 +1,5 @@
-//! The processes that are measured and those that measure with us, and what the kernel says of them.
+//! The processes that are measured and those that measure with us, and what the kernel says of
+//! them.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};

@@ -85,8 +85,8 @@ pub fn measure(figures: &mut Figures) {
     );
     figures.note(format!(
         "memory: resident bytes of the process, slope from {few} to {many} idle streams, user ids \
-         of 16 bytes, three roles each, without huge pages; private {:.0} B (bare loop {:.0} B). Apart from it the \
-         kernel's objects of both ends of a connection: {kernel:.0} B",
+         of 16 bytes, three roles each, without huge pages; private {:.0} B (bare loop {:.0} B). \
+         Apart from it the kernel's objects of both ends of a connection: {kernel:.0} B",
         slope.private, bare_slope.private
     ));
 

@@ -1,8 +1,8 @@
 //! Creating a broadcast: outbox, content, status, in that order; then it is published.
 //!
 //! The status row is what makes it exist; the outbox row says that publishing is not finished, and
-//! the relay publishes what a crash or an outage left. Event ids follow from the broadcast, so a repeat is
-//! recognised. `Ok` means that store and log hold it durably.
+//! the relay publishes what a crash or an outage left. Event ids follow from the broadcast, so a
+//! repeat is recognised. `Ok` means that store and log hold it durably.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -63,8 +63,8 @@ pub trait Store: Send + Sync {
     /// Idempotent.
     async fn put_outbox(&self, row: &OutboxRow) -> Result<(), StoreError>;
 
-    /// Idempotent; a row that is not there is no error. A row that was removed may stay away when it
-    /// is put again.
+    /// Idempotent; a row that is not there is no error. A row that was removed may stay away
+    /// when it is put again.
     async fn remove_outbox(&self, row: &OutboxRow) -> Result<(), StoreError>;
 
     /// Every row that is there, oldest first, at most `limit`.

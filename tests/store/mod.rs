@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use corecast::base::{BroadcastId, EpochMillis, Priority, TargetType};
 use corecast::domain::{Broadcast, Target};
@@ -85,16 +85,7 @@ impl Running {
 
     /// Waits until it ends, which is for an operator; returns what it says to that one.
     pub fn wait_for_end(&self) -> OpenError {
-        let began = Instant::now();
-        loop {
-            if let Some(error) = self.ended.lock().unwrap().take() {
-                return error;
-            }
-            let said = self.said.lock().unwrap();
-            assert!(began.elapsed() < STORE_TIME, "it should have ended, but said {said:?}");
-            drop(said);
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        harness::wait::until("the store ends", STORE_TIME, || self.ended.lock().unwrap().take())
     }
 }
 

@@ -233,7 +233,8 @@ impl Fetcher {
                 Err(error) => {
                     // Other connections to it are as old as this one.
                     state.idle.remove(&ask.broker);
-                    tracing::warn!(%error, partitions = ask.wants.len(), "can't fetch from a broker");
+                    let partitions = ask.wants.len();
+                    tracing::warn!(%error, partitions, "can't fetch from a broker");
                     state.trouble_broker(ask.broker, error.to_string());
                     needs_refresh = true;
                     continue;
