@@ -129,7 +129,7 @@ fn everything_that_is_wrong_is_said_at_once() {
         "--set",
         "public.listen=0.0.0.0:80",
         "--set",
-        "log.kind=kafka",
+        "log.kind=paper",
     ];
     let environment = [("CORECAST_NODE__DATADIR", "/tmp"), ("CORECAST_NODE_ID", "a")];
     for command in ["check-config", "serve"] {
@@ -148,7 +148,7 @@ fn everything_that_is_wrong_is_said_at_once() {
             &["admin.listen = \"here\"", "ADDRESS:PORT"],
             &["nonsense", "SECTION.KEY=VALUE"],
             &["public.listen = \"0.0.0.0:80\"", "auth.allow_anonymous"],
-            &["log.kind = \"kafka\"", "not supported by this release"],
+            &["log.kind = \"paper\"", "must be one of", "embedded"],
         ] {
             let has = said.lines().any(|line| parts.iter().all(|part| line.contains(part)));
             assert!(has, "no line has all of {parts:?}:\n{said}");
