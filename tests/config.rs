@@ -6,7 +6,10 @@ const FILE: &str = include_str!("../config/corecast.toml");
 
 /// The file with its optional keys, which stand there as comments, in force.
 fn with_optional_keys() -> String {
-    FILE.replace("\n# id = ", "\nid = ").replace("\n# datacenter = ", "\ndatacenter = ")
+    let optional = ["id", "datacenter", "username", "password_file", "tls_ca"];
+    optional.iter().fold(FILE.to_owned(), |file, key| {
+        file.replace(&format!("\n# {key} = "), &format!("\n{key} = "))
+    })
 }
 
 #[test]
@@ -23,6 +26,9 @@ fn every_key_stands_in_the_file_once_with_a_word_on_it() {
     let mut optional = Written::default();
     optional.node.id = Some(String::new());
     optional.store.datacenter = Some(String::new());
+    optional.store.username = Some(String::new());
+    optional.store.password_file = Some(String::new());
+    optional.store.tls_ca = Some(String::new());
     let known: toml::Table = to_toml(&optional).parse().expect("TOML");
     for (section, values) in &known {
         for key in values.as_table().expect("a section").keys() {

@@ -6,6 +6,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use harness::http;
 use harness::process::Process;
 use harness::wait;
 
@@ -112,10 +113,12 @@ impl Node {
     pub fn publish(&self, content: &str) {
         let draft =
             serde_json::json!({ "content": content, "targetType": "ALL", "senderName": "Ops" });
-        let response = ureq::post(format!("http://{}/api/admin/broadcasts", self.admin))
-            .send_json(&draft)
-            .expect("a broadcast is taken");
-        assert_eq!(response.status().as_u16(), 200);
+        let body = draft.to_string();
+        let fields = [("content-type", "application/json")];
+        let admin = self.admin.parse().expect("an address");
+        let answer =
+            http::call(admin, "POST", "/api/admin/broadcasts", &fields, Some(body.as_bytes()));
+        answer.expect_json();
     }
 }
 
