@@ -1,0 +1,221 @@
+//! Rows a second of the store over CQL, beside a bare loop over the driver that writes or reads the
+//! same rows: `cargo bench --bench store`.
+//!
+//! Both run against the same Cassandra node, in turns, so that neither has the warmer one; the
+//! median of the rounds is shown. The goal is 0.6 of the bare loop.
+
+#[path = "../tests/store/mod.rs"]
+mod store;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use corecast::base::{BroadcastId, EpochMillis, Status};
+use corecast::ports::{Claim, OutboxRow, Store};
+use corecast::store::scylla::{Progress, ScyllaOptions, ScyllaStore};
+use harness::cassandra::Cassandra;
+use harness::maven;
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use scylla::statement::Consistency;
+use scylla::statement::prepared::PreparedStatement;
+use scylla::value::CqlTimestamp;
+use store::{Running, block_on, broadcast, draw_keyspace, id_at, now};
+
+/// Calls under way at one time, on both sides.
+const IN_FLIGHT: usize = 64;
+const ROUNDS: usize = 5;
+const WRITES: u64 = 20_000;
+const CLAIMS: u64 = 1_000;
+const READS: u64 = 5_000;
+const GOAL: f64 = 0.6;
+
+fn main() {
+    if let Some(program) = maven::missing() {
+        return harness::skip(program, "install a JDK and Maven");
+    }
+    let cluster = Cassandra::start(1);
+    let options =
+        ScyllaOptions { keyspace: draw_keyspace(), ..ScyllaOptions::new(cluster.addresses()) };
+    let running = Running::start(options.clone());
+    running.wait_until(|progress| *progress == Progress::Serving);
+    let store = running.store.clone();
+    let bare = Arc::new(block_on(Bare::connect(&cluster, &options.keyspace)));
+    println!("Cassandra, one node, one copy, {IN_FLIGHT} in flight, median of {ROUNDS} rounds");
+    println!("{:24} {:>12} {:>12} {:>6}", "", "store", "bare loop", "ratio");
+
+    let start = now().0;
+    let writes = |round: u64, side: u64| {
+        let first = start + (round * 2 + side) * WRITES;
+        (first..first + WRITES).map(|at| (EpochMillis(at), id_at(EpochMillis(at), 1)))
+    };
+    compare(
+        "outbox rows written/s",
+        |round| rate(writes(round, 0), &store, write_by_store),
+        |round| rate(writes(round, 1), &bare, write_by_loop),
+    );
+    let claims = |round: u64, side: u64| {
+        let first = start + (round * 2 + side) * CLAIMS;
+        (first..first + CLAIMS).map(|at| id_at(EpochMillis(at), 2))
+    };
+    compare(
+        "contents claimed/s",
+        |round| rate(claims(round, 0), &store, claim_by_store),
+        |round| rate(claims(round, 1), &bare, claim_by_loop),
+    );
+    let existing: Vec<BroadcastId> = claims(0, 0).collect();
+    rate(existing.iter().copied(), &store, create_status);
+    let reads = || existing.iter().copied().cycle().take(READS as usize);
+    compare(
+        "broadcasts read/s",
+        |_| rate(reads(), &store, read_by_store),
+        |_| rate(reads(), &bare, read_by_loop),
+    );
+}
+
+/// Runs both in turns and prints a line.
+fn compare(name: &str, ours: impl Fn(u64) -> f64, theirs: impl Fn(u64) -> f64) {
+    let (mut our_rates, mut their_rates) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS as u64 {
+        our_rates.push(ours(round));
+        their_rates.push(theirs(round));
+    }
+    let median = |mut rates: Vec<f64>| {
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    };
+    let (ours, theirs) = (median(our_rates), median(their_rates));
+    let ratio = ours / theirs;
+    let verdict = if ratio < GOAL { " below the goal" } else { "" };
+    println!("{name:24} {ours:12.0} {theirs:12.0} {ratio:6.2}{verdict}");
+}
+
+/// Calls a second. Workers take the items in turn.
+fn rate<I, S, F>(items: impl Iterator<Item = I>, side: &Arc<S>, call: fn(Arc<S>, I) -> F) -> f64
+where
+    I: Send + 'static,
+    S: Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut shares: Vec<Vec<I>> = (0..IN_FLIGHT).map(|_| Vec::new()).collect();
+    let mut count = 0;
+    for item in items {
+        shares[count % IN_FLIGHT].push(item);
+        count += 1;
+    }
+    let began = Instant::now();
+    let workers: Vec<_> = shares
+        .into_iter()
+        .map(|share| {
+            let side = side.clone();
+            store::runtime().spawn(async move {
+                for item in share {
+                    call(side.clone(), item).await;
+                }
+            })
+        })
+        .collect();
+    for worker in workers {
+        block_on(worker).expect("no worker panics");
+    }
+    count as f64 / began.elapsed().as_secs_f64()
+}
+
+async fn write_by_store(store: Arc<ScyllaStore>, (created_at, id): (EpochMillis, BroadcastId)) {
+    store.put_outbox(&OutboxRow { id, created_at }).await.expect("it is written");
+}
+
+async fn claim_by_store(store: Arc<ScyllaStore>, id: BroadcastId) {
+    let claim = store.claim_broadcast(&broadcast(id)).await.expect("it is written");
+    assert_eq!(claim, Claim::Applied);
+}
+
+async fn create_status(store: Arc<ScyllaStore>, id: BroadcastId) {
+    store.create_status(id, Status::Active).await.expect("it is written");
+}
+
+async fn read_by_store(store: Arc<ScyllaStore>, id: BroadcastId) {
+    assert!(store.broadcast(id).await.expect("it is read").is_some());
+}
+
+/// What somebody would write who has only these rows to move: the same statements, prepared, and
+/// nothing around them.
+struct Bare {
+    session: Session,
+    write: PreparedStatement,
+    claim: PreparedStatement,
+    content: PreparedStatement,
+    status: PreparedStatement,
+}
+
+impl Bare {
+    async fn connect(cluster: &Cassandra, keyspace: &str) -> Self {
+        let session = SessionBuilder::new().known_nodes(cluster.addresses()).build().await;
+        let session = session.expect("a session");
+        let prepare = async |text: &str| {
+            let prepared = session.prepare(text.replace("KS.", &format!("{keyspace}."))).await;
+            let mut prepared = prepared.expect("the tables are there");
+            prepared.set_consistency(Consistency::LocalQuorum);
+            prepared
+        };
+        Self {
+            write: prepare("INSERT INTO KS.outbox (bucket, created_at, id, v) VALUES (?, ?, ?, 1)")
+                .await,
+            claim: prepare(
+                "INSERT INTO KS.broadcast (id, claim, created_at, correlation_id, content, \
+                 target_type, target_ids, target_count, target_chunks, priority, expires_at, \
+                 fire_and_forget) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS",
+            )
+            .await,
+            content: prepare(
+                "SELECT id, created_at, correlation_id, sender_id, sender_name, content, \
+                 target_type, target_ids, target_count, target_chunks, priority, category, \
+                 scheduled_at, expires_at, fire_and_forget FROM KS.broadcast WHERE id = ?",
+            )
+            .await,
+            status: prepare("SELECT status FROM KS.broadcast_status WHERE id = ?").await,
+            session,
+        }
+    }
+}
+
+async fn write_by_loop(bare: Arc<Bare>, (created_at, id): (EpochMillis, BroadcastId)) {
+    let at = |millis: u64| CqlTimestamp(millis.cast_signed());
+    let hour = at(created_at.0 / 3_600_000 * 3_600_000);
+    let values = (hour, at(created_at.0), id.get().cast_signed());
+    bare.session.execute_unpaged(&bare.write, values).await.expect("it is written");
+}
+
+async fn claim_by_loop(bare: Arc<Bare>, id: BroadcastId) {
+    let content = broadcast(id);
+    let at = |millis: u64| CqlTimestamp(millis.cast_signed());
+    let values = (
+        id.get().cast_signed(),
+        uuid::Uuid::new_v4(),
+        at(content.created_at.0),
+        content.correlation_id,
+        content.content,
+        "ALL",
+        Vec::<String>::new(),
+        0,
+        0,
+        "NORMAL",
+        content.expires_at.map(|millis| at(millis.0)),
+        false,
+    );
+    let done = bare.session.execute_unpaged(&bare.claim, values).await.expect("it is written");
+    assert_eq!(done.into_rows_result().expect("an answer").rows_num(), 1);
+}
+
+async fn read_by_loop(bare: Arc<Bare>, id: BroadcastId) {
+    let key = (id.get().cast_signed(),);
+    let (status, content) = tokio::join!(
+        bare.session.execute_unpaged(&bare.status, key),
+        bare.session.execute_unpaged(&bare.content, key),
+    );
+    let status = status.expect("it is read").into_rows_result().expect("rows");
+    status.single_row::<(String,)>().expect("a status");
+    let content = content.expect("it is read").into_rows_result().expect("rows");
+    let row = content.single_row::<scylla::value::Row>().expect("a content");
+    assert_eq!(row.columns.len(), 15);
+}
