@@ -280,6 +280,8 @@ fn lists_filter_by_status(stores: &dyn Stores) {
         let (id, _) = newest.iter().find(|(_, status)| *status == Status::Cancelled).expect("one");
         assert_eq!(store.create_status(*id, Status::Active).await.unwrap(), Claim::Taken);
         assert_eq!(ids(&*store, ListFilter::Active, None, 50).await, of(Some(Status::Active)));
+        assert_eq!(ids(&*store, ListFilter::Active, None, 2).await, of(Some(Status::Active))[..2]);
+        assert_eq!(paged(&*store, ListFilter::Active, 1).await, of(Some(Status::Active)));
     });
 }
 

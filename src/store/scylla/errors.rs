@@ -195,6 +195,14 @@ pub(super) fn store_error(error: &ExecutionError) -> StoreError {
     }
 }
 
+/// Whether a node of the database does not know a keyspace or table that others know: it has not
+/// heard of it yet. Cassandra lists a table a moment before it can be used.
+fn is_unknown_there(reason: &str) -> bool {
+    ["does not exist", "doesn't exist", "unconfigured table", "Can't find a keyspace"]
+        .iter()
+        .any(|sign| reason.contains(sign))
+}
+
 pub(super) fn prepare_error(error: &PrepareError) -> StoreError {
     match error {
         PrepareError::ConnectionPoolError(_) => StoreError::Away(error.to_string()),
@@ -207,6 +215,7 @@ fn attempt_error(error: &RequestAttemptError) -> StoreError {
     let passes = match error {
         RequestAttemptError::UnableToAllocStreamId
         | RequestAttemptError::BrokenConnectionError(_) => true,
+        RequestAttemptError::DbError(DbError::Invalid, reason) => is_unknown_there(reason),
         RequestAttemptError::DbError(error, _) => matches!(
             error,
             DbError::Unavailable { .. }
@@ -224,6 +233,16 @@ fn attempt_error(error: &RequestAttemptError) -> StoreError {
     };
     let text = error.to_string();
     if passes { StoreError::Away(text) } else { StoreError::Failed(text) }
+}
+
+/// What the database says against a statement's words: the tables are not as they should be.
+pub(super) fn invalid_statement(error: &PrepareError) -> Option<&str> {
+    match error {
+        PrepareError::AllAttemptsFailed {
+            first_attempt: RequestAttemptError::DbError(DbError::Invalid, reason),
+        } => Some(reason),
+        _ => None,
+    }
 }
 
 /// What the database says against a statement, if it says something.

@@ -29,7 +29,7 @@ use crate::limits::store as limits;
 use crate::ports::{
     Backoff, BroadcastRow, Claim, Clock, ListFilter, ListPlace, OutboxRow, Store, StoreError,
 };
-use errors::{ConnectError, prepare_error};
+use errors::{ConnectError, invalid_statement, prepare_error};
 use lists::List;
 use lwt::Insert;
 use migrate::Migration;
@@ -111,11 +111,15 @@ impl ScyllaStore {
         let refreshed = session.refresh_metadata().await;
         refreshed.map_err(|error| ConnectError::Away(error.to_string()))?;
         let statements = Statements::prepare(&session, &options.keyspace).await;
-        let statements = statements.map_err(|error| match prepare_error(&error) {
-            StoreError::Away(reason) => ConnectError::Away(reason),
-            StoreError::Failed(reason) => {
-                let keyspace = options.keyspace.clone();
-                ConnectError::Open(OpenError::Layout { keyspace, reason })
+        let statements = statements.map_err(|error| {
+            let keyspace = options.keyspace.clone();
+            // All nodes agreed on the schema before it was noted, so what is missing was removed.
+            if let Some(reason) = invalid_statement(&error) {
+                return OpenError::Layout { keyspace, reason: reason.to_owned() }.into();
+            }
+            match prepare_error(&error) {
+                StoreError::Away(reason) => ConnectError::Away(reason),
+                StoreError::Failed(reason) => OpenError::Layout { keyspace, reason }.into(),
             }
         })?;
         Ok(Connected { session, statements })

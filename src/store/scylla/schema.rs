@@ -120,8 +120,9 @@ const META_TABLE: Table = Table {
     with: "",
 };
 
-/// ScyllaDB alone knows these; Cassandra refuses them. Tablets are off because the releases of
-/// ScyllaDB that are in use refuse lightweight transactions on them.
+/// ScyllaDB alone knows these; Cassandra refuses them, so no test runs them. Tablets are off because
+/// the releases of ScyllaDB that are in use refuse lightweight transactions on them; with one copy
+/// there is nothing to repair, and the mode is refused.
 const SCYLLA_KEYSPACE: &str = " AND tablets = {'enabled': false}";
 const SCYLLA_TABLE: &str = "tombstone_gc = {'mode': 'repair'}";
 
@@ -143,7 +144,8 @@ pub fn create_meta(options: &ScyllaOptions) -> String {
 
 pub fn create(table: &Table, options: &ScyllaOptions) -> String {
     let Table { name, body, with } = table;
-    let suffix = if options.scylla_ddl { SCYLLA_TABLE } else { "" };
+    let is_repaired = options.scylla_ddl && options.replication > 1;
+    let suffix = if is_repaired { SCYLLA_TABLE } else { "" };
     let with: Vec<&str> = [*with, suffix].into_iter().filter(|part| !part.is_empty()).collect();
     let with = match with.as_slice() {
         [] => String::new(),
