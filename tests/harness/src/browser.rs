@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc;
 
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http::Connection;
@@ -27,10 +28,57 @@ const FLAGS: [&str; 10] = [
     "--disable-default-apps",
 ];
 
+/// Opens an EventSource and tells what comes, each with what it was.
+const PAGE: &str = r#"<!doctype html><meta charset="utf-8"><title>Corecast</title><script>
+let telling = Promise.resolve();
+function tell(what, event) {
+  const body = JSON.stringify({ what, id: event.lastEventId || "", data: event.data || "" });
+  // One after the other, so that the order of what is told is that of what came.
+  telling = telling.then(() => fetch("/told", { method: "POST", body }));
+}
+const source = new EventSource("/api/user/sse/connect?userId=browser&connectionId=tab");
+for (const name of ["CONNECTED", "MESSAGE", "GAP", "SERVER_SHUTDOWN", "message"])
+  source.addEventListener(name, event => tell(name, event));
+</script>"#;
+
+/// A page with an EventSource of the user `browser`, in a browser. Dropping it kills that.
+pub struct Page {
+    origin: Origin,
+    _browser: Browser,
+}
+
 /// A browser that shows one page. Dropping it kills it.
 pub struct Browser {
     _process: Process,
     _profile: TempDir,
+}
+
+impl Page {
+    /// Opens it in a browser of its own, of the origin of this public listener.
+    pub fn open(program: PathBuf, node: SocketAddr) -> Self {
+        let origin = Origin::start(PAGE, node);
+        let browser = Browser::open(program, &origin.url());
+        Self { origin, _browser: browser }
+    }
+
+    /// The next thing that came: its name and its data.
+    pub fn next(&self) -> (String, Value) {
+        let told: Value = serde_json::from_str(&self.origin.told()).expect("the page tells JSON");
+        let data = told["data"].as_str().expect("a string");
+        assert_ne!(told["id"], "", "the browser keeps a cursor: {told}");
+        let what = told["what"].as_str().expect("a string").to_owned();
+        (what, serde_json::from_str(data).expect("data is JSON"))
+    }
+
+    pub fn wait_for_connected(&self) {
+        let (what, data) = self.next();
+        assert_eq!((what.as_str(), &data["connectionId"]), ("CONNECTED", &json!("tab")));
+    }
+
+    pub fn expect_message(&self, content: &str) {
+        let (what, data) = self.next();
+        assert_eq!((what.as_str(), &data["content"]), ("MESSAGE", &json!(content)));
+    }
 }
 
 /// Where the browser is, if there is one.

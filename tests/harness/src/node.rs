@@ -42,10 +42,24 @@ impl Node {
 
     /// The same with a data directory that stays.
     pub fn start_in(program: &str, data_dir: &Path, sets: &[&str]) -> Self {
+        let node = Self::launch_in(program, data_dir, sets);
+        node.wait_until_ready();
+        node
+    }
+
+    /// Starts the program and waits for its listeners only: what it needs may be away.
+    pub fn launch(program: &str, sets: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let mut node = Self::launch_in(program, folder.path(), sets);
+        node._folder = Some(folder);
+        node
+    }
+
+    fn launch_in(program: &str, data_dir: &Path, sets: &[&str]) -> Self {
         let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let process = run(program.as_ref(), data_dir, (any, any), &sets);
-        let (public, admin) = wait_for_ready(&process);
+        let (public, admin) = wait_for_listeners(&process);
         let (program, data_dir) = (program.into(), data_dir.to_owned());
         Self { program, sets, data_dir, process, public, admin, _folder: None }
     }
@@ -55,7 +69,13 @@ impl Node {
         assert!(!self.process.is_running(), "one that runs is not started again");
         let addresses = (self.public, self.admin);
         self.process = run(&self.program, &self.data_dir, addresses, &self.sets);
-        assert_eq!(wait_for_ready(&self.process), addresses);
+        assert_eq!(wait_for_listeners(&self.process), addresses);
+        self.wait_until_ready();
+    }
+
+    /// Waits until it has said `ready`.
+    pub fn wait_until_ready(&self) {
+        self.process.wait_for_line(START_TIME, |line| (line == "ready").then_some(()));
     }
 
     /// `kill -9`, and starts it again.
@@ -202,15 +222,13 @@ fn run(
     Process::start("corecast", command).expect("the program can be run")
 }
 
-/// Waits for one line a listener, then for `ready`.
-fn wait_for_ready(process: &Process) -> (SocketAddr, SocketAddr) {
+/// Waits for one line a listener.
+fn wait_for_listeners(process: &Process) -> (SocketAddr, SocketAddr) {
     let address = |name: &str| {
         process.wait_for_line(START_TIME, |line| {
             let rest = line.strip_prefix(name)?.strip_prefix(" listener on http://")?;
             rest.parse().ok()
         })
     };
-    let addresses = (address("public"), address("admin"));
-    process.wait_for_line(START_TIME, |line| (line == "ready").then_some(()));
-    addresses
+    (address("public"), address("admin"))
 }

@@ -136,7 +136,24 @@ impl Kafka {
         Self::start_with(version, 1, Some(Keys::make()))
     }
 
+    /// Settles addresses and makes the storage; no broker runs until `restart`.
+    pub fn prepare(version: Version, brokers: usize) -> Self {
+        Self::prepare_with(version, brokers, None)
+    }
+
     fn start_with(version: Version, brokers: usize, keys: Option<Keys>) -> Self {
+        let mut kafka = Self::prepare_with(version, brokers, keys);
+        // All at once: a controller alone has no majority and does not get ready.
+        for index in 0..kafka.brokers.len() {
+            kafka.launch(index);
+        }
+        for index in 0..kafka.brokers.len() {
+            kafka.wait_until_ready(index);
+        }
+        kafka
+    }
+
+    fn prepare_with(version: Version, brokers: usize, keys: Option<Keys>) -> Self {
         let jars = version.jars().fetch();
         let folder = fresh_folder();
         let mut ports = crate::ports::free("127.0.0.1", brokers * 5).into_iter();
@@ -149,16 +166,9 @@ impl Kafka {
                 process: None,
             })
             .collect();
-        let mut kafka = Self { version, jars, folder, brokers, keys };
+        let kafka = Self { version, jars, folder, brokers, keys };
         for index in 0..kafka.brokers.len() {
             kafka.format(index);
-        }
-        // All at once: a controller alone has no majority and does not get ready.
-        for index in 0..kafka.brokers.len() {
-            kafka.launch(index);
-        }
-        for index in 0..kafka.brokers.len() {
-            kafka.wait_until_ready(index);
         }
         kafka
     }
