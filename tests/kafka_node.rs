@@ -2,10 +2,11 @@
 //! they come, keeps its streams while they are lost, and goes on by itself.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
+use harness::http;
 use harness::kafka::{Kafka, Version};
 use harness::process::Process;
 use harness::wait;
@@ -32,11 +33,11 @@ fn a_node_waits_for_kafka_and_outlives_its_absence() {
         command.arg("--set").arg(set);
     }
     let node = Process::start("node", command).expect("the program can be run");
-    let address = |which: &'static str| {
+    let listener = |which: &'static str| {
         let prefix = format!("{which} listener on http://");
         node.wait_for_line(LONG, move |line| line.strip_prefix(&prefix).map(str::to_owned))
     };
-    let (public, admin) = (address("public"), address("admin"));
+    let (public, admin) = (listener("public"), listener("admin"));
     wait::until_true("readiness names the broker", LONG, || {
         let (status, body) = ready(&admin);
         status == 503 && body.contains(&kafka.addresses()[0])
@@ -58,25 +59,23 @@ fn a_node_waits_for_kafka_and_outlives_its_absence() {
     wait_for(&mut stream, "after");
 }
 
-fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder().http_status_as_error(false);
-    config.timeout_global(Some(LONG)).build().into()
-}
-
 fn ready(admin: &str) -> (u16, String) {
-    let answer = agent().get(format!("http://{admin}/health/ready")).call();
-    let mut answer = answer.expect("the admin listener answers");
-    let body = answer.body_mut().read_to_string().unwrap_or_default();
-    (answer.status().as_u16(), body)
+    let answer = http::call(address(admin), "GET", "/health/ready", &[], None);
+    (answer.status, answer.text())
 }
 
 fn publish(admin: &str, content: &str) {
     let body = format!("{{\"content\":\"{content}\",\"targetType\":\"ALL\"}}");
+    let fields = [("content-type", "application/json")];
     wait::until_true("a broadcast is taken", LONG, || {
-        let url = format!("http://{admin}/api/admin/broadcasts");
-        let answer = agent().post(url).content_type("application/json").send(&body);
-        answer.expect("the admin listener answers").status().as_u16() == 200
+        let body = Some(body.as_bytes());
+        let target = "/api/admin/broadcasts";
+        http::call(address(admin), "POST", target, &fields, body).status == 200
     });
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
 }
 
 /// A user's stream, read as it comes.
