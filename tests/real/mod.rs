@@ -1,0 +1,73 @@
+//! What the tests on a real Kafka and a real CQL database share: nodes with topics and a keyspace
+//! of their own. Cassandra stands in for ScyllaDB.
+#![allow(dead_code)] // each of the test files uses a part of it
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use harness::cassandra::Cassandra;
+use harness::kafka::Kafka;
+use serde_json::{Value, json};
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_corecast");
+/// Of each topic.
+pub const PARTITIONS: u16 = 3;
+
+/// Whether brokers and databases can't be run here; says so.
+pub fn is_missing() -> bool {
+    let missing = harness::maven::missing();
+    if let Some(program) = missing {
+        harness::skip(program, "install a JDK 17 and Maven");
+    }
+    missing.is_some()
+}
+
+/// Topics and a keyspace that no other test has.
+pub struct Place {
+    pub selected: String,
+    pub group: String,
+    pub keyspace: String,
+    sets: Vec<String>,
+}
+
+impl Place {
+    pub fn new(kafka: &Kafka, cassandra: &Cassandra) -> Self {
+        static DRAWN: AtomicU32 = AtomicU32::new(0);
+        let number = DRAWN.fetch_add(1, Ordering::Relaxed);
+        let selected = format!("selected-{number}");
+        let group = format!("group-{number}");
+        let keyspace = format!("real_{}_{number}", std::process::id());
+        let sets = vec![
+            "log.kind=kafka".to_owned(),
+            format!("log.brokers={}", json!(kafka.addresses())),
+            format!("log.topic_selected={selected}"),
+            format!("log.topic_group={group}"),
+            format!("log.partitions={PARTITIONS}"),
+            "store.kind=scylla".to_owned(),
+            format!("store.nodes={}", json!(cassandra.addresses())),
+            format!("store.keyspace={keyspace}"),
+            "stream.heartbeat_s=1".to_owned(),
+        ];
+        Self { selected, group, keyspace, sets }
+    }
+
+    /// For `--set`.
+    pub fn sets(&self) -> Vec<&str> {
+        self.sets.iter().map(String::as_str).collect()
+    }
+}
+
+/// A line of the console producer: a record with the fields that every producer writes.
+pub fn line(key: &str, user: Option<&str>, id: u64, content: &str, more: &Value) -> String {
+    let mut record = json!({
+        "eventId": format!("00000000-0000-4000-8000-{id:012}"),
+        "broadcastId": id,
+        "userId": user,
+        "eventType": "CREATED",
+        "podId": "console",
+        "timestamp": "2026-01-02T03:04:05.678Z",
+        "message": content,
+    });
+    let fields = record.as_object_mut().expect("an object");
+    fields.extend(more.as_object().expect("an object").clone());
+    format!("__TypeId__:MessageDeliveryEvent\t{key}\t{record}\n")
+}

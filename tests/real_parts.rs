@@ -1,0 +1,274 @@
+//! The node on Apache Kafka and a CQL database: what other producers write is served, what is
+//! created outlives the node, and two nodes are one service.
+
+mod real;
+
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use harness::browser::{self, Page};
+use harness::cassandra::Cassandra;
+use harness::kafka::{Kafka, Version};
+use harness::node::{Node, command};
+use harness::process::Process;
+use real::{PARTITIONS, PROGRAM, Place, is_missing, line};
+use scylla::client::session_builder::SessionBuilder;
+use serde_json::{Value, json};
+
+/// A JVM that is busy with other tests takes its time.
+const LONG: Duration = Duration::from_secs(60);
+
+struct World {
+    kafka: Kafka,
+    cassandra: Cassandra,
+}
+
+/// One broker and one database, which nobody stops.
+fn world() -> &'static World {
+    static WORLD: OnceLock<World> = OnceLock::new();
+    WORLD.get_or_init(|| {
+        let cassandra = std::thread::spawn(|| Cassandra::start(1));
+        let kafka = Kafka::start(Version::V4_3, 1);
+        World { kafka, cassandra: cassandra.join().expect("it starts") }
+    })
+}
+
+fn place() -> Place {
+    Place::new(&world().kafka, &world().cassandra)
+}
+
+fn node(place: &Place) -> Node {
+    let node = Node::launch(PROGRAM, &place.sets());
+    node.process.wait_for_line(LONG, |line| (line == "ready").then_some(()));
+    node
+}
+
+#[test]
+fn what_the_console_producer_writes_reaches_the_streams() {
+    if is_missing() {
+        return;
+    }
+    let place = place();
+    let node = node(&place);
+    let mut ann = node.stream("userId=ann&roles=chef");
+    let more = json!({
+        "targetType": "SELECTED", "senderName": "Console", "priority": "HIGH",
+        "category": "News", "createdAt": "2026-01-02T03:04:05Z", "attempt": 0, "unheard": [1],
+    });
+    let targeted = line("ann", Some("ann"), 1, "plain", &json!({}))
+        + &line("ann", Some("ann"), 2, "with all", &more)
+        + &line("ben", Some("ben"), 3, "for another", &json!({}));
+    world().kafka.console_produce(&place.selected, &[], &targeted);
+    let plain = ann.message();
+    assert_eq!((plain.content(), &plain.data["userId"]), ("plain", &json!("ann")));
+    assert_eq!(plain.data["createdAt"], "2026-01-02T03:04:05.678Z", "{plain:?}");
+    let full = ann.message();
+    assert_eq!((full.content(), &full.data["senderName"]), ("with all", &json!("Console")));
+    assert_eq!((&full.data["priority"], &full.data["category"]), (&json!("HIGH"), &json!("News")));
+
+    let roles = |names: &[&str]| json!({"targetType": "ROLE", "targetIds": names});
+    let group = line("4", None, 4, "for waiters", &roles(&["waiter"]))
+        + &line("4", None, 5, "for chefs", &roles(&["waiter", "chef"]));
+    world().kafka.console_produce(&place.group, &[], &group);
+    assert_eq!(ann.message().content(), "for chefs");
+}
+
+#[test]
+fn an_event_source_gets_what_the_console_producer_writes() {
+    let Some(program) = browser::find() else {
+        return harness::skip("no Chromium", "install the package chromium");
+    };
+    if is_missing() {
+        return;
+    }
+    let place = place();
+    let node = node(&place);
+    let page = Page::open(program, node.public);
+    page.wait_for_connected();
+    let content = "one \\r\\n two: data: three é";
+    let targeted = line("browser", Some("browser"), 1, content, &json!({}));
+    world().kafka.console_produce(&place.selected, &[], &targeted);
+    page.expect_message(content);
+}
+
+#[test]
+fn no_record_stops_a_partition() {
+    if is_missing() {
+        return;
+    }
+    let place = place();
+    let node = node(&place);
+    let (mut stream, first) = (node.stream("userId=ann"), node.stream("userId=ann"));
+    let (topic, mut java) = (&place.group, world().kafka.java_producer());
+    java.say(&["open", "plain"]);
+    java.say(&["open", "packed", "compression.type=zstd"]);
+    java.say(&["open", "sure", &format!("transactional.id={topic}")]);
+    let everybody = json!({"targetType": "ALL"});
+    let value = |id: u64, content: &str| {
+        let line = line("k", None, id, content, &everybody);
+        line.trim_end().rsplit('\t').next().expect("a value").to_owned()
+    };
+    // All into one partition; behind each that can't be served stands one that can.
+    let mut id = 0;
+    let cut = value(900, "cut");
+    let bad = ["no JSON", "", "~", "{}", "[1]", &cut[..cut.len() - 1], "{\"broadcastId\":\"x\"}"];
+    for bad in bad {
+        id += 1;
+        let content = format!("behind {id}");
+        java.send(&["plain", topic, "0", "k", bad]);
+        java.send(&["plain", topic, "0", "~", &value(id, &content)]);
+        assert_eq!(stream.message().content(), content, "behind {bad:?}");
+    }
+    java.send(&["packed", topic, "0", "k", &value(100, "packed")]);
+    assert_eq!(stream.message().content(), "packed");
+    for (id, content, end) in [(101, "gone", "abort"), (102, "sure", "commit")] {
+        java.say(&["begin", "sure"]);
+        java.send(&["sure", topic, "0", "k", &value(id, content)]);
+        java.say(&[end, "sure"]);
+    }
+    assert_eq!(stream.message().content(), "sure");
+    let headers: Vec<String> = (0..500).map(|number| format!("name{}=v", number % 7)).collect();
+    let mut send = vec!["plain", topic, "0", "k"];
+    let many = value(103, "many headers");
+    send.push(&many);
+    send.push("null");
+    send.extend(headers.iter().map(String::as_str));
+    java.send(&send);
+    assert_eq!(stream.message().content(), "many headers");
+    java.send(&["plain", topic, "0", "k", &value(104, "end")]);
+    assert_eq!(stream.message().content(), "end");
+    // Another node, which reads all of it again, serves the same to who was there at the start.
+    let other = self::node(&place);
+    let again = other.resume("userId=ann", &first).contents_until("end");
+    let behind = (1..=bad.len()).map(|id| format!("behind {id}"));
+    let rest = ["packed", "sure", "many headers"].map(str::to_owned);
+    assert_eq!(again, behind.chain(rest).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_is_created_outlives_the_node() {
+    if is_missing() {
+        return;
+    }
+    let place = place();
+    let mut node = node(&place);
+    let mut stream = node.stream("userId=ann");
+    node.say("before");
+    assert_eq!(stream.message().content(), "before");
+    let contents: Vec<String> = (0..6).map(|number| format!("after {number}")).collect();
+    let mut made = Vec::new();
+    for (number, content) in contents.iter().enumerate() {
+        let mut body = json!({"content": content, "targetType": "ALL"});
+        if number % 2 == 1 {
+            body = json!({"content": content, "targetType": "SELECTED", "targetIds": ["ann"]});
+        }
+        made.push(node.create(&body));
+    }
+    node.process.kill();
+    node.start_again();
+    let list = node.get("/api/admin/broadcasts?filter=all").expect_json();
+    let listed: Vec<&Value> = list.as_array().expect("an array").iter().collect();
+    assert_eq!(listed.len(), 7);
+    for made in &made {
+        assert!(listed.contains(&made), "{made} is not in {list}");
+        let shown = node.get(&format!("/api/admin/broadcasts/{}", made["id"])).expect_json();
+        assert_eq!(shown["content"], made["content"]);
+    }
+    let mut back = node.resume("userId=ann", &stream);
+    let mut got: Vec<String> =
+        contents.iter().map(|_| back.message().content().to_owned()).collect();
+    got.sort_unstable();
+    assert_eq!(got, contents, "each once");
+    node.say("end");
+    assert_eq!(back.message().content(), "end");
+}
+
+#[test]
+fn two_nodes_are_one_service() {
+    if is_missing() {
+        return;
+    }
+    let place = place();
+    let nodes = [node(&place), node(&place)];
+    let mut streams = [nodes[0].stream("userId=ann"), nodes[1].stream("userId=ben")];
+    for (number, from) in nodes.iter().enumerate() {
+        let content = format!("from node {number}");
+        from.say(&content);
+        for stream in &mut streams {
+            assert_eq!(stream.message().content(), content);
+        }
+        let to = json!({"content": "for ann", "targetType": "SELECTED", "targetIds": ["ann"]});
+        from.create(&to);
+        assert_eq!(streams[0].message().content(), "for ann");
+    }
+    // What one node has served is behind its cursor on the other, and nothing else is.
+    for round in 0..4 {
+        let (here, there) = (&nodes[round % 2], &nodes[(round + 1) % 2]);
+        let query = "userId=ann";
+        let first = here.stream(query);
+        let mut last = if round < 2 { there.resume(query, &streams[0]) } else { first };
+        for number in 0..3 {
+            let content = format!("{round} {number}");
+            here.say(&content);
+            assert_eq!(last.message().content(), content);
+            let mut other = there.resume(query, &last);
+            let next = format!("{round} {number} next");
+            there.say(&next);
+            assert_eq!(other.message().content(), next);
+            assert_eq!(last.message().content(), next);
+            streams[0] = other;
+        }
+    }
+}
+
+#[test]
+fn topics_that_are_not_as_configured_end_the_process() {
+    if is_missing() {
+        return;
+    }
+    let place = place();
+    world().kafka.create_topic(&place.group, PARTITIONS + 1, 1, &[]);
+    let text = ended(&place.sets());
+    for part in [&place.group, "4 partitions", "log.partitions = 3", "set log.partitions"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn a_keyspace_of_a_newer_release_ends_the_process() {
+    if is_missing() {
+        return;
+    }
+    let place = place();
+    drop(node(&place));
+    let address = &world().cassandra.addresses()[0];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let raw = SessionBuilder::new().known_node(address).build().await.expect("it connects");
+        let keyspace = &place.keyspace;
+        let newer = format!(
+            "UPDATE {keyspace}.corecast_schema SET layout = 1000, oldest = 1000 \
+             WHERE part = 'schema' IF EXISTS"
+        );
+        raw.query_unpaged(newer, ()).await.expect("it is taken");
+    });
+    let text = ended(&place.sets());
+    for part in [&place.keyspace, "layout 1000", "run the newer release"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+/// Starts a node that can't be; its last words.
+fn ended(sets: &[&str]) -> String {
+    let mut command: Command = command(PROGRAM.as_ref());
+    let own = ["public.listen=127.0.0.1:0", "admin.listen=127.0.0.1:0"];
+    for set in own.iter().chain(sets) {
+        command.args(["--set", set]);
+    }
+    let mut process = Process::start("corecast", command).expect("it can be run");
+    assert_eq!(process.wait_for_end(LONG).code(), Some(1));
+    let text = process.text();
+    let last = text.lines().find(|line| line.starts_with("corecast: "));
+    last.unwrap_or_else(|| panic!("no last words: {text}")).to_owned()
+}
