@@ -280,4 +280,7 @@ pub mod relay {
     /// How young a row may be that another node may be at: a million records take 50 s at 20,000 a
     /// second, and the nodes' clocks may differ by as much again.
     pub const GRACE: Duration = Duration::from_secs(120);
+    /// Creates that ended between status and publishing and are remembered: 64 KiB of ids. Others
+    /// wait until `GRACE` has passed.
+    pub const OWED_MAX: usize = 4_096;
 }

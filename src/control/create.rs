@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::base::{BroadcastId, EpochMillis, EventType, Status, TargetType, Topic};
 use crate::domain::{Broadcast, Draft};
-use crate::limits::admin as limits;
+use crate::limits::{admin as limits, relay};
 use crate::ports::{
     BroadcastRow, Claim, Clock, Log, LogError, NewRecord, OutboxRow, Store, StoreError,
 };
@@ -62,13 +62,16 @@ impl Creator {
             expires_at: Some(draft.expires_at.unwrap_or(created_at.plus(self.retention))),
             fire_and_forget: draft.fire_and_forget,
         };
-        let mut under_way = UnderWay { unfinished: &self.unfinished, id: broadcast.id };
+        let mut under_way =
+            UnderWay { unfinished: &self.unfinished, id: broadcast.id, is_owed: false };
         self.claim(&mut broadcast, &mut under_way).await?;
         if self.store.create_status(broadcast.id, status).await? == Claim::Taken {
             return Err(CreateError::NoId);
         }
         if status == Status::Active {
+            under_way.is_owed = true;
             self.publish(&broadcast).await?;
+            under_way.is_owed = false;
         }
         // It is published: a row that stays is the relay's affair.
         if let Err(error) = self.store.remove_outbox(&outbox_row(&broadcast)).await {
@@ -150,14 +153,31 @@ fn outbox_row(broadcast: &Broadcast) -> OutboxRow {
 /// The broadcasts whose outbox row may still be there.
 #[derive(Debug, Default)]
 pub struct Unfinished {
-    under_way: Mutex<HashSet<BroadcastId>>,
+    sets: Mutex<Sets>,
     look: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Sets {
+    under_way: HashSet<BroadcastId>,
+    owed: HashSet<BroadcastId>,
 }
 
 impl Unfinished {
     /// Whether a create of this process is at it.
     pub(super) fn is_under_way(&self, id: BroadcastId) -> bool {
-        self.lock().contains(&id)
+        self.lock().under_way.contains(&id)
+    }
+
+    /// Whether a create of this process has ended between status and publishing: nobody is at it
+    /// any more, and no write of its status is still on its way.
+    pub(super) fn is_owed(&self, id: BroadcastId) -> bool {
+        self.lock().owed.contains(&id)
+    }
+
+    /// Its row is gone.
+    pub(super) fn forget(&self, id: BroadcastId) {
+        self.lock().owed.remove(&id);
     }
 
     /// Waits until a create has ended that may have left a row, but not longer than this.
@@ -165,9 +185,9 @@ impl Unfinished {
         let _ = tokio::time::timeout(at_most, self.look.notified()).await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashSet<BroadcastId>> {
-        // A set of numbers is whole whoever panicked while holding it.
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Sets> {
+        // Sets of numbers are whole whoever panicked while holding them.
+        self.sets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -175,21 +195,28 @@ impl Unfinished {
 struct UnderWay<'a> {
     unfinished: &'a Unfinished,
     id: BroadcastId,
+    /// It exists and is not published.
+    is_owed: bool,
 }
 
 impl UnderWay<'_> {
     /// The create goes on under another id; a row of the old one is not its own.
     fn move_to(&mut self, id: BroadcastId) {
-        let mut under_way = self.unfinished.lock();
-        under_way.remove(&self.id);
-        under_way.insert(id);
+        let mut sets = self.unfinished.lock();
+        sets.under_way.remove(&self.id);
+        sets.under_way.insert(id);
         self.id = id;
     }
 }
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        self.unfinished.lock().remove(&self.id);
+        let mut sets = self.unfinished.lock();
+        sets.under_way.remove(&self.id);
+        if self.is_owed && sets.owed.len() < relay::OWED_MAX {
+            sets.owed.insert(self.id);
+        }
+        drop(sets);
         self.unfinished.look.notify_one();
     }
 }

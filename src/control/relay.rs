@@ -3,7 +3,7 @@
 //!
 //! Publishing again what is published does no harm: its records are recognised as repeats. So the
 //! relay errs to that side, but leaves alone what may well be under way: its own node's creates,
-//! and rows so young that another node may be at them.
+//! and rows so young that another node may be at them, unless this node knows that nobody is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +58,9 @@ async fn pass(creator: &Creator, grace: Duration) -> Result<Passed, CreateError>
         let mut left = 0;
         let now = creator.clock.wall();
         for row in rows {
-            if creator.unfinished.is_under_way(row.id) || row.created_at.plus(grace) > now {
+            let unfinished = &creator.unfinished;
+            let is_young = row.created_at.plus(grace) > now && !unfinished.is_owed(row.id);
+            if unfinished.is_under_way(row.id) || is_young {
                 left += 1;
                 continue;
             }
@@ -88,6 +90,7 @@ async fn finish(creator: &Creator, row: OutboxRow) -> Result<bool, CreateError> 
         creator.publish(&broadcast.broadcast).await?;
     }
     creator.store.remove_outbox(&row).await?;
+    creator.unfinished.forget(row.id);
     Ok(active.is_some())
 }
 
