@@ -121,8 +121,8 @@ const META_TABLE: Table = Table {
 };
 
 /// ScyllaDB alone knows these; Cassandra refuses them, so no test runs them. Tablets are off
-/// because the releases of ScyllaDB that are in use refuse lightweight transactions on them; with one copy
-/// there is nothing to repair, and the mode is refused.
+/// because the releases of ScyllaDB that are in use refuse lightweight transactions on them; with
+/// one copy there is nothing to repair, and the mode is refused.
 const SCYLLA_KEYSPACE: &str = " AND tablets = {'enabled': false}";
 const SCYLLA_TABLE: &str = "tombstone_gc = {'mode': 'repair'}";
 
