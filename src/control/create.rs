@@ -62,8 +62,12 @@ impl Creator {
             expires_at: Some(draft.expires_at.unwrap_or(created_at.plus(self.retention))),
             fire_and_forget: draft.fire_and_forget,
         };
-        let mut under_way =
-            UnderWay { unfinished: &self.unfinished, id: broadcast.id, is_owed: false };
+        let mut under_way = UnderWay {
+            unfinished: &self.unfinished,
+            id: broadcast.id,
+            is_owed: false,
+            is_done: false,
+        };
         self.claim(&mut broadcast, &mut under_way).await?;
         if self.store.create_status(broadcast.id, status).await? == Claim::Taken {
             return Err(CreateError::NoId);
@@ -74,8 +78,12 @@ impl Creator {
             under_way.is_owed = false;
         }
         // It is published: a row that stays is the relay's affair.
-        if let Err(error) = self.store.remove_outbox(&outbox_row(&broadcast)).await {
-            tracing::warn!(broadcast = broadcast.id.get(), %error, "its outbox row stays for now");
+        match self.store.remove_outbox(&outbox_row(&broadcast)).await {
+            Ok(()) => under_way.is_done = true,
+            Err(error) => {
+                let broadcast = broadcast.id.get();
+                tracing::warn!(broadcast, %error, "its outbox row stays for now");
+            }
         }
         Ok(BroadcastRow { broadcast, status })
     }
@@ -197,6 +205,8 @@ struct UnderWay<'a> {
     id: BroadcastId,
     /// It exists and is not published.
     is_owed: bool,
+    /// It has left nothing for the relay.
+    is_done: bool,
 }
 
 impl UnderWay<'_> {
@@ -217,7 +227,9 @@ impl Drop for UnderWay<'_> {
             sets.owed.insert(self.id);
         }
         drop(sets);
-        self.unfinished.look.notify_one();
+        if !self.is_done {
+            self.unfinished.look.notify_one();
+        }
     }
 }
 
