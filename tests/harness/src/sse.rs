@@ -119,9 +119,12 @@ impl Stream {
         }
     }
 
-    /// The next event; heartbeats and ids are passed over. `None` at the end.
+    /// The next event; heartbeats and ids are passed over. `None` at the end. Panics if none comes
+    /// in time, however many heartbeats do.
     pub fn next_event(&mut self) -> Option<Event> {
+        let deadline = Instant::now() + self.patience;
         loop {
+            assert!(Instant::now() < deadline, "heartbeats, and no event in {:?}", self.patience);
             match self.next_item() {
                 Item::Event(event) => return Some(event),
                 Item::End(_) => return None,
