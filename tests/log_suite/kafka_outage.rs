@@ -82,6 +82,7 @@ struct Traffic {
     read: AtomicUsize,
 }
 
+const PACE: Duration = Duration::from_millis(10);
 const RETRY: Duration = Duration::from_millis(20);
 const KEYS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
 
@@ -92,6 +93,8 @@ impl Traffic {
             if self.is_over.load(Ordering::Relaxed) {
                 break;
             }
+            // The other tests' brokers run on the same cores.
+            tokio::time::sleep(PACE).await;
             for topic in Topic::ALL {
                 let value = format!("{number}");
                 let records = KEYS.map(|key| record(topic, key, &value));

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::Kafka;
 use crate::process::Process;
 
-const ANSWER: Duration = Duration::from_secs(60);
+/// Beyond the 120 s after which the client gives up by itself, so that its reason is seen.
+const ANSWER: Duration = Duration::from_secs(150);
 
 /// One process that holds any number of producers by name.
 pub struct JavaProducer {
