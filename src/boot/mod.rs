@@ -95,8 +95,13 @@ pub fn main() -> ExitCode {
 }
 
 fn start_logging(config: &Config) {
+    // What the embedded database says of its own affairs is for who looks for it.
+    let filter = match config.output_level.as_str() {
+        "info" => "info,fjall=warn,lsm_tree=warn",
+        level => level,
+    };
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(&config.output_level))
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // Fails only if a subscriber is set already, and then log lines go there.
