@@ -38,6 +38,14 @@ pub enum EventType {
 }
 
 impl EventType {
+    pub const ALL: [Self; 5] =
+        [Self::Created, Self::Cancelled, Self::Expired, Self::Read, Self::Failed];
+
+    /// Exact spelling only.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.name() == word)
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Created => "CREATED",
@@ -111,7 +119,9 @@ mod tests {
         for known in Priority::ALL {
             assert_eq!(serde_json::json!(known), known.word());
         }
-        assert_eq!(serde_json::json!(EventType::Created), EventType::Created.name());
+        for known in EventType::ALL {
+            assert_eq!(serde_json::json!(known), known.name());
+        }
         assert_eq!(TargetType::from_word("all"), None);
     }
 }

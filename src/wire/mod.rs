@@ -5,4 +5,5 @@ pub mod archive;
 pub mod cursor;
 pub mod frame;
 pub mod head;
+mod plain;
 pub mod record;

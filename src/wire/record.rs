@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use simd_json::{Buffers, INPUT_PADDING, Tape, fill_tape_padded};
 use uuid::Uuid;
 
+use super::plain;
 use crate::base::{BroadcastId, EpochMillis, EventType, Priority, TargetType};
 
 /// Values of `timestampEpochMilli` below this are seconds, written by mistake: as milliseconds
@@ -19,7 +20,7 @@ const SECONDS_BELOW: u64 = 100_000_000_000;
 const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x8f3b_3b8d_5674_5dc9_9f2d_ca1d_6e3a_efa4);
 
 /// A record as it was read.
-#[derive(Debug, Deserialize)]
+#[derive(PartialEq, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryRecord<'a> {
     #[serde(borrow, default)]
@@ -29,17 +30,17 @@ pub struct DeliveryRecord<'a> {
     pub user_id: Option<&'a str>,
     pub event_type: EventType,
     #[serde(default, deserialize_with = "timestamp")]
-    timestamp: Option<EpochMillis>,
+    pub(super) timestamp: Option<EpochMillis>,
     #[serde(default)]
-    timestamp_epoch_milli: Option<u64>,
+    pub(super) timestamp_epoch_milli: Option<u64>,
     #[serde(borrow, default)]
     pub correlation_id: Option<&'a str>,
     #[serde(borrow, default)]
     pub message: Option<&'a str>,
     #[serde(default)]
-    fire_and_forget: Option<bool>,
+    pub(super) fire_and_forget: Option<bool>,
     #[serde(default)]
-    is_fire_and_forget: Option<bool>,
+    pub(super) is_fire_and_forget: Option<bool>,
     #[serde(default)]
     pub target_type: Option<TargetType>,
     #[serde(borrow, default)]
@@ -90,7 +91,18 @@ impl Default for Parser {
 
 impl Parser {
     /// Fails when the value is not UTF-8, not JSON, or not of this shape.
-    pub fn parse(&mut self, value: &[u8]) -> Result<DeliveryRecord<'_>, simd_json::Error> {
+    pub fn parse<'a>(
+        &'a mut self,
+        value: &'a [u8],
+    ) -> Result<DeliveryRecord<'a>, simd_json::Error> {
+        match plain::read(value) {
+            Some(record) => Ok(record),
+            None => self.parse_any(value),
+        }
+    }
+
+    /// The same by the general parser, whose word is the last one.
+    pub fn parse_any(&mut self, value: &[u8]) -> Result<DeliveryRecord<'_>, simd_json::Error> {
         self.padded.clear();
         self.padded.extend_from_slice(value);
         self.padded.extend_from_slice(&[0; INPUT_PADDING]);
