@@ -118,16 +118,12 @@ impl Cassandra {
 
     /// Starts every node, with what it stored, and waits until they serve.
     pub fn start_all(&mut self) {
-        // The first is the seed, without which nodes that know nobody give up.
-        let known = self.nodes.iter().all(|node| node.command.folder.join("data").exists());
-        let first = usize::from(!known);
-        if !known {
-            self.start_again(0);
-        }
-        for node in first..self.nodes.len() {
+        // The first is the seed: nodes that find nobody to gossip with for half a minute give up.
+        self.start_again(0);
+        for node in 1..self.nodes.len() {
             self.launch(node);
         }
-        for node in first..self.nodes.len() {
+        for node in 1..self.nodes.len() {
             self.wait_until_ready(node);
         }
     }
