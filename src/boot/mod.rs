@@ -95,9 +95,9 @@ pub fn main() -> ExitCode {
 }
 
 fn start_logging(config: &Config) {
-    // What the embedded database says of its own affairs is for who looks for it.
+    // What libraries say of their own affairs is for who looks for it.
     let filter = match config.output_level.as_str() {
-        "info" => "info,fjall=warn,lsm_tree=warn",
+        "info" => "info,fjall=warn,lsm_tree=warn,rskafka=warn",
         level => level,
     };
     let builder = tracing_subscriber::fmt()
