@@ -13,15 +13,6 @@ use crate::base::Status;
 use crate::limits::relay as limits;
 use crate::ports::{Backoff, LogError, OutboxRow, StoreError};
 
-/// What one pass over the outbox found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Passed {
-    /// Broadcasts that were published.
-    pub published: usize,
-    /// Rows that were left alone: they are looked at again.
-    pub left: usize,
-}
-
 /// Runs until the process ends. `is_alone`: no other node uses this store, so nobody else can be at
 /// a row.
 pub async fn run_relay(creator: Arc<Creator>, is_alone: bool) {
@@ -29,9 +20,9 @@ pub async fn run_relay(creator: Arc<Creator>, is_alone: bool) {
     let mut backoff = Backoff::new(limits::RETRY_WAIT, limits::LOOK);
     loop {
         let wait = match pass(&creator, grace).await {
-            Ok(passed) => {
-                if passed.published > 0 {
-                    tracing::info!(broadcasts = passed.published, "published from the outbox");
+            Ok(published) => {
+                if published > 0 {
+                    tracing::info!(broadcasts = published, "published from the outbox");
                 }
                 backoff.reset();
                 limits::LOOK
@@ -47,15 +38,15 @@ pub async fn run_relay(creator: Arc<Creator>, is_alone: bool) {
     }
 }
 
-/// Looks at every row of the outbox once.
-async fn pass(creator: &Creator, grace: Duration) -> Result<Passed, CreateError> {
-    let mut passed = Passed::default();
+/// Looks at every row of the outbox once; returns how many broadcasts were published.
+async fn pass(creator: &Creator, grace: Duration) -> Result<usize, CreateError> {
+    let (mut published, mut left) = (0, 0);
     loop {
         // Rows that are left stand before the others, so more of them are asked for.
-        let limit = passed.left + limits::ROWS_MAX;
+        let limit = left + limits::ROWS_MAX;
         let rows = creator.store.outbox(limit).await?;
         let is_all = rows.len() < limit;
-        let mut left = 0;
+        left = 0;
         let now = creator.clock.wall();
         for row in rows {
             let unfinished = &creator.unfinished;
@@ -66,7 +57,7 @@ async fn pass(creator: &Creator, grace: Duration) -> Result<Passed, CreateError>
             }
             let id = row.id.get();
             match finish(creator, row).await {
-                Ok(is_published) => passed.published += usize::from(is_published),
+                Ok(is_published) => published += usize::from(is_published),
                 Err(error) if is_passing(&error) => return Err(error),
                 // One that never can be must not hold up those behind it.
                 Err(error) => {
@@ -75,9 +66,8 @@ async fn pass(creator: &Creator, grace: Duration) -> Result<Passed, CreateError>
                 }
             }
         }
-        passed.left = left;
         if is_all {
-            return Ok(passed);
+            return Ok(published);
         }
     }
 }
