@@ -11,7 +11,8 @@ use corecast::base::{
     Priority, TargetType, Topic, UserId,
 };
 use corecast::domain::{
-    Decoder, Finding, Membership, Open, Outcome, RingLimits, Streams, StreamsOptions, Vector,
+    Decoder, Finding, Membership, Open, Outcome, Repeats, RingLimits, Streams, StreamsOptions,
+    Vector,
 };
 use corecast::limits;
 use corecast::wire::archive::MemberKind;
@@ -47,6 +48,7 @@ struct Record {
 /// One shard's part in this.
 struct Shard {
     decoder: Decoder,
+    repeats: Repeats,
     streams: Streams<()>,
     /// The next offset; one sequence for all partitions, so that each one's rises.
     offset: u64,
@@ -161,7 +163,8 @@ impl Shard {
             };
             streams.handle_open(open, Moment(0), WALL).expect("there is room");
         }
-        Self { decoder: Decoder::new(SHAPE), streams, offset: 0 }
+        let (decoder, repeats) = (Decoder::new(SHAPE), Repeats::new(SHAPE));
+        Self { decoder, repeats, streams, offset: 0 }
     }
 
     /// Decodes and routes all records; returns the nanoseconds of CPU for each.
@@ -171,6 +174,8 @@ impl Shard {
             let began = cpu_time();
             for record in batch {
                 let Finding::Serve(event) = self.decode(record) else { panic!("it is served") };
+                let is_repeat = self.repeats.note(event.position(), event.event_id());
+                assert!(!is_repeat, "more records than the window of repeats come in turn");
                 self.streams.handle_event(&event);
             }
             took += cpu_time() - began;
