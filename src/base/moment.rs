@@ -117,11 +117,10 @@ fn parse_utc(text: &[u8]) -> Option<EpochMillis> {
     if year < 1970 || day == 0 || hour > 23 || minute > 59 || second > 59 {
         return None;
     }
-    let days = days_of(year, month, day);
-    // A day that its month does not have comes back as another one.
-    if date_of(days) != (year, month, day) {
+    if month == 0 || month > 12 || day > 28 && day > days_in(year, month) {
         return None;
     }
+    let days = days_of(year, month, day);
     let of_day = (hour * 3_600 + minute * 60 + second) * 1_000
         + number(ISO_MILLIS) * 10
         + u32::from(digits[ISO_MILLIS + 2]);
@@ -146,6 +145,16 @@ fn word_at(bytes: &[u8; ISO_BYTES], place: usize) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[place..place + 8]);
     u64::from_ne_bytes(word)
+}
+
+/// Days that a month of 1 to 12 has.
+const fn days_in(year: u32, month: u32) -> u32 {
+    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    match month {
+        2 => 28 + is_leap as u32,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
 }
 
 /// Days since 1970-01-01, for years from then on.
