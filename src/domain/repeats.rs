@@ -6,8 +6,11 @@
 //! that has read so far back finds the same.
 
 use std::collections::VecDeque;
+use std::hash::BuildHasher;
 
-use hashbrown::HashMap;
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use crate::base::{LogShape, Partition, Position, Topic};
 use crate::limits::log as limits;
@@ -17,20 +20,38 @@ use crate::limits::log as limits;
 pub struct Repeats {
     shape: LogShape,
     windows: Vec<Window>,
+    hasher: RandomState,
 }
 
+/// Small, because every record looks into its own: 16 bytes for the id, 8 for its offset, and 2 for
+/// its place with a byte of its hash.
 #[derive(Debug, Default)]
 struct Window {
-    /// Where each event was seen last.
-    latest: HashMap<u128, u64, foldhash::fast::RandomState>,
-    /// The same in offset order; what `latest` has seen again since is out of date here.
-    order: VecDeque<(u64, u128)>,
+    /// What was seen, in offset order.
+    seen: VecDeque<Seen>,
+    /// How many were seen before the front of `seen`.
+    forgotten: u64,
+    /// The low bits of each event's number, counted from the first that was ever seen. An event
+    /// that was seen again has its latest number here.
+    latest: HashTable<u16>,
 }
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    offset: u64,
+    /// As bytes, which need no alignment.
+    event: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Seen>() == 24);
+
+// The numbers of a window differ in their low bits.
+const _: () = assert!(limits::REPEAT_RECORDS < u16::MAX as u64);
 
 impl Repeats {
     pub fn new(shape: LogShape) -> Self {
         let windows = shape.all_partitions().map(|_| Window::default()).collect();
-        Self { shape, windows }
+        Self { shape, windows, hasher: RandomState::default() }
     }
 
     /// Notes a record that is to be served by its own bytes, and says whether it is a repeat. Each
@@ -42,23 +63,53 @@ impl Repeats {
             Topic::Group => usize::from(self.shape.selected_partitions),
         };
         let window = &mut self.windows[before + usize::from(index)];
-        window.forget(position.offset.saturating_sub(limits::REPEAT_RECORDS));
-        window.order.push_back((position.offset, event));
-        window.latest.insert(event, position.offset).is_some()
+        window.forget(position.offset.saturating_sub(limits::REPEAT_RECORDS), &self.hasher);
+        window.note(Seen { offset: position.offset, event: event.to_ne_bytes() }, &self.hasher)
     }
 }
 
 impl Window {
-    /// Drops what lies before this offset.
-    fn forget(&mut self, first: u64) {
-        while let Some(&(offset, event)) = self.order.front().filter(|(offset, _)| *offset < first)
-        {
-            self.order.pop_front();
-            if self.latest.get(&event) == Some(&offset) {
-                self.latest.remove(&event);
+    fn note(&mut self, new: Seen, hasher: &RandomState) -> bool {
+        let Self { seen, forgotten, latest } = self;
+        let number = (*forgotten + seen.len() as u64) as u16;
+        let event_of = |number: u16| event_of(seen, *forgotten, number);
+        let entry = latest.entry(
+            hasher.hash_one(new.event),
+            |number| event_of(*number) == Some(new.event),
+            |number| hasher.hash_one(event_of(*number).unwrap_or_default()),
+        );
+        let is_repeat = match entry {
+            Entry::Occupied(mut known) => {
+                *known.get_mut() = number;
+                true
             }
+            Entry::Vacant(place) => {
+                place.insert(number);
+                false
+            }
+        };
+        seen.push_back(new);
+        is_repeat
+    }
+
+    /// Drops what lies before this offset.
+    fn forget(&mut self, first: u64, hasher: &RandomState) {
+        while let Some(old) = self.seen.front().copied().filter(|seen| seen.offset < first) {
+            let number = self.forgotten as u16;
+            let hash = hasher.hash_one(old.event);
+            if let Ok(entry) = self.latest.find_entry(hash, |known| *known == number) {
+                entry.remove();
+            }
+            self.seen.pop_front();
+            self.forgotten += 1;
         }
     }
+}
+
+/// The event of that number, from its low bits.
+fn event_of(seen: &VecDeque<Seen>, forgotten: u64, number: u16) -> Option<[u8; 16]> {
+    let place = number.wrapping_sub(forgotten as u16);
+    seen.get(usize::from(place)).map(|seen| seen.event)
 }
 
 #[cfg(test)]
@@ -96,13 +147,14 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded() {
         let mut repeats = Repeats::new(SHAPE);
-        for offset in 0..3 * limits::REPEAT_RECORDS {
+        // More than the numbers of a window have bits for.
+        for offset in 0..20 * limits::REPEAT_RECORDS {
             // Every third record is a repeat.
             let event = u128::from(offset - u64::from(offset % 3 == 2));
             assert_eq!(repeats.note(at(Topic::Group, 0, offset), event), offset % 3 == 2);
         }
-        let most = repeats.windows.iter().map(|window| window.order.len()).max();
+        let most = repeats.windows.iter().map(|window| window.seen.len()).max();
         assert_eq!(most, Some(limits::REPEAT_RECORDS as usize + 1));
-        assert!(repeats.windows.iter().all(|window| window.latest.len() <= window.order.len()));
+        assert!(repeats.windows.iter().all(|window| window.latest.len() <= window.seen.len()));
     }
 }
