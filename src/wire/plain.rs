@@ -139,7 +139,7 @@ impl<'a> Reader<'a> {
         let places = (self.expected..FIELDS.len()).chain(0..self.expected);
         for place in places {
             let (key, field) = FIELDS[place];
-            if rest.starts_with(key.as_bytes()) {
+            if starts_with_key(rest, key.as_bytes()) {
                 self.at += key.len();
                 self.expected = place + 1;
                 return Some(field);
@@ -247,6 +247,17 @@ impl<'a> Reader<'a> {
         self.take(b'"')?;
         Some(string)
     }
+}
+
+/// Whether a key stands here. Keys are short: looked at in words, the last of which may overlap the
+/// one before, they need no call.
+fn starts_with_key(rest: &[u8], key: &[u8]) -> bool {
+    let Some(found) = rest.get(..key.len()) else { return false };
+    let Some((key_end, found_end)) = key.last_chunk::<8>().zip(found.last_chunk::<8>()) else {
+        return found == key;
+    };
+    let words = key.chunks_exact(8).zip(found.chunks_exact(8));
+    key_end == found_end && words.into_iter().all(|(key, found)| key == found)
 }
 
 /// Bytes before the first that ends a text or that a text writes in another way.
