@@ -121,6 +121,8 @@ pub mod kafka {
 pub mod shard {
     use super::{Duration, log};
 
+    /// Events that the streams are given at once: with their bytes they fit a core's first caches.
+    pub const EVENTS_AT_ONCE: usize = 32;
     /// Frames of a ring and the bytes of their events. Whatever comes first ends the ring.
     pub const RING_FRAMES_MAX: usize = 65_536;
     pub const RING_BYTES_MAX: usize = 64 << 20;

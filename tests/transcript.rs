@@ -76,7 +76,7 @@ impl Bench {
             audience,
             body: body.as_bytes(),
         });
-        self.streams.handle_event(&event);
+        self.streams.handle_events(&mut vec![event]);
         self.write();
     }
 

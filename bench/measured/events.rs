@@ -15,7 +15,7 @@ use corecast::domain::{
     Vector,
 };
 use corecast::limits;
-use corecast::wire::archive::MemberKind;
+use corecast::wire::archive::{MemberKind, SharedEvent};
 use corecast::wire::record::{OutgoingRecord, Parser, event_id};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
@@ -50,6 +50,7 @@ struct Shard {
     decoder: Decoder,
     repeats: Repeats,
     streams: Streams<()>,
+    decoded: Vec<SharedEvent>,
     /// The next offset; one sequence for all partitions, so that each one's rises.
     offset: u64,
 }
@@ -164,7 +165,7 @@ impl Shard {
             streams.handle_open(open, Moment(0), WALL).expect("there is room");
         }
         let (decoder, repeats) = (Decoder::new(SHAPE), Repeats::new(SHAPE));
-        Self { decoder, repeats, streams, offset: 0 }
+        Self { decoder, repeats, streams, decoded: Vec::new(), offset: 0 }
     }
 
     /// Decodes and routes all records; returns the nanoseconds of CPU for each.
@@ -173,11 +174,15 @@ impl Shard {
         for batch in round(records) {
             let began = cpu_time();
             for record in batch {
+                if self.decoded.len() >= limits::shard::EVENTS_AT_ONCE {
+                    self.streams.handle_events(&mut self.decoded);
+                }
                 let Finding::Serve(event) = self.decode(record) else { panic!("it is served") };
                 let is_repeat = self.repeats.note(event.position(), event.event_id());
                 assert!(!is_repeat, "more records than the window of repeats come in turn");
-                self.streams.handle_event(&event);
+                self.decoded.push(event);
             }
+            self.streams.handle_events(&mut self.decoded);
             took += cpu_time() - began;
             self.write_all();
         }

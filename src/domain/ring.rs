@@ -1,14 +1,15 @@
 //! The ring: the latest frames of a shard, in the shard's own order.
 //!
-//! Frames have a sequence number that never repeats. Each one keeps the vector of positions after
-//! it, so that a cursor finds its place and every `id` is exact. Bounded in frames and in bytes;
-//! what falls off the end is counted by the caller through `first`.
+//! Events have a sequence number that never repeats, and each has its positions, so that a cursor
+//! finds its place and every `id` is exact. A record costs no allocation here: the frame that is
+//! sent is made when the first stream wants it. Bounded in events and in bytes; what falls off the
+//! end is counted by the caller through `first`.
 
 use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use super::vector::{Served, Vector};
+use super::vector::{History, Served, Vector, VectorRef};
 use crate::base::{LogShape, Topic};
 use crate::wire::archive::{AudienceRef, SharedEvent};
 use crate::wire::cursor::CursorParts;
@@ -20,19 +21,13 @@ pub struct RingLimits {
     pub bytes: usize,
 }
 
-/// One event as this shard serves it.
+/// An event with its `id` lines: what streams are sent. Outlives its place in the ring while a
+/// stream is in the middle of it.
 #[derive(Debug)]
 pub struct Frame {
     event: SharedEvent,
-    /// Positions with this event included.
-    after: Vector,
-    /// The `id:` lines for each selected partition, all of one length, made when first needed.
-    ids: OnceCell<IdLines>,
-}
-
-#[derive(Debug)]
-struct IdLines {
-    text: Box<[u8]>,
+    /// The `id:` lines for each selected partition, all of one length.
+    id_lines: Box<[u8]>,
     /// Bytes of one line.
     line_bytes: usize,
     /// Partition of the first line.
@@ -40,42 +35,26 @@ struct IdLines {
 }
 
 impl Frame {
-    pub fn event(&self) -> &SharedEvent {
-        &self.event
-    }
-
-    pub fn after(&self) -> &Vector {
-        &self.after
-    }
-
-    /// The line `id: CURSOR\n` for users of this selected partition.
-    pub fn id_line(&self, shape: &LogShape, own_partition: u16) -> &[u8] {
-        let lines = self.ids.get_or_init(|| self.encode_ids(shape));
-        debug_assert!(own_partition >= lines.first);
-        let start = usize::from(own_partition - lines.first) * lines.line_bytes;
-        &lines.text[start..start + lines.line_bytes]
-    }
-
     /// A targeted event needs the line of one partition, a group event those of all.
-    fn encode_ids(&self, shape: &LogShape) -> IdLines {
-        let partitions = match (self.event.audience(), self.event.partition()) {
+    fn new(event: &SharedEvent, after: VectorRef<'_>, shape: &LogShape) -> Self {
+        let partitions = match (event.audience(), event.partition()) {
             (AudienceRef::User(_), partition) if partition.topic == Topic::Selected => {
                 partition.index..partition.index + 1
             }
             _ => 0..shape.selected_partitions,
         };
-        let offset_max = self.after.offset_max();
+        let offset_max = after.offset_max();
         let first = partitions.start;
         let count = partitions.len();
         let mut text = Vec::new();
         for own_partition in partitions {
             let parts = CursorParts {
                 shape: *shape,
-                at: self.event.appended_at(),
+                at: event.appended_at(),
                 backlog: false,
                 own_partition,
-                own: self.after.selected(own_partition),
-                group: self.after.group(),
+                own: after.selected(own_partition),
+                group: after.group(),
                 offset_max,
             };
             if text.is_empty() {
@@ -83,15 +62,36 @@ impl Frame {
             }
             parts.write_id_line(&mut text);
         }
-        IdLines { line_bytes: text.len() / count, text: text.into(), first }
+        let line_bytes = text.len() / count;
+        Self { event: event.clone(), id_lines: text.into(), line_bytes, first }
     }
 
-    /// Bytes that the frame holds, with its id lines once they are made.
+    pub fn event(&self) -> &SharedEvent {
+        &self.event
+    }
+
+    /// The line `id: CURSOR\n` for users of this selected partition.
+    pub fn id_line(&self, own_partition: u16) -> &[u8] {
+        debug_assert!(own_partition >= self.first);
+        let start = usize::from(own_partition - self.first) * self.line_bytes;
+        &self.id_lines[start..start + self.line_bytes]
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    event: SharedEvent,
+    /// Made when the first stream wants it.
+    frame: OnceCell<Rc<Frame>>,
+}
+
+impl Entry {
+    /// Bytes that the entry holds, with its frame once that is made.
     fn bytes(&self, shape: &LogShape) -> usize {
         let partitions = usize::from(shape.group_partitions + shape.selected_partitions);
         let id_line = "id: \n".len() + crate::limits::cursor::HEADER_BYTES * 2;
         let ids = usize::from(shape.selected_partitions) * (id_line + partitions * 8);
-        self.event.bytes() + size_of::<Self>() + partitions * 8 + ids
+        self.event.bytes() + size_of::<Self>() + size_of::<Frame>() + partitions * 8 + ids
     }
 }
 
@@ -99,89 +99,109 @@ impl Frame {
 pub struct Ring {
     shape: LogShape,
     limits: RingLimits,
-    frames: VecDeque<Rc<Frame>>,
-    /// Sequence number of the front frame.
+    entries: VecDeque<Entry>,
+    /// Sequence number of the front entry.
     first: u64,
-    /// Positions before the front frame: what no frame here can replay.
-    base: Vector,
+    history: History,
     bytes: usize,
 }
 
 impl Ring {
     /// Empty, standing at `base`.
-    pub fn new(shape: LogShape, limits: RingLimits, base: Vector) -> Self {
-        Self { shape, limits, frames: VecDeque::new(), first: 0, base, bytes: 0 }
+    pub fn new(shape: LogShape, limits: RingLimits, base: &Vector) -> Self {
+        let history = History::new(base);
+        Self { shape, limits, entries: VecDeque::new(), first: 0, history, bytes: 0 }
     }
 
-    /// Appends an event; returns its sequence number.
-    pub fn push(&mut self, event: SharedEvent, after: Vector) -> u64 {
-        let frame = Frame { event, after, ids: OnceCell::new() };
-        self.bytes += frame.bytes(&self.shape);
-        self.frames.push_back(Rc::new(frame));
-        while self.frames.len() > 1
-            && (self.frames.len() > self.limits.frames || self.bytes > self.limits.bytes)
+    /// The positions with the next event included, which `push` will append.
+    pub fn push_positions(&mut self, after: &Vector) {
+        self.history.push(after);
+    }
+
+    /// Appends an event whose positions are here already.
+    pub fn push(&mut self, event: SharedEvent) {
+        let entry = Entry { event, frame: OnceCell::new() };
+        self.bytes += entry.bytes(&self.shape);
+        self.entries.push_back(entry);
+        while self.entries.len() > 1
+            && (self.entries.len() > self.limits.frames || self.bytes > self.limits.bytes)
         {
             self.drop_first();
         }
-        self.next() - 1
     }
 
     /// Sets the shape and the base of an empty ring: nothing before these positions will be served
     /// from it.
-    pub fn restart(&mut self, shape: LogShape, base: Vector) {
-        debug_assert!(self.frames.is_empty());
-        self.shape = shape;
-        self.base = base;
+    pub fn restart(&mut self, shape: LogShape, base: &Vector) {
+        debug_assert!(self.entries.is_empty() && self.first == 0);
+        *self = Self::new(shape, self.limits, base);
     }
 
-    /// Sequence number of the oldest frame.
+    /// Sequence number of the oldest event.
     pub fn first(&self) -> u64 {
         self.first
     }
 
     /// Sequence number that the next event will get: where a stream stands that keeps up.
     pub fn next(&self) -> u64 {
-        self.first + self.frames.len() as u64
+        self.first + self.entries.len() as u64
     }
 
-    pub fn base(&self) -> &Vector {
-        &self.base
+    /// Positions before the oldest event: what nothing here can replay.
+    pub fn base(&self) -> VectorRef<'_> {
+        self.history.before(self.first)
     }
 
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    pub fn get(&self, sequence: u64) -> Option<&Rc<Frame>> {
-        self.frames.get(usize::try_from(sequence.checked_sub(self.first)?).ok()?)
+    pub fn event(&self, sequence: u64) -> Option<&SharedEvent> {
+        self.entry(sequence).map(|entry| &entry.event)
+    }
+
+    /// What streams are sent of this event.
+    pub fn frame(&self, sequence: u64) -> Option<&Rc<Frame>> {
+        let entry = self.entry(sequence)?;
+        let make = || Rc::new(Frame::new(&entry.event, self.after(sequence), &self.shape));
+        Some(entry.frame.get_or_init(make))
     }
 
     /// The first frame that a stream may need that has been served up to here. The vectors of the
-    /// frames rise component by component, so "all before it is covered" holds for a first part
+    /// events rise component by component, so "all before it is covered" holds for a first part
     /// of the ring and for nothing behind it.
     pub fn place_of(&self, served: &Served) -> u64 {
-        let covered = self.frames.partition_point(|frame| served.covers_all(&frame.after));
-        self.first + covered as u64
+        let (mut covered, mut other) = (self.first, self.next());
+        while covered < other {
+            let middle = covered + (other - covered) / 2;
+            if served.covers_all(self.after(middle)) {
+                covered = middle + 1;
+            } else {
+                other = middle;
+            }
+        }
+        covered
     }
 
-    /// Positions before this frame.
-    pub fn before(&self, sequence: u64) -> &Vector {
-        match sequence.checked_sub(1).and_then(|previous| self.get(previous)) {
-            Some(frame) => &frame.after,
-            None => &self.base,
-        }
+    /// Positions before this event, which is in the ring or the next one.
+    pub fn before(&self, sequence: u64) -> VectorRef<'_> {
+        self.history.before(sequence)
+    }
+
+    /// Positions with this event of the ring included.
+    pub fn after(&self, sequence: u64) -> VectorRef<'_> {
+        self.history.before(sequence + 1)
+    }
+
+    fn entry(&self, sequence: u64) -> Option<&Entry> {
+        self.entries.get(usize::try_from(sequence.checked_sub(self.first)?).ok()?)
     }
 
     fn drop_first(&mut self) {
-        if let Some(frame) = self.frames.pop_front() {
-            self.bytes -= frame.bytes(&self.shape);
+        if let Some(entry) = self.entries.pop_front() {
+            self.bytes -= entry.bytes(&self.shape);
             self.first += 1;
-            // A frame that no stream holds gives its positions: reading them would be one more
-            // cache miss an event.
-            self.base = match Rc::try_unwrap(frame) {
-                Ok(frame) => frame.after,
-                Err(frame) => frame.after.clone(),
-            };
+            self.history.forget(self.first);
         }
     }
 }

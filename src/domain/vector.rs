@@ -1,6 +1,9 @@
 //! Positions: how far every partition has been read.
 //!
-//! Positions only rise. One vector stands beside the shard's ring; a copy stands in every frame.
+//! Positions only rise. One vector stands beside the shard's ring, which keeps what it was before
+//! every frame.
+
+use std::collections::VecDeque;
 
 use crate::base::{LogShape, Partition, Position, Topic};
 
@@ -28,17 +31,8 @@ impl Vector {
         self.offsets[slot] = self.offsets[slot].max(next);
     }
 
-    pub fn group(&self) -> &[u64] {
-        &self.offsets[..usize::from(self.groups)]
-    }
-
-    pub fn selected(&self, partition: u16) -> u64 {
-        self.offsets[usize::from(self.groups) + usize::from(partition)]
-    }
-
-    /// The largest offset of all.
-    pub fn offset_max(&self) -> u64 {
-        self.offsets.iter().copied().max().unwrap_or(0)
+    pub fn view(&self) -> VectorRef<'_> {
+        VectorRef { offsets: &self.offsets, groups: self.groups }
     }
 
     fn slot(&self, partition: Partition) -> usize {
@@ -48,6 +42,81 @@ impl Vector {
                 usize::from(partition.index)
             }
             Topic::Selected => usize::from(self.groups) + usize::from(partition.index),
+        }
+    }
+}
+
+/// A vector, wherever its offsets stand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VectorRef<'a> {
+    offsets: &'a [u64],
+    groups: u16,
+}
+
+impl<'a> VectorRef<'a> {
+    pub fn group(self) -> &'a [u64] {
+        &self.offsets[..usize::from(self.groups)]
+    }
+
+    pub fn selected(self, partition: u16) -> u64 {
+        self.offsets[usize::from(self.groups) + usize::from(partition)]
+    }
+
+    /// The largest offset of all.
+    pub fn offset_max(self) -> u64 {
+        self.offsets.iter().copied().max().unwrap_or(0)
+    }
+}
+
+/// The vectors before every frame of a ring, by the frames' sequence numbers: each is appended once
+/// and read in place, in blocks, so that a record costs no allocation here.
+#[derive(Debug)]
+pub struct History {
+    width: usize,
+    groups: u16,
+    blocks: VecDeque<Vec<u64>>,
+    /// Sequence number of the first vector of the front block.
+    first: u64,
+}
+
+const BLOCK: u64 = 64;
+
+impl History {
+    /// Holds one vector: that before the frame 0.
+    pub fn new(base: &Vector) -> Self {
+        let width = base.offsets.len();
+        let mut history = Self { width, groups: base.groups, blocks: VecDeque::new(), first: 0 };
+        history.push(base);
+        history
+    }
+
+    /// Appends the vector before the next frame.
+    pub fn push(&mut self, vector: &Vector) {
+        debug_assert_eq!(vector.offsets.len(), self.width);
+        let full = self.width * BLOCK as usize;
+        match self.blocks.back_mut().filter(|block| block.len() < full) {
+            Some(block) => block.extend_from_slice(&vector.offsets),
+            None => {
+                let mut block = Vec::with_capacity(full);
+                block.extend_from_slice(&vector.offsets);
+                self.blocks.push_back(block);
+            }
+        }
+    }
+
+    /// The vector before the frame of this sequence number, which is in the ring or the next one.
+    pub fn before(&self, sequence: u64) -> VectorRef<'_> {
+        let place = sequence - self.first;
+        let start = (place % BLOCK) as usize * self.width;
+        let offsets = &self.blocks[(place / BLOCK) as usize][start..start + self.width];
+        VectorRef { offsets, groups: self.groups }
+    }
+
+    /// No frame before this one is in the ring any more.
+    pub fn forget(&mut self, sequence: u64) {
+        while self.first + BLOCK <= sequence {
+            self.blocks.pop_front();
+            self.first += BLOCK;
         }
     }
 }
@@ -62,7 +131,7 @@ pub struct Served {
 
 impl Served {
     /// What a stream of this partition that stands at `vector` has been served.
-    pub fn of(vector: &Vector, own_partition: u16) -> Self {
+    pub fn of(vector: VectorRef<'_>, own_partition: u16) -> Self {
         Self { own_partition, own: vector.selected(own_partition), group: vector.group().into() }
     }
 
@@ -77,19 +146,19 @@ impl Served {
     }
 
     /// Whether nothing of what `vector` has read lies behind it, for this user.
-    pub fn covers_all(&self, vector: &Vector) -> bool {
+    pub fn covers_all(&self, vector: VectorRef<'_>) -> bool {
         self.own >= vector.selected(self.own_partition)
             && self.group.iter().zip(vector.group()).all(|(served, next)| served >= next)
     }
 
     /// Whether `vector` has read everything that lies before it.
-    pub fn is_within(&self, vector: &Vector) -> bool {
+    pub fn is_within(&self, vector: VectorRef<'_>) -> bool {
         self.own <= vector.selected(self.own_partition)
             && self.group.iter().zip(vector.group()).all(|(served, next)| served <= next)
     }
 
     /// Raises every component to at least that of `vector`.
-    pub fn raise_to(&mut self, vector: &Vector) {
+    pub fn raise_to(&mut self, vector: VectorRef<'_>) {
         self.own = self.own.max(vector.selected(self.own_partition));
         for (served, next) in self.group.iter_mut().zip(vector.group()) {
             *served = (*served).max(*next);
@@ -122,18 +191,40 @@ mod tests {
     }
 
     #[test]
+    fn the_history_has_the_vector_before_every_frame_of_the_ring() {
+        let mut vector = Vector::new(&SHAPE);
+        let mut history = History::new(&vector);
+        for sequence in 1..=1_000 {
+            vector.advance(group((sequence % 2) as u16), sequence);
+            history.push(&vector);
+            // The ring holds a hundred frames.
+            let first = sequence.saturating_sub(100);
+            history.forget(first);
+            for kept in first..=sequence {
+                let previous = kept.saturating_sub(1);
+                let expected = if kept % 2 == 0 { [kept, previous] } else { [previous, kept] };
+                assert_eq!(history.before(kept).group(), expected, "{kept} after {sequence}");
+            }
+            assert!(history.blocks.len() as u64 <= 2 + 100 / BLOCK, "{}", history.blocks.len());
+        }
+    }
+
+    #[test]
     fn a_user_is_concerned_by_all_group_partitions_and_one_selected() {
         let mut vector = Vector::new(&SHAPE);
         vector.advance(group(0), 5);
-        let served = Served::of(&vector, 2);
+        let served = Served::of(vector.view(), 2);
         let other = Partition { topic: Topic::Selected, index: 1 };
         vector.advance(other, 7);
-        assert!(served.covers_all(&vector), "another partition's targeted events are not his");
+        assert!(
+            served.covers_all(vector.view()),
+            "another partition's targeted events are not his"
+        );
         assert!(served.covers(Position { partition: group(0), offset: 4 }));
         assert!(!served.covers(Position { partition: group(0), offset: 5 }));
         assert!(!served.covers(Position { partition: other, offset: 0 }));
         vector.advance(Partition { topic: Topic::Selected, index: 2 }, 1);
-        assert!(!served.covers_all(&vector));
-        assert!(served.is_within(&vector));
+        assert!(!served.covers_all(vector.view()));
+        assert!(served.is_within(vector.view()));
     }
 }

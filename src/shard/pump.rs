@@ -24,6 +24,7 @@ use crate::edge::{
 use crate::lane::{FromShard, Receiver, Sender, ToShard};
 use crate::limits::{admin, shard as limits};
 use crate::ports::{Batch, Clock};
+use crate::wire::archive::SharedEvent;
 use crate::wire::head::{self, HeadError};
 use crate::wire::{api, frame};
 
@@ -60,6 +61,8 @@ struct Core {
     streams: Streams<OwnedFd>,
     decoder: Decoder,
     repeats: Repeats,
+    /// Events of the batch at hand that the streams do not know of yet.
+    decoded: Vec<SharedEvent>,
     access: AccessRules,
     reports: Sender<FromShard>,
     probe: Arc<Probe>,
@@ -83,6 +86,7 @@ impl<C: Clock> Shard<C> {
             streams,
             decoder: Decoder::new(shape),
             repeats: Repeats::new(shape),
+            decoded: Vec::with_capacity(limits::EVENTS_AT_ONCE),
             access: options.access,
             reports: options.reports,
             probe: options.probe,
@@ -199,7 +203,10 @@ impl Core {
                     probe::add(&self.probe.repeats, 1);
                 }
                 Finding::Serve(event) => {
-                    self.streams.handle_event(&event);
+                    self.decoded.push(event);
+                    if self.decoded.len() >= limits::EVENTS_AT_ONCE {
+                        self.streams.handle_events(&mut self.decoded);
+                    }
                     probe::add(&self.probe.events, 1);
                     if self.is_serving && self.fanout_since.is_none() {
                         self.fanout_since = Some(record.appended_at);
@@ -215,6 +222,7 @@ impl Core {
                 }
             }
         }
+        self.streams.handle_events(&mut self.decoded);
         self.streams.handle_position(batch.partition, batch.next);
     }
 

@@ -322,11 +322,16 @@ impl World {
             let node = &mut self.nodes[node];
             let read = node.read.get_mut(&partition).expect("a partition");
             let events = &self.log[&partition];
+            let mut batch = Vec::new();
             for event in events.iter().filter(|event| event.position().offset >= *read).take(many) {
-                node.streams.handle_event(event);
+                batch.push(event.clone());
+                if self.random.below(3) == 0 {
+                    node.streams.handle_events(&mut batch);
+                }
                 // The same record again, as after a reconnect to the broker.
-                node.streams.handle_event(event);
+                batch.push(event.clone());
             }
+            node.streams.handle_events(&mut batch);
             let end = events.last().map_or(0, |event| event.position().offset + 1);
             let read_now = events
                 .iter()
@@ -400,7 +405,7 @@ impl World {
         let node_vector = self.nodes[node].streams.vector();
         if let Some(cursor) = &cursor {
             let is_ahead =
-                cursor.group.iter().zip(node_vector.group()).any(|(own, read)| own > read);
+                cursor.group.iter().zip(node_vector.view().group()).any(|(own, read)| own > read);
             self.seen.ahead += u64::from(is_ahead);
         }
         let opened = self.nodes[node].streams.handle_open(

@@ -10,7 +10,7 @@ use arrayvec::ArrayVec;
 
 use super::{BEHIND, BLOCKED, CLOSING, QUEUED, STALLED, TICK_MS};
 use super::{CloseReason, Frame, Served, StreamKey, Streams, enqueue, ticks, write_id_line};
-use crate::base::{EpochMillis, LogShape, Moment};
+use crate::base::{EpochMillis, Moment};
 use crate::limits::shard as limits;
 use crate::wire::frame::{self, GapReason};
 
@@ -128,7 +128,7 @@ impl<S> Streams<S> {
             self.plan.lead_bytes = private.lead.len() - private.lead_out;
             if let Some((frame, out)) = private.pinned.as_ref() {
                 debug_assert_eq!(self.plan.lead_bytes, 0, "a frame is finished before anything");
-                let bytes = frame_bytes(frame, &self.options.shape, self.plan.own_partition);
+                let bytes = frame_bytes(frame, self.plan.own_partition);
                 let (frame, out) = (frame.clone(), *out);
                 self.plan.frames.push(Planned { frame, end: self.plan.end, out, bytes });
             }
@@ -161,16 +161,18 @@ impl<S> Streams<S> {
         // The lead takes one piece; a frame takes two.
         let room = FRAMES_MAX - usize::from(self.plan.lead_bytes > 0);
         while self.plan.end < scan_end && self.plan.frames.len() < room {
-            let Some(frame) = self.ring.get(self.plan.end) else { break };
+            let sequence = self.plan.end;
+            let Some(event) = self.ring.event(sequence) else { break };
             self.plan.end += 1;
-            if !self.sets.admits(&frame.event().audience(), &user.name, stream.set) {
+            if !self.sets.admits(&event.audience(), &user.name, stream.set) {
                 continue;
             }
-            if frame.event().expires_at().is_some_and(|expires_at| expires_at <= wall) {
+            if event.expires_at().is_some_and(|expires_at| expires_at <= wall) {
                 self.counters.expired_skips += 1;
                 continue;
             }
-            let bytes = frame_bytes(frame, &self.options.shape, user.own_partition);
+            let Some(frame) = self.ring.frame(sequence) else { break };
+            let bytes = frame_bytes(frame, user.own_partition);
             let (frame, end) = (frame.clone(), self.plan.end);
             self.plan.frames.push(Planned { frame, end, out: 0, bytes });
         }
@@ -190,21 +192,21 @@ impl<S> Streams<S> {
         let Some(private) = stream.private.as_deref_mut() else { return };
         while self.plan.end < scan_end {
             let Some(ahead) = private.ahead.as_mut() else { break };
-            let Some(frame) = self.ring.get(self.plan.end) else { break };
+            let Some(event) = self.ring.event(self.plan.end) else { break };
+            let after = self.ring.after(self.plan.end);
             self.plan.end += 1;
-            let event = frame.event();
             let due = !ahead.covers(event.position())
                 && self.sets.admits(&event.audience(), &user.name, set)
                 && event.expires_at().is_none_or(|expires_at| expires_at > wall);
             if due {
                 self.plan.undo = Some(Undo { at: self.plan.end - 1, ahead: ahead.clone() });
             }
-            ahead.raise_to(frame.after());
+            ahead.raise_to(after);
             if due {
                 write_id_line(&self.options.shape, &mut private.lead, ahead, event.appended_at());
                 private.lead.extend_from_slice(event.body());
             }
-            if ahead.is_within(frame.after()) {
+            if ahead.is_within(after) {
                 private.ahead = None;
             }
             if due {
@@ -223,7 +225,7 @@ impl<S> Streams<S> {
     /// The ring has overtaken the stream: says so, and goes on from the ring's tail.
     fn plan_gap(&mut self, index: u32, now: Moment, wall: EpochMillis) {
         let first = self.ring.first();
-        let to = self.ring.get(first).map_or(wall, |frame| frame.event().appended_at());
+        let to = self.ring.event(first).map_or(wall, |event| event.appended_at());
         let Some(stream) = self.slab.get_mut(index) else { return };
         let waited = now.since(Moment(u64::from(stream.touched) * TICK_MS));
         let from = EpochMillis(wall.0.saturating_sub(waited.as_millis() as u64)).min(to);
@@ -252,7 +254,7 @@ impl<S> Streams<S> {
             pieces.push(IoSlice::new(&private.lead[private.lead_out..]));
         }
         for planned in &self.plan.frames {
-            let id_line = planned.frame.id_line(&self.options.shape, self.plan.own_partition);
+            let id_line = planned.frame.id_line(self.plan.own_partition);
             let body = planned.frame.event().body();
             if planned.out < id_line.len() {
                 pieces.push(IoSlice::new(&id_line[planned.out..]));
@@ -341,6 +343,6 @@ impl<S> Streams<S> {
     }
 }
 
-fn frame_bytes(frame: &Frame, shape: &LogShape, own_partition: u16) -> usize {
-    frame.id_line(shape, own_partition).len() + frame.event().body().len()
+fn frame_bytes(frame: &Frame, own_partition: u16) -> usize {
+    frame.id_line(own_partition).len() + frame.event().body().len()
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use super::audience::{MemberSets, Membership, NOBODY, Users};
 use super::ring::{Frame, Ring, RingLimits};
 use super::slab::Slab;
-use super::vector::{Served, Vector};
+use super::vector::{Served, Vector, VectorRef};
 use super::wheel::Wheel;
 use crate::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, UserId};
 use crate::limits::shard as limits;
@@ -188,6 +188,8 @@ pub struct Streams<S> {
     /// Streams that have something to write and, as far as is known, a socket that takes it.
     queue: VecDeque<u32>,
     plan: feed::Plan,
+    /// The first stream of each event's user; kept to be filled again.
+    found: Vec<u32>,
     serials: u32,
     counters: StreamCounters,
 }
@@ -196,7 +198,7 @@ impl<S> Streams<S> {
     /// No streams, an empty ring, standing at `vector`.
     pub fn new(options: StreamsOptions, vector: Vector, now: Moment) -> Self {
         Self {
-            ring: Ring::new(options.shape, options.ring, vector.clone()),
+            ring: Ring::new(options.shape, options.ring, &vector),
             options,
             vector,
             slab: Slab::default(),
@@ -205,6 +207,7 @@ impl<S> Streams<S> {
             wheel: Wheel::new(now),
             queue: VecDeque::new(),
             plan: feed::Plan::default(),
+            found: Vec::new(),
             serials: 0,
             counters: StreamCounters::default(),
         }
@@ -247,47 +250,63 @@ impl<S> Streams<S> {
     /// Which log it is. Only before the first event and the first stream.
     pub fn handle_identity(&mut self, identity: LogIdentity) {
         self.options.shape.identity = identity;
-        self.ring.restart(self.options.shape, self.vector.clone());
+        self.ring.restart(self.options.shape, &self.vector);
     }
 
     /// Starts to read a partition at `next`: what lies before it is not served from here. Only
     /// before the first event and the first stream.
     pub fn handle_start(&mut self, partition: Partition, next: u64) {
         self.vector.advance(partition, next);
-        self.ring.restart(self.options.shape, self.vector.clone());
+        self.ring.restart(self.options.shape, &self.vector);
     }
 
-    /// An event in the order of its partition. One that was handled before changes nothing.
-    pub fn handle_event(&mut self, event: &SharedEvent) {
-        let position = event.position();
-        if position.offset < self.vector.next(position.partition) {
-            return;
+    /// Takes events, each partition's in order. One that was handled before changes nothing. As
+    /// many as fit a core's cache are best given at once: what is looked up for them then does not
+    /// wait for the memory one by one.
+    pub fn handle_events(&mut self, events: &mut Vec<SharedEvent>) {
+        let first = self.ring.next();
+        let Self { vector, ring, slab, users, sets, queue, found, .. } = self;
+        events.retain(|event| {
+            let position = event.position();
+            let is_new = position.offset >= vector.next(position.partition);
+            if is_new {
+                vector.advance(position.partition, position.offset + 1);
+                ring.push_positions(vector);
+            }
+            is_new
+        });
+        found.clear();
+        found.extend(events.iter().map(|event| match event.audience() {
+            AudienceRef::User(name) => users.find(name).unwrap_or(NOBODY),
+            AudienceRef::Everyone | AudienceRef::Members { .. } => NOBODY,
+        }));
+        for user in found.iter_mut().filter(|user| **user != NOBODY) {
+            *user = users.get(*user).first_stream;
         }
-        self.vector.advance(position.partition, position.offset + 1);
-        let sequence = self.ring.push(event.clone(), self.vector.clone());
-        let Self { slab, sets, users, queue, .. } = self;
-        match event.audience() {
-            AudienceRef::Everyone => {
-                for (index, stream) in slab.iter_mut() {
-                    come_behind(stream, index, sequence, queue);
-                }
-            }
-            AudienceRef::User(name) => {
-                let user = users.find(name).map(|index| users.get(index));
-                let mut index = user.map_or(NOBODY, |user| user.first_stream);
-                while let Some(stream) = slab.get_mut(index) {
-                    come_behind(stream, index, sequence, queue);
-                    index = stream.next_of_user;
-                }
-            }
-            AudienceRef::Members { kind, names } => {
-                sets.for_each_member(kind, names.iter(), sequence, |index| {
-                    if let Some(stream) = slab.get_mut(index) {
+        for ((sequence, event), first_stream) in (first..).zip(&*events).zip(&*found) {
+            match event.audience() {
+                AudienceRef::Everyone => {
+                    for (index, stream) in slab.iter_mut() {
                         come_behind(stream, index, sequence, queue);
                     }
-                });
+                }
+                AudienceRef::User(_) => {
+                    let mut index = *first_stream;
+                    while let Some(stream) = slab.get_mut(index) {
+                        come_behind(stream, index, sequence, queue);
+                        index = stream.next_of_user;
+                    }
+                }
+                AudienceRef::Members { kind, names } => {
+                    sets.for_each_member(kind, names.iter(), sequence, |index| {
+                        if let Some(stream) = slab.get_mut(index) {
+                            come_behind(stream, index, sequence, queue);
+                        }
+                    });
+                }
             }
         }
+        events.drain(..).for_each(|event| ring.push(event));
     }
 
     /// The partition has been read up to `next`; what lies between is nothing for this shard.
@@ -316,8 +335,7 @@ impl<S> Streams<S> {
         self.write_id(&mut lead, &start.presented, wall);
         frame::write_connected(&mut lead, open.connection, wall);
         if let Some(from) = start.gap_from {
-            let to =
-                self.ring.get(self.ring.first()).map_or(wall, |frame| frame.event().appended_at());
+            let to = self.ring.event(self.ring.first()).map_or(wall, |event| event.appended_at());
             self.write_id(&mut lead, &start.served, wall);
             frame::write_gap(&mut lead, from.min(to), to, GapReason::Limit);
             self.counters.gaps += 1;
@@ -438,7 +456,7 @@ impl<S> Streams<S> {
                 && !cursor.backlog
         });
         let Some(cursor) = usable else {
-            let served = Served::of(&self.vector, own_partition);
+            let served = Served::of(self.vector.view(), own_partition);
             let at = self.ring.next();
             return Start { presented: served.clone(), served, at, gap_from: None, resumed: false };
         };
@@ -452,8 +470,8 @@ impl<S> Streams<S> {
     }
 
     /// Positions of the ring just before this place; at the head, those of the shard.
-    fn before(&self, sequence: u64) -> &Vector {
-        if sequence == self.ring.next() { &self.vector } else { self.ring.before(sequence) }
+    fn before(&self, sequence: u64) -> VectorRef<'_> {
+        if sequence == self.ring.next() { self.vector.view() } else { self.ring.before(sequence) }
     }
 
     fn write_id(&self, out: &mut Vec<u8>, served: &Served, at: EpochMillis) {
@@ -470,9 +488,9 @@ impl<S> Streams<S> {
             let mut served = match stream.private.as_ref().and_then(|private| private.ahead.clone())
             {
                 Some(ahead) => ahead,
-                None => Served::of(&self.vector, own_partition),
+                None => Served::of(self.vector.view(), own_partition),
             };
-            served.raise_to(&self.vector);
+            served.raise_to(self.vector.view());
             let lead = &mut stream.private().lead;
             write_id_line(&self.options.shape, lead, &served, wall);
             lead.push(b'\n');
