@@ -1,16 +1,8 @@
 //! `config/corecast.toml` is the documented default: it says what the code says, key by key.
 
-use corecast::ops::config::{Inputs, Written, load, to_toml};
+use corecast::ops::config::{Inputs, StoreConfig, Written, load, to_toml};
 
 const FILE: &str = include_str!("../config/corecast.toml");
-
-/// The file with its optional keys, which stand there as comments, in force.
-fn with_optional_keys() -> String {
-    let optional = ["id", "datacenter", "username", "password_file", "tls_ca"];
-    optional.iter().fold(FILE.to_owned(), |file, key| {
-        file.replace(&format!("\n# {key} = "), &format!("\n{key} = "))
-    })
-}
 
 #[test]
 fn the_file_equals_the_defaults() {
@@ -20,23 +12,42 @@ fn the_file_equals_the_defaults() {
 }
 
 #[test]
-fn every_key_stands_in_the_file_once_with_a_word_on_it() {
-    let all: toml::Table = with_optional_keys().parse().expect("TOML");
-    let keys: usize = all.values().filter_map(toml::Value::as_table).map(toml::Table::len).sum();
-    let mut optional = Written::default();
-    optional.node.id = Some(String::new());
-    optional.store.datacenter = Some(String::new());
-    optional.store.username = Some(String::new());
-    optional.store.password_file = Some(String::new());
-    optional.store.tls_ca = Some(String::new());
-    let known: toml::Table = to_toml(&optional).parse().expect("TOML");
-    for (section, values) in &known {
-        for key in values.as_table().expect("a section").keys() {
-            assert!(all[section].as_table().is_some_and(|file| file.contains_key(key)), "{key}");
+fn every_key_has_a_word_on_it() {
+    let mut is_explained = false;
+    for line in FILE.lines() {
+        match line.trim_start().chars().next() {
+            Some('#') => is_explained = true,
+            // Keys that belong together share a word.
+            Some('[') | None => is_explained = false,
+            Some(_) => assert!(is_explained, "{line}"),
         }
     }
-    let known: usize = known.values().filter_map(toml::Value::as_table).map(toml::Table::len).sum();
-    assert_eq!(keys, known);
+}
+
+#[test]
+fn an_empty_text_takes_back_what_was_set_before() {
+    let set = |pairs: &[&str]| Inputs {
+        environment: vec![
+            ("CORECAST_STORE__KIND".to_owned(), "scylla".to_owned()),
+            ("CORECAST_STORE__NODES".to_owned(), "db-1:9042".to_owned()),
+            ("CORECAST_STORE__DATACENTER".to_owned(), "dc1".to_owned()),
+            ("CORECAST_STORE__TLS_CA".to_owned(), "ca.pem".to_owned()),
+            ("CORECAST_NODE__ID".to_owned(), "edge-1".to_owned()),
+        ],
+        sets: pairs.iter().map(|pair| (*pair).to_owned()).collect(),
+        ..Inputs::default()
+    };
+    let (written, config) = load(&set(&[])).expect("valid");
+    assert_eq!((&*written.store.datacenter, &*config.node_id), ("dc1", "edge-1"));
+    let sets = ["store.datacenter=", "store.tls_ca=\"\"", "node.id="];
+    let (written, config) = load(&set(&sets)).expect("valid");
+    assert_eq!((&*written.store.datacenter, &*written.store.tls_ca), ("", ""));
+    assert!(!config.node_id.is_empty() && config.node_id != "edge-1", "one is drawn");
+    let store = |secrets: &[&str]| load(&set(secrets)).map(|(_, config)| config.store);
+    let StoreConfig::Scylla(options) = store(&sets).expect("valid") else { panic!("scylla") };
+    assert_eq!((options.datacenter, options.tls_ca, options.login), (None, None, None));
+    let half = store(&["store.username=u", "store.password_file="]).expect_err("half a login");
+    assert!(half.to_string().contains("store.username = \"u\""), "{half}");
 }
 
 #[test]

@@ -89,9 +89,9 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
     }
     let shards = shards(&written.node.shards, &mut report);
     let store = store(&written.store, &mut report);
-    let node_id = written.node.id.clone().unwrap_or_else(draw_node_id);
+    let node_id = set(&written.node.id).map_or_else(draw_node_id, str::to_owned);
     if !crate::domain::access::is_name(&node_id) {
-        report("node.id", "must be 1 to 256 bytes without control characters".to_owned());
+        report("node.id", "must be at most 256 bytes without control characters".to_owned());
     }
     let log = match written.log.kind.as_str() {
         "kafka" => kafka::mean(&written.log, &node_id, &mut report)
@@ -215,10 +215,10 @@ fn store(written: &written::Store, report: &mut impl FnMut(&str, String)) -> Sto
             ("store.nodes", written.nodes.is_empty()),
             ("store.keyspace", written.keyspace == defaults.keyspace),
             ("store.replication", written.replication == defaults.replication),
-            ("store.datacenter", written.datacenter.is_none()),
-            ("store.username", written.username.is_none()),
-            ("store.password_file", written.password_file.is_none()),
-            ("store.tls_ca", written.tls_ca.is_none()),
+            ("store.datacenter", written.datacenter.is_empty()),
+            ("store.username", written.username.is_empty()),
+            ("store.password_file", written.password_file.is_empty()),
+            ("store.tls_ca", written.tls_ca.is_empty()),
             ("store.scylla_ddl", !written.scylla_ddl),
         ] {
             if !is_default {
@@ -240,9 +240,10 @@ fn store(written: &written::Store, report: &mut impl FnMut(&str, String)) -> Sto
     if written.replication == 0 {
         report("store.replication", "must be 1 or more; 3 outlives the loss of a node".to_owned());
     }
-    let login = match (&written.username, &written.password_file) {
+    let login = match (set(&written.username), set(&written.password_file)) {
         (Some(username), Some(password_file)) => {
-            Some(Login { username: username.clone(), password_file: PathBuf::from(password_file) })
+            let username = username.to_owned();
+            Some(Login { username, password_file: PathBuf::from(password_file) })
         }
         (None, None) => None,
         (Some(_), None) => {
@@ -258,11 +259,16 @@ fn store(written: &written::Store, report: &mut impl FnMut(&str, String)) -> Sto
         nodes: written.nodes.clone(),
         keyspace: written.keyspace.clone(),
         replication: written.replication,
-        datacenter: written.datacenter.clone(),
+        datacenter: set(&written.datacenter).map(str::to_owned),
         login,
-        tls_ca: written.tls_ca.as_ref().map(PathBuf::from),
+        tls_ca: set(&written.tls_ca).map(PathBuf::from),
         scylla_ddl: written.scylla_ddl,
     })
+}
+
+/// An empty text is a value that is not set.
+fn set(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 fn is_host_and_port(text: &str) -> bool {

@@ -1,7 +1,8 @@
 //! Configuration: as written (`written.rs`), turned once into what is meant (`Config`).
 //!
 //! Layers, each over the one before: defaults, the file, environment variables
-//! `CORECAST_SECTION__KEY`, `--set SECTION.KEY=VALUE`. A key that nobody knows is an error that
+//! `CORECAST_SECTION__KEY`, `--set SECTION.KEY=VALUE`. An empty text is a value that is not set. A
+//! key that nobody knows is an error that
 //! names the nearest one that is known. All errors of one load are reported together. What this
 //! release can't do is refused, never ignored.
 
@@ -109,18 +110,13 @@ pub fn to_toml(written: &Written) -> String {
     toml::to_string(written).unwrap_or_else(|error| format!("# {error}\n"))
 }
 
-/// Every key, with its default; an empty string stands for none.
+/// Every key, with its default.
 fn known_keys() -> BTreeMap<String, toml::Value> {
     let mut known = BTreeMap::new();
     if let Ok(toml::Value::Table(sections)) = toml::Value::try_from(Written::default()) {
         flatten(&sections, &mut |key, value| {
             known.insert(key, value);
         });
-    }
-    for optional in
-        ["node.id", "store.datacenter", "store.username", "store.password_file", "store.tls_ca"]
-    {
-        known.insert(optional.to_owned(), toml::Value::String(String::new()));
     }
     known
 }

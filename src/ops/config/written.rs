@@ -1,7 +1,8 @@
 //! Configuration as written: every key with its default, in the sections of the file.
 //!
-//! `config/corecast.toml` shows the same; a test holds them together. A key without a default is
-//! `None` here.
+//! `config/corecast.toml` shows the same; a test holds them together. An empty text stands for a
+//! value that is not set, in every layer, so that a later one can take back what an earlier one
+//! has set.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +28,7 @@ pub struct Written {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Node {
-    pub id: Option<String>,
+    pub id: String,
     pub shards: Shards,
     pub runtime: String,
     pub data_dir: String,
@@ -84,10 +85,10 @@ pub struct Store {
     pub nodes: Vec<String>,
     pub keyspace: String,
     pub replication: u16,
-    pub datacenter: Option<String>,
-    pub username: Option<String>,
-    pub password_file: Option<String>,
-    pub tls_ca: Option<String>,
+    pub datacenter: String,
+    pub username: String,
+    pub password_file: String,
+    pub tls_ca: String,
     pub scylla_ddl: bool,
 }
 
@@ -143,7 +144,7 @@ pub struct Output {
 impl Default for Node {
     fn default() -> Self {
         Self {
-            id: None,
+            id: String::new(),
             shards: Shards::Word("auto".to_owned()),
             runtime: "auto".to_owned(),
             data_dir: "./corecast-data".to_owned(),
@@ -194,10 +195,10 @@ impl Default for Store {
             nodes: Vec::new(),
             keyspace: "corecast".to_owned(),
             replication: 1,
-            datacenter: None,
-            username: None,
-            password_file: None,
-            tls_ca: None,
+            datacenter: String::new(),
+            username: String::new(),
+            password_file: String::new(),
+            tls_ca: String::new(),
             scylla_ddl: false,
         }
     }
