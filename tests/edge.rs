@@ -192,12 +192,32 @@ fn a_bad_head_gets_its_status_and_the_connection_ends() {
         let answer = exchange_named(what, node.public, &bytes);
         let message = answer.error(status);
         assert_eq!(answer.field("connection"), Some("close"), "{what}: {message}");
+        let path = answer.json()["path"].clone();
+        let expected = if what == "a blank in the target" {
+            "/api/sse/connect"
+        } else {
+            path_asked_for(&bytes)
+        };
+        assert_eq!(path, expected, "{what}: {message}");
         // Of a stream's own rules the admin listener knows nothing.
         if !what.starts_with("a stream") && !bytes.starts_with(b"GET /api/") {
             exchange_named(what, node.admin, &bytes).error(status);
         }
     }
     witness.testify();
+}
+
+/// The path of a request line that is whole and has no odd byte in it.
+fn path_asked_for(bytes: &[u8]) -> &str {
+    let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or(b"");
+    let line = std::str::from_utf8(line).ok().filter(|line| !line.contains(char::is_control));
+    let words: Vec<&str> = line.unwrap_or("").split(' ').collect();
+    match words[..] {
+        [_, target, version] if target.starts_with('/') && version.starts_with("HTTP/") => {
+            target.split('?').next().unwrap_or("")
+        }
+        _ => "",
+    }
 }
 
 fn exchange_named(what: &str, address: SocketAddr, bytes: &[u8]) -> http::Response {

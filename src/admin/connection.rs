@@ -109,7 +109,8 @@ async fn read_first_head(mut socket: TcpStream, clock: &dyn Clock) -> Option<Rew
         Ok(true) => Some(Rewind::new(bytes.freeze(), socket)),
         Ok(false) => None,
         Err(error) => {
-            let body = api::error_body(error.status(), &error.to_string(), "", clock.wall());
+            let path = head::path_of(&bytes);
+            let body = api::error_body(error.status(), &error.to_string(), path, clock.wall());
             let mut answer = Vec::new();
             head::write_response(&mut answer, error.status(), api::JSON, None, &body);
             let _ = tokio::time::timeout(edge::LINGER_TIME, refuse(socket, &answer)).await;

@@ -31,8 +31,8 @@ pub struct Arrival {
 pub trait Visitor {
     /// A complete head. The answer for it is the visitor's affair.
     fn handle_head(&mut self, door: &mut Door, set: BorrowedFd<'_>, arrival: Arrival, now: Moment);
-    /// A head that is refused: the bytes of the answer.
-    fn refusal(&mut self, error: HeadError) -> Vec<u8>;
+    /// A head that is refused, and what was read of it: the bytes of the answer.
+    fn refusal(&mut self, error: HeadError, head: &[u8]) -> Vec<u8>;
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -155,7 +155,7 @@ impl Door {
             self.reading.pop_front();
             if waits && let Some(waiting) = self.waiting.remove(key as u32) {
                 let _ = epoll::delete(set, &waiting.socket);
-                self.refuse(set, waiting.socket, HeadError::TooSlow, visitor, now);
+                self.refuse(set, waiting, HeadError::TooSlow, visitor, now);
             }
         }
         while let Some((deadline, key)) = self.lingering.front().copied() {
@@ -243,7 +243,7 @@ impl Door {
             let _ = epoll::delete(set, &waiting.socket);
         }
         match is_complete {
-            Err(error) => self.refuse(set, waiting.socket, error, visitor, now),
+            Err(error) => self.refuse(set, waiting, error, visitor, now),
             Ok(true) => {
                 let arrival = Arrival { socket: waiting.socket, bytes: waiting.bytes };
                 visitor.handle_head(self, set, arrival, now);
@@ -264,14 +264,14 @@ impl Door {
     fn refuse(
         &mut self,
         set: BorrowedFd<'_>,
-        socket: OwnedFd,
+        waiting: Waiting,
         error: HeadError,
         visitor: &mut impl Visitor,
         now: Moment,
     ) {
         self.counters.refused += 1;
-        let answer = visitor.refusal(error);
-        self.answer(set, socket, &answer, now);
+        let answer = visitor.refusal(error, &waiting.bytes);
+        self.answer(set, waiting.socket, &answer, now);
     }
 
     /// Makes a connection wait; `None` if the kernel can't watch it, and then it is closed.

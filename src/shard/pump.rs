@@ -376,8 +376,9 @@ impl Visitor for Core {
         door.answer(set, socket, &answer, now);
     }
 
-    fn refusal(&mut self, error: HeadError) -> Vec<u8> {
-        let body = api::error_body(error.status(), &error.to_string(), "", self.wall);
+    fn refusal(&mut self, error: HeadError, bytes: &[u8]) -> Vec<u8> {
+        let path = head::path_of(bytes);
+        let body = api::error_body(error.status(), &error.to_string(), path, self.wall);
         let mut answer = Vec::new();
         head::write_response(&mut answer, error.status(), api::JSON, None, &body);
         answer

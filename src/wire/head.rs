@@ -100,6 +100,20 @@ pub fn may_be_complete(bytes: &[u8], fresh: usize) -> bool {
     tail.windows(2).any(|pair| pair == b"\n\n") || tail.windows(3).any(|three| three == b"\n\r\n")
 }
 
+/// The path that a refused head asks for; empty if it was not read to its end, or is none.
+pub fn path_of(bytes: &[u8]) -> &str {
+    let is_line_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
+    let start = bytes.iter().position(|byte| !is_line_end(byte)).unwrap_or(bytes.len());
+    let mut words = bytes[start..].splitn(3, |byte| *byte == b' ');
+    let (method, target) = (words.next().unwrap_or(b""), words.next().unwrap_or(b""));
+    let is_whole = words.next().is_some() || target.contains(&b'?');
+    if !is_whole || !method.iter().chain(target).all(u8::is_ascii_graphic) {
+        return "";
+    }
+    let target = std::str::from_utf8(target).ok().and_then(origin_form);
+    target.map_or("", |(_, target)| target.split('?').next().unwrap_or(""))
+}
+
 impl<'a> Head<'a> {
     pub fn is_stream(&self) -> bool {
         self.method == "GET" && STREAM_PATHS.contains(&self.path)
@@ -288,6 +302,28 @@ mod tests {
     }
 
     #[test]
+    fn the_path_of_a_refused_head_is_told_where_it_can_be() {
+        for (head, path) in [
+            ("GET /a/b?c=/d HTTP/1.1\r\n\r\n", "/a/b"),
+            ("\r\nGET /a HTTP/2.0\r\n", "/a"),
+            ("GET http://h/a?b HTTP/1.1\r\nX : y", "/a"),
+            ("GET /a b HTTP/1.1\r\n\r\n", "/a"),
+            ("GET /a?cut", "/a"),
+            ("GET /cut", ""),
+            ("GET /\r\n\r\n", ""),
+            ("GET /\u{0}a HTTP/1.1\r\n", ""),
+            ("GET /é HTTP/1.1\r\n", ""),
+            ("GET * HTTP/1.1\r\n", ""),
+            ("GET http://h HTTP/1.1\r\n", ""),
+            ("hello\r\nGET /a HTTP/1.1\r\n", ""),
+            ("\u{16}\u{3}\u{1}\u{2}", ""),
+            ("", ""),
+        ] {
+            assert_eq!(path_of(head.as_bytes()), path, "{head:?}");
+        }
+    }
+
+    #[test]
     fn accept_is_read_by_its_media_types() {
         for (accept, accepts) in [
             ("text/event-stream", true),
@@ -316,6 +352,7 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 0..300),
         ) {
             let _ = read_head(&bytes);
+            let _ = path_of(&bytes);
         }
     }
 }
