@@ -58,3 +58,49 @@ fn the_file_is_a_valid_configuration() {
     let loaded = load(&Inputs { file: Some(path), ..Inputs::default() });
     assert_eq!(loaded.expect("valid").0, Written::default());
 }
+
+#[test]
+fn a_value_of_the_wrong_kind_is_told_of_once() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let path = folder.path().join("wrong.toml");
+    let text = "[node]\ndata_dir = 5\n[log]\nkind = \"kafka\"\nbrokers = \"a:9092\"\n";
+    std::fs::write(&path, text).expect("written");
+    let environment = vec![("CORECAST_NODE__ID".to_owned(), "edge\u{fffd}".to_owned())];
+    let inputs = Inputs { file: Some(path), environment, ..Inputs::default() };
+    let said = load(&inputs).expect_err("wrong").to_string();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 3, "{said}");
+    for (line, parts) in lines.iter().zip([
+        ["CORECAST_NODE__ID", "is not UTF-8"],
+        ["log.brokers = \"a:9092\"", "must be a list"],
+        ["node.data_dir = 5", "must be a text"],
+    ]) {
+        assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+    }
+}
+
+#[test]
+fn variables_of_kubernetes_services_are_left_alone() {
+    let with = |pairs: &[(&str, &str)]| {
+        let environment = pairs.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+        load(&Inputs { environment: environment.collect(), ..Inputs::default() })
+    };
+    let given = [
+        ("CORECAST_PORT", "tcp://10.0.0.1:8080"),
+        ("CORECAST_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+        ("CORECAST_PORT_8080_TCP_ADDR", "10.0.0.1"),
+        ("CORECAST_PORT_8080_TCP_PORT", "8080"),
+        ("CORECAST_PORT_8080_TCP_PROTO", "tcp"),
+        ("CORECAST_SERVICE_HOST", "10.0.0.1"),
+        ("CORECAST_SERVICE_PORT", "8080"),
+        ("CORECAST_SERVICE_PORT_HTTP", "8080"),
+        ("CORECAST_ADMIN_PORT", "tcp://10.0.0.2:8081"),
+        ("CORECAST_ADMIN_PORT_8081_TCP_ADDR", "10.0.0.2"),
+        ("CORECAST_ADMIN_SERVICE_PORT_HTTP", "8081"),
+    ];
+    assert_eq!(with(&given).expect("valid").0, Written::default());
+    for wrong in ["CORECAST_PORT", "CORECAST_ADMIN_PORT", "CORECAST_PORT_8080", "CORECAST_HOST"] {
+        let error = with(&[(wrong, "8080")]).expect_err("no key is so named").to_string();
+        assert!(error.contains(wrong), "{error}");
+    }
+}

@@ -46,9 +46,11 @@ Exit status: 0 after a drain (SIGTERM), 2 for a wrong configuration, 1 for anyth
 impl CommandLine {
     /// What the configuration is read from.
     pub fn inputs(&self) -> Inputs {
-        // Variables that are no UTF-8 can't be ours.
+        // A name that is no UTF-8 can't be ours; a value that is none is refused as any wrong one.
         let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter_map(|(name, value)| {
+                Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+            })
             .collect();
         Inputs { file: self.flags.config.clone(), environment, sets: self.flags.set.clone() }
     }

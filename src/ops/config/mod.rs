@@ -10,7 +10,7 @@ mod kafka;
 mod meant;
 mod written;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -49,6 +49,16 @@ pub enum Problem {
     Unknown { source_name: String, key: String, nearest: Option<String> },
     #[error("{key} = {value} ({source_name}): {message}")]
     Invalid { key: String, value: String, source_name: String, message: String },
+}
+
+impl Problem {
+    /// Of a value that is wrong.
+    fn key(&self) -> Option<String> {
+        match self {
+            Self::Invalid { key, .. } => Some(key.clone()),
+            Self::Unreadable { .. } | Self::Unknown { .. } => None,
+        }
+    }
 }
 
 fn suggestion(key: Option<&str>) -> String {
@@ -90,8 +100,14 @@ pub fn load(inputs: &Inputs) -> Result<(Written, Config), ConfigError> {
         }
     }
     values.retain(|key, _| known.contains_key(key));
+    check_kinds(&known, &mut values, &mut problems);
     let written = merge(&values, &mut problems);
+    let told: BTreeSet<String> = problems.iter().filter_map(Problem::key).collect();
     let config = meant::mean(&written, &mut |key: &str, message: String| {
+        // Of a value that could not be taken, its default says nothing.
+        if told.contains(key) {
+            return;
+        }
         let (value, source_name) = values.get(key).map_or_else(
             || (known.get(key).map_or(String::new(), ToString::to_string), "default".to_owned()),
             |(value, source)| (value.to_string(), source.to_string()),
@@ -158,11 +174,21 @@ fn read_environment(
 ) {
     for (name, text) in environment {
         let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
+        if is_of_kubernetes(name, text) {
+            continue;
+        }
         let source = Source::Environment(name.clone());
+        // What stands there for bytes that are no UTF-8.
+        if text.contains(char::REPLACEMENT_CHARACTER) {
+            let (source_name, message) = (source.to_string(), "is not UTF-8".to_owned());
+            problems.push(Problem::Unreadable { source_name, message });
+            continue;
+        }
         let Some((section, key)) = rest.split_once(ENV_SEPARATOR) else {
             let nearest = nearest_key(&rest.to_lowercase().replace('_', "."), known);
-            let source_name = source.to_string();
-            problems.push(Problem::Unknown { source_name, key: name.clone(), nearest });
+            let message =
+                format!("must be named CORECAST_SECTION__KEY{}", suggestion(nearest.as_deref()));
+            problems.push(Problem::Unreadable { source_name: source.to_string(), message });
             continue;
         };
         let key = format!("{}.{}", section.to_lowercase(), key.to_lowercase());
@@ -177,6 +203,28 @@ fn read_environment(
     }
 }
 
+/// Kubernetes gives each container such variables for every service of its namespace, and there one
+/// named `corecast` or `corecast-admin` is likely.
+fn is_of_kubernetes(name: &str, value: &str) -> bool {
+    const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
+    if name.contains(ENV_SEPARATOR) {
+        return false;
+    }
+    if name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") {
+        return true;
+    }
+    name.match_indices("_PORT").any(|(at, found)| {
+        let mut words = name[at + found.len()..].split('_').skip(1);
+        match (words.next(), words.next()) {
+            (None, _) => value.contains("://"),
+            (Some(port), Some(protocol)) => {
+                port.parse::<u16>().is_ok() && PROTOCOLS.contains(&protocol)
+            }
+            (Some(_), None) => false,
+        }
+    })
+}
+
 fn read_sets(
     sets: &[String],
     known: &BTreeMap<String, toml::Value>,
@@ -186,12 +234,12 @@ fn read_sets(
     for set in sets {
         let source = Source::Set(set.clone());
         match set.split_once('=') {
-            Some((key, text)) => {
+            Some((key, text)) if key.contains('.') => {
                 let key = key.trim().to_owned();
                 let value = parse_value(text.trim(), known.get(&key));
                 values.insert(key, (value, source));
             }
-            None => problems.push(Problem::Unreadable {
+            _ => problems.push(Problem::Unreadable {
                 source_name: source.to_string(),
                 message: "must be SECTION.KEY=VALUE".to_owned(),
             }),
@@ -212,7 +260,31 @@ fn parse_value(text: &str, default: Option<&toml::Value>) -> toml::Value {
     }
 }
 
-/// Lays the values over the defaults, one at a time, so that each wrong type is named.
+/// Takes out values that are of another kind than their default: the library would make 2 of 1.5,
+/// and true of "yes".
+fn check_kinds(
+    known: &BTreeMap<String, toml::Value>,
+    values: &mut Values,
+    problems: &mut Vec<Problem>,
+) {
+    values.retain(|key, (value, source)| {
+        let message = match (known.get(key), &*value) {
+            // `node.shards` takes a text, a number or a list.
+            (Some(toml::Value::String(word)), _) if word == "auto" => return true,
+            (Some(default), value) if default.same_type(value) => return true,
+            (Some(toml::Value::Integer(_)), _) => "must be a whole number",
+            (Some(toml::Value::Boolean(_)), _) => "must be true or false",
+            (Some(toml::Value::Array(_)), _) => "must be a list, such as [\"10.0.0.1:9092\"]",
+            _ => "must be a text in quotes",
+        };
+        let (key, value, message) = (key.clone(), value.to_string(), message.to_owned());
+        let source_name = source.to_string();
+        problems.push(Problem::Invalid { key, value, source_name, message });
+        false
+    });
+}
+
+/// Lays the values over the defaults, one at a time, so that each wrong one is named.
 fn merge(values: &Values, problems: &mut Vec<Problem>) -> Written {
     let mut written = Written::default();
     for (key, (value, source)) in values {
@@ -229,7 +301,11 @@ fn merge(values: &Values, problems: &mut Vec<Problem>) -> Written {
                 key: key.clone(),
                 value: value.to_string(),
                 source_name: source.to_string(),
-                message: error.to_string(),
+                message: match value {
+                    toml::Value::Integer(..0) => "must not be negative".to_owned(),
+                    toml::Value::Integer(_) => "is far too large".to_owned(),
+                    _ => error.to_string(),
+                },
             }),
         }
     }
