@@ -343,6 +343,84 @@ fn what_follows_an_answer_on_the_public_listener_is_not_served() {
     assert_eq!(node.stream("userId=after").head.status, 200);
 }
 
+/// The admin listener keeps connections, and reads every head on them in the same way.
+#[test]
+fn a_bad_head_on_a_kept_connection_is_refused_like_a_first_one() {
+    let node = node();
+    let body = r#"{"content":"kept","targetType":"ROLE","targetIds":["nobody"]}"#;
+    let length = body.len();
+    let create = "POST /api/admin/broadcasts HTTP/1.1\r\nHost: localhost\r\n\
+                  Content-Type: application/json\r\n";
+    let live = get("/health/live", "");
+    let firsts = [
+        (live.clone(), 1),
+        (format!("{create}Content-Length: {length}\r\n\r\n{body}"), 1),
+        ([live.as_str(), &live, &live].concat(), 3),
+        ("POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}".into(), 1),
+    ];
+    let bad = [
+        (get("/bad", "X : y\r\n"), 400),
+        ("GET /bad HTTP/1.1\r\n\r\n".to_owned(), 400),
+        (get("/bad", "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n"), 400),
+        (get("/bad", "Content-Length: 1\r\nContent-Length: 1\r\n"), 400),
+        (get("/bad", "Content-Length: 18446744073709551615\r\n"), 400),
+        (get("/bad", &format!("X: {}\r\n", "x".repeat(16 * 1024))), 431),
+        (get("/bad", &"X: y\r\n".repeat(64)), 431),
+    ];
+    for (first, count) in &firsts {
+        for (bad, status) in &bad {
+            // At once, and when the answers before it are here.
+            for is_pipelined in [true, false] {
+                let mut connection = Connection::open(node.admin);
+                if is_pipelined {
+                    connection.send([first.as_str(), bad].concat().as_bytes()).expect("taken");
+                } else {
+                    connection.send(first.as_bytes()).expect("taken");
+                }
+                for _ in 0..*count {
+                    let answer = connection.read_response(PATIENCE).expect("an answer");
+                    assert!(answer.status == 200 || answer.status == 404, "{answer:?}");
+                    assert_eq!(answer.field("connection"), None, "it is kept");
+                }
+                if !is_pipelined {
+                    connection.send(bad.as_bytes()).expect("taken");
+                }
+                let answer = connection.read_response(PATIENCE).expect("an answer");
+                answer.error(*status);
+                assert_eq!(answer.json()["path"], "/bad");
+                assert_eq!(answer.field("connection"), Some("close"));
+                assert_eq!(connection.wait_for_end(PATIENCE), End::Closed, "no reset overtook it");
+            }
+        }
+    }
+    // Where a chunked body ends is not read twice, so such a connection is not kept.
+    let chunked = format!(
+        "{create}Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n{live}"
+    );
+    let answer = exchange(node.admin, chunked.as_bytes());
+    assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
+    // A head and a body may come byte by byte, as often as one likes.
+    let mut connection = Connection::open(node.admin);
+    for (first, _) in firsts.iter().take(2) {
+        for byte in first.as_bytes() {
+            connection.send(&[*byte]).expect("taken");
+        }
+        assert_eq!(connection.read_response(PATIENCE).expect("an answer").status, 200);
+    }
+}
+
+#[test]
+fn who_says_that_nothing_more_will_come_is_answered() {
+    let node = node();
+    for address in [node.public, node.admin] {
+        let mut connection = Connection::open(address);
+        connection.send(get("/health/live", "").as_bytes()).expect("taken");
+        connection.finish_sending();
+        connection.read_response(PATIENCE).expect("an answer").expect_json();
+        connection.wait_for_end(PATIENCE);
+    }
+}
+
 #[test]
 fn bodies_have_a_type_and_a_size() {
     let node = node();

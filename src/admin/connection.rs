@@ -13,11 +13,12 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use super::checked::{Checked, Refuse};
 use super::rewind::Rewind;
 use super::{AdminState, admin_router, public_router};
+use crate::base::EpochMillis;
 use crate::control::Handover;
 use crate::limits::{admin as limits, edge};
-use crate::ports::Clock;
 use crate::wire::api;
 use crate::wire::head::{self, HeadError};
 
@@ -33,8 +34,9 @@ pub async fn serve_admin(listener: TcpListener, state: AdminState) -> std::io::R
         match listener.accept().await {
             Ok((socket, _)) => {
                 let (router, clock) = (router.clone(), clock.clone());
+                let refuse = move |error, head: &[u8]| refusal(error, head, clock.wall());
                 tokio::spawn(async move {
-                    if let Some(checked) = read_first_head(socket, &*clock).await {
+                    if let Some(checked) = read_first_head(socket, Box::new(refuse)).await {
                         serve(checked, router, true).await;
                     }
                     drop(permit);
@@ -85,46 +87,49 @@ impl Handover for PublicCalls {
     }
 }
 
-/// Reads the first head of a connection as the edge does, and answers one that is refused: hyper
-/// would do so without a body, and a slow one it would not answer at all. Heads that follow on the
-/// same connection are hyper's affair.
-async fn read_first_head(mut socket: TcpStream, clock: &dyn Clock) -> Option<Rewind> {
+/// Reads the first head of a connection, because one that is slow is answered, which hyper would
+/// not do. Between two requests a connection is closed without a word.
+async fn read_first_head(mut socket: TcpStream, refuse: Refuse) -> Option<Checked> {
     let mut bytes = BytesMut::with_capacity(1_024);
     let read = async {
         loop {
             let fresh = bytes.len();
             if !matches!(socket.read_buf(&mut bytes).await, Ok(1..)) {
-                return Ok(false);
+                return false;
             }
             let look = fresh == 0
                 || head::may_be_complete(&bytes, fresh)
                 || bytes.len() >= edge::HEAD_BYTES_MAX;
-            if look && head::read_head(&bytes)?.is_some() {
-                return Ok(true);
+            // Whether it is right is seen again when it passes.
+            if look && !matches!(head::read_head(&bytes), Ok(None)) {
+                return true;
             }
         }
     };
-    let read = tokio::time::timeout(edge::HEAD_TIME, read).await;
-    match read.unwrap_or(Err(HeadError::TooSlow)) {
-        Ok(true) => Some(Rewind::new(bytes.freeze(), socket)),
+    match tokio::time::timeout(edge::HEAD_TIME, read).await {
+        Ok(true) => Some(Checked::new(socket, bytes, refuse)),
         Ok(false) => None,
-        Err(error) => {
-            let path = head::path_of(&bytes);
-            let body = api::error_body(error.status(), &error.to_string(), path, clock.wall());
-            let mut answer = Vec::new();
-            head::write_response(&mut answer, error.status(), api::JSON, None, &body);
-            let _ = tokio::time::timeout(edge::LINGER_TIME, refuse(socket, &answer)).await;
+        Err(_) => {
+            let answer = refuse(HeadError::TooSlow, &bytes);
+            let sent = async {
+                // What still comes is read, so that no reset overtakes the answer.
+                if socket.write_all(&answer).await.is_ok() && socket.shutdown().await.is_ok() {
+                    let mut scratch = [0; 4 * 1024];
+                    while matches!(socket.read(&mut scratch).await, Ok(1..)) {}
+                }
+            };
+            let _ = tokio::time::timeout(edge::LINGER_TIME, sent).await;
             None
         }
     }
 }
 
-/// Sends an answer, and reads what still comes, so that no reset overtakes it.
-async fn refuse(mut socket: TcpStream, answer: &[u8]) {
-    if socket.write_all(answer).await.is_ok() && socket.shutdown().await.is_ok() {
-        let mut scratch = [0; 4 * 1024];
-        while matches!(socket.read(&mut scratch).await, Ok(1..)) {}
-    }
+fn refusal(error: HeadError, head: &[u8], at: EpochMillis) -> Vec<u8> {
+    let path = head::path_of(head);
+    let body = api::error_body(error.status(), &error.to_string(), path, at);
+    let mut answer = Vec::new();
+    head::write_response(&mut answer, error.status(), api::JSON, None, &body);
+    answer
 }
 
 /// Serves one connection to its end. On the public side that is one request: the next one might
@@ -140,6 +145,8 @@ async fn serve(
         .header_read_timeout(edge::HEAD_TIME)
         .max_buf_size(edge::HEAD_BYTES_MAX)
         .keep_alive(keep_alive)
+        // A head that is refused ends what hyper reads; what was asked before it is answered first.
+        .half_close(true)
         .serve_connection(TokioIo::new(io), service);
     if let Err(error) = connection.await {
         tracing::debug!(%error, "a connection ended early");

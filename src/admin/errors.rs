@@ -87,6 +87,7 @@ pub(super) async fn guard(
     let is_open = path.starts_with("/health/");
     let allowed = if state.allow_anonymous || is_open { Ok(()) } else { check_local(&request) };
     let is_head = request.method() == Method::HEAD;
+    let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
     let response = match allowed {
         Err(failure) => axum::response::IntoResponse::into_response(failure),
         Ok(()) => match tokio::time::timeout(limits::REQUEST_TIME, next.run(request)).await {
@@ -97,7 +98,13 @@ pub(super) async fn guard(
             )),
         },
     };
-    shape(response, &path, is_head, &state)
+    let mut response = shape(response, &path, is_head, &state);
+    if is_chunked {
+        // Where such a body ends only hyper knows, so the next head could not be checked
+        // (`checked.rs`).
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 fn check_local(request: &Request) -> Result<(), Failure> {

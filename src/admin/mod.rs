@@ -4,6 +4,7 @@
 //! with the bytes that were read already, and serve one request each. Every error has one shape.
 
 mod broadcasts;
+mod checked;
 mod connection;
 mod errors;
 mod pages;

@@ -11,6 +11,9 @@ use crate::limits::edge as limits;
 /// The two paths of the stream.
 pub const STREAM_PATHS: [&str; 2] = ["/api/user/sse/connect", "/api/sse/connect"];
 
+/// Longer bodies there are none; somebody may count them in 63 bits.
+const LENGTH_MAX: u64 = i64::MAX as u64;
+
 /// The head of an accepted stream. The body ends with the connection.
 pub const STREAM_RESPONSE_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\n\
     content-type: text/event-stream\r\n\
@@ -34,6 +37,15 @@ pub struct Head<'a> {
     fields: ArrayVec<(&'a str, &'a [u8]), { limits::HEAD_FIELDS_MAX }>,
     /// Length of the head: what is behind it is body, or another request.
     pub bytes: usize,
+}
+
+/// Where the body of a request ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Body {
+    /// After so many bytes.
+    Length(u64),
+    /// Where its chunks say.
+    Chunked,
 }
 
 /// Why a head was refused. The connection ends.
@@ -119,6 +131,14 @@ impl<'a> Head<'a> {
         self.method == "GET" && STREAM_PATHS.contains(&self.path)
     }
 
+    /// A head that was read says it in one way (`check`).
+    pub fn body(&self) -> Body {
+        if self.has("transfer-encoding") {
+            return Body::Chunked;
+        }
+        Body::Length(self.text("content-length").and_then(|text| text.parse().ok()).unwrap_or(0))
+    }
+
     /// Values of every field of that name.
     pub fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.fields
@@ -170,7 +190,8 @@ impl<'a> Head<'a> {
         for length in self.values("content-length") {
             framings += 1;
             let digits = std::str::from_utf8(length).ok().filter(|text| !text.starts_with('+'));
-            if digits.is_none_or(|digits| digits.parse::<u64>().is_err()) {
+            let length = digits.and_then(|digits| digits.parse::<u64>().ok());
+            if length.is_none_or(|length| length > LENGTH_MAX) {
                 return Err(HeadError::Framing);
             }
         }
@@ -267,6 +288,7 @@ mod tests {
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\nx", 400),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\nx", 400),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: \r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9223372036854775808\r\n\r\n", 400),
         ] {
             assert_eq!(status_of(head), Some(status), "{head:?}");
         }
@@ -282,6 +304,20 @@ mod tests {
         assert_eq!(status_of(&many), Some(431));
         let just = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "x: y\r\n".repeat(63));
         assert_eq!(status_of(&just), None);
+    }
+
+    #[test]
+    fn a_head_says_where_the_body_ends() {
+        for (fields, body) in [
+            ("", Body::Length(0)),
+            ("Content-Length: 0\r\n", Body::Length(0)),
+            ("content-length: 9223372036854775807\r\n", Body::Length(LENGTH_MAX)),
+            ("Transfer-Encoding: Chunked\r\n", Body::Chunked),
+        ] {
+            let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+            let head = read_head(text.as_bytes()).expect("well formed").expect("complete");
+            assert_eq!(head.body(), body, "{fields}");
+        }
     }
 
     #[test]
