@@ -199,6 +199,7 @@ pub mod store {
     /// A statement that has no answer by then is sent to a second node: past the slowest ones of a
     /// healthy cluster, short against what a user notices.
     pub const SPECULATION_WAIT: Duration = Duration::from_millis(100);
+    use super::admin::ANSWER_TIME;
     /// Connections are probed so often, and given up when a probe has no answer.
     pub const KEEPALIVE_PACE: Duration = Duration::from_secs(1);
     pub const KEEPALIVE_TIME: Duration = Duration::from_secs(1);
@@ -211,9 +212,10 @@ pub mod store {
     /// Between two looks at whether the database still answers.
     pub const WATCH_PACE: Duration = Duration::from_secs(1);
     /// How long a claim whose outcome is unknown is pursued: several statements' time, so that the
-    /// loss of a node is outlived, and below a request's (`admin::REQUEST_TIME`).
+    /// loss of a node is outlived, and below an answer's (`admin::ANSWER_TIME`).
     pub const CLAIM_TIME: Duration = Duration::from_secs(10);
-    const _: () = assert!(CLAIM_TIME.as_secs() + 3 * REQUEST_TIME.as_secs() < 30);
+    const _: () =
+        assert!(CLAIM_TIME.as_secs() + 3 * REQUEST_TIME.as_secs() < ANSWER_TIME.as_secs());
     pub const CLAIM_WAIT: Duration = Duration::from_millis(20);
     pub const CLAIM_WAIT_MAX: Duration = Duration::from_millis(500);
     /// One change of the schema: a second on three idle nodes.
@@ -254,8 +256,27 @@ pub mod admin {
     const _: () = assert!(CREATE_BODY_BYTES_MAX > contract::CONTENT_BYTES_MAX * 6);
     /// Body of every other call.
     pub const BODY_BYTES_MAX: usize = 64 * 1024;
-    /// Head and body have to be here by then.
-    pub const REQUEST_TIME: Duration = Duration::from_secs(30);
+    /// A body has to be here so long after its head.
+    pub const BODY_TIME: Duration = Duration::from_secs(30);
+    /// What log and store may take; then the caller is told that they are late. Longer than the
+    /// store pursues an unclear write, shorter than the 30 s after which clients and proxies
+    /// commonly give up.
+    pub const ANSWER_TIME: Duration = Duration::from_secs(20);
+    /// Creates under way, answered or not: so many callers wait on a store that hangs, each with a
+    /// body of a few KiB.
+    pub const CREATES_MAX: usize = 4_096;
+    /// Creates whose body is larger than this, or not said to be smaller. One of them takes up to
+    /// 500 MB while its audience is read: eight million ids of one letter.
+    pub const SMALL_CREATE_BYTES_MAX: u64 = 256 * 1024;
+    pub const LARGE_CREATES_MAX: usize = 2;
+    /// Rows of broadcasts that calls hold at one time, each of up to 60 MB: a million target ids.
+    pub const ROWS_HELD_MAX: usize = 32;
+    /// Rows that a list reads together.
+    pub const LIST_ROWS_READ: usize = 16;
+    const _: () = assert!(LIST_ROWS_READ <= ROWS_HELD_MAX);
+    /// A page ends with the row that passes this: a thousand usual rows fit, and no page is more
+    /// than a row longer.
+    pub const LIST_BYTES_MAX: usize = 4 << 20;
     /// Connections of the admin listener.
     pub const CONNECTIONS_MAX: usize = 1_024;
     /// Calls of the public listener, no streams, at one time.

@@ -438,6 +438,7 @@ fn bodies_have_a_type_and_a_size() {
         ("half of it", &json_type, &small[..20], 400),
         ("no UTF-8", &json_type, b"{\"content\":\"\xff\",\"targetType\":\"ALL\"}", 400),
         ("two of it", &json_type, br#"{"content":"x","targetType":"ALL"}{}"#, 400),
+        ("a field twice", &json_type, br#"{"content":"x","targetType":"ALL","content":"y"}"#, 400),
     ] {
         let answer = http::call(node.admin, "POST", PATH, fields, Some(body));
         if status == 200 {
@@ -451,6 +452,13 @@ fn bodies_have_a_type_and_a_size() {
     http::call(node.admin, "POST", PATH, &json_type, Some(&deep)).error(400);
     let huge = vec![b' '; (32 << 20) + 1];
     http::call(node.admin, "POST", PATH, &json_type, Some(&huge)).error(413);
+    // Nobody waits for a body that is said to be too long.
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n",
+        huge.len()
+    );
+    exchange(node.admin, head.as_bytes()).error(413);
     witness.testify();
 }
 

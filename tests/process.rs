@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use harness::http::{End, PATIENCE};
+use harness::http::{self, End, PATIENCE};
 use harness::node::{Node, command};
 use harness::process::Process;
 use harness::sse::{Item, Stream};
@@ -444,4 +444,37 @@ fn a_disk_that_is_full_at_the_start_is_named() {
     let (status, said) = refused(&[&format!("node.data_dir={}", data.display())]);
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("full") && said.contains(&*data.to_string_lossy()), "{said}");
+}
+
+#[test]
+fn a_disk_that_hangs_costs_its_creates_time_but_not_for_ever() {
+    let node = start(&[]);
+    let mut stream = node.stream("userId=hanging");
+    node.say("before");
+    assert_eq!(stream.message().content(), "before");
+    let Some(held) = Held::hold(&node.process, "embedded-commit") else {
+        return harness::skip(
+            "ptrace is not allowed",
+            "allow it: kernel.yama.ptrace_scope, seccomp",
+        );
+    };
+    let body = json!({"content": "held up", "targetType": "ALL"}).to_string();
+    let fields = [("content-type", "application/json")];
+    let target = "/api/admin/broadcasts";
+    let request = http::request(node.admin, "POST", target, &fields, Some(body.as_bytes()));
+    let mut connection = http::Connection::open(node.admin);
+    connection.send(&request).expect("taken");
+    // Longer than the node may take, on a machine that is busy.
+    let answer = connection.read_response(2 * PATIENCE).expect("an answer");
+    let message = answer.error(503);
+    assert!(message.contains("may still happen"), "{message}");
+    assert!(answer.field("retry-after").is_some());
+    // What needs no write goes on meanwhile.
+    let rows = node.get(target).expect_json();
+    assert_eq!(rows.as_array().map(Vec::len), Some(1));
+    drop(held);
+    // Whole, though its caller was told that it is late.
+    assert_eq!(stream.message().content(), "held up");
+    let rows = node.get(target).expect_json();
+    assert_eq!(rows.as_array().map(Vec::len), Some(2));
 }

@@ -2,19 +2,19 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{FromRequest as _, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 
-use super::AdminState;
 use super::errors::Failure;
+use super::{AdminState, body};
 use crate::base::{BroadcastId, EpochMillis, TargetType};
 use crate::domain::Draft;
-use crate::limits::contract as limits;
+use crate::limits::{admin as limits, contract};
 use crate::ports::{BroadcastRow, ListFilter, ListPlace};
 use crate::wire::api::{self, BroadcastResponse};
 
@@ -28,29 +28,56 @@ pub(super) struct Listing {
 
 pub(super) async fn create(
     State(state): State<AdminState>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, Failure> {
-    check_json(&headers)?;
-    let body = body.map_err(|error| Failure::new(error.status(), error.body_text()))?;
-    let value = serde_json::from_slice(&body).map_err(|error| {
-        Failure::new(StatusCode::BAD_REQUEST, format!("body: must be JSON: {error}"))
-    })?;
-    drop(body);
-    let draft = Draft::check(value, state.clock.wall())?;
-    // A client that goes away does not stop a broadcast that has begun to exist.
+    check_json(request.headers())?;
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let most = limits::CREATE_BODY_BYTES_MAX;
+    if length.is_some_and(|length| length > most as u64) {
+        let message = format!("the body must be at most {most} bytes");
+        return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
+    let place = state.room.for_create(length).await?;
+    let draft = {
+        let body = read_body(request).await?;
+        let value = body::read(&body).map_err(|error| {
+            Failure::new(StatusCode::BAD_REQUEST, format!("body: must be JSON: {error}"))
+        })?;
+        drop(body);
+        Draft::check(value, state.clock.wall())?
+    };
+    // A client that goes away, or is not answered in time, does not stop a broadcast that has
+    // begun to exist.
     let creator = state.creator.clone();
-    let created = tokio::spawn(async move { creator.create(draft).await }).await;
+    let creating = tokio::spawn(async move {
+        let created = creator.create(draft).await;
+        drop(place);
+        created
+    });
+    let created = tokio::time::timeout(limits::ANSWER_TIME, creating).await;
+    let created = created.map_err(|_| Failure::late())?;
     let row = created.map_err(|error| {
         Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("creating it failed: {error}"))
     })??;
     Ok(Json(response(&row)).into_response())
 }
 
+async fn read_body(request: Request) -> Result<Bytes, Failure> {
+    let body = tokio::time::timeout(limits::BODY_TIME, Bytes::from_request(request, &())).await;
+    let body = body.map_err(|_| {
+        let message = format!("the body was not complete within {} s", limits::BODY_TIME.as_secs());
+        Failure::new(StatusCode::REQUEST_TIMEOUT, message)
+    })?;
+    body.map_err(|error| Failure::new(error.status(), error.body_text()))
+}
+
 pub(super) async fn show(
     State(state): State<AdminState>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Failure> {
+    let Path(id) = id?;
+    let _held = state.room.for_rows(1).await;
     let row = find(&state, &id).await?;
     Ok(Json(response(&row)).into_response())
 }
@@ -58,10 +85,12 @@ pub(super) async fn show(
 /// All target ids, paged by their number.
 pub(super) async fn targets(
     State(state): State<AdminState>,
-    Path(id): Path<String>,
-    Query(listing): Query<Listing>,
+    id: Result<Path<String>, PathRejection>,
+    listing: Result<Query<Listing>, QueryRejection>,
 ) -> Result<Response, Failure> {
+    let (Path(id), Query(listing)) = (id?, listing?);
     let limit = read_limit(listing.limit.as_deref())?;
+    let _held = state.room.for_rows(1).await;
     let row = find(&state, &id).await?;
     let ids = &row.broadcast.target.ids;
     let start = match listing.cursor.as_deref() {
@@ -71,13 +100,14 @@ pub(super) async fn targets(
     let end = (start + limit).min(ids.len());
     let next = (end < ids.len()).then(|| end.to_string());
     let path = format!("/api/admin/broadcasts/{}/targets", row.broadcast.id);
-    Ok(page(&ids[start..end], &path, None, limit, next))
+    Ok(page(Json(&ids[start..end]).into_response(), &path, None, limit, next))
 }
 
 pub(super) async fn list(
     State(state): State<AdminState>,
-    Query(listing): Query<Listing>,
+    listing: Result<Query<Listing>, QueryRejection>,
 ) -> Result<Response, Failure> {
+    let Query(listing) = listing?;
     let (word, filter) = match listing.filter.as_deref().unwrap_or("all") {
         "all" => ("all", ListFilter::All),
         "active" => ("active", ListFilter::Active),
@@ -89,19 +119,51 @@ pub(super) async fn list(
     };
     let limit = read_limit(listing.limit.as_deref())?;
     let after = listing.cursor.as_deref().map(read_place).transpose()?;
-    // One more than asked for tells whether there is a next page.
-    let mut rows = state.store.broadcasts(filter, after, limit + 1).await?;
-    let more = rows.len() > limit;
-    rows.truncate(limit);
-    let next = rows.last().filter(|_| more).map(|row| {
-        let at = match filter {
-            ListFilter::Scheduled => row.broadcast.scheduled_at,
-            ListFilter::All | ListFilter::Active => None,
-        };
-        write_place(ListPlace { at: at.unwrap_or(row.broadcast.created_at), id: row.broadcast.id })
-    });
-    let bodies: Vec<BroadcastResponse<'_>> = rows.iter().map(response).collect();
-    Ok(page(&bodies, "/api/admin/broadcasts", Some(word), limit, next))
+    let (body, next) = read_page(&state, filter, after, limit).await?;
+    let body = ([(header::CONTENT_TYPE, api::JSON)], body).into_response();
+    Ok(page(body, "/api/admin/broadcasts", Some(word), limit, next.map(write_place)))
+}
+
+/// Rows as a JSON array, and where the next page begins. A page has fewer than `limit` rows if
+/// they are long.
+async fn read_page(
+    state: &AdminState,
+    filter: ListFilter,
+    mut after: Option<ListPlace>,
+    limit: usize,
+) -> Result<(Vec<u8>, Option<ListPlace>), Failure> {
+    let mut body = Vec::from(*b"[");
+    let mut count = 0;
+    loop {
+        // One more than asked for tells whether there is a next page.
+        let wanted = (limit + 1 - count).min(limits::LIST_ROWS_READ);
+        let _held = state.room.for_rows(wanted).await;
+        let rows = state.store.broadcasts(filter, after, wanted).await?;
+        for row in &rows {
+            if count == limit || body.len() > limits::LIST_BYTES_MAX {
+                body.push(b']');
+                return Ok((body, after));
+            }
+            if count > 0 {
+                body.push(b',');
+            }
+            serde_json::to_writer(&mut body, &response(row)).expect("rows are JSON");
+            after = Some(place(filter, row));
+            count += 1;
+        }
+        if rows.len() < wanted {
+            body.push(b']');
+            return Ok((body, None));
+        }
+    }
+}
+
+fn place(filter: ListFilter, row: &BroadcastRow) -> ListPlace {
+    let at = match filter {
+        ListFilter::Scheduled => row.broadcast.scheduled_at,
+        ListFilter::All | ListFilter::Active => None,
+    };
+    ListPlace { at: at.unwrap_or(row.broadcast.created_at), id: row.broadcast.id }
 }
 
 async fn find(state: &AdminState, id: &str) -> Result<BroadcastRow, Failure> {
@@ -123,7 +185,7 @@ fn response(row: &BroadcastRow) -> BroadcastResponse<'_> {
         sender_name: broadcast.sender_name.as_deref(),
         content: &broadcast.content,
         target_type: broadcast.target.r#type,
-        target_ids: &ids[..ids.len().min(limits::TARGET_IDS_SHOWN_MAX)],
+        target_ids: &ids[..ids.len().min(contract::TARGET_IDS_SHOWN_MAX)],
         priority: broadcast.priority,
         category: broadcast.category.as_deref(),
         created_at: broadcast.created_at,
@@ -137,15 +199,14 @@ fn response(row: &BroadcastRow) -> BroadcastResponse<'_> {
     }
 }
 
-/// A page as an array; where it goes on stands in the Link field.
-fn page<T: serde::Serialize>(
-    rows: &[T],
+/// A page; where it goes on stands in the Link field.
+fn page(
+    mut response: Response,
     path: &str,
     filter: Option<&str>,
     limit: usize,
     next: Option<String>,
 ) -> Response {
-    let mut response = Json(rows).into_response();
     if let Some(next) = next {
         let filter = filter.map_or(String::new(), |word| format!("filter={word}&"));
         let link = format!("<{path}?{filter}limit={limit}&cursor={next}>; rel=\"next\"");
@@ -167,10 +228,10 @@ fn check_json(headers: &HeaderMap) -> Result<(), Failure> {
 }
 
 fn read_limit(text: Option<&str>) -> Result<usize, Failure> {
-    let Some(text) = text else { return Ok(limits::LIST_ROWS_DEFAULT) };
-    let limit = text.parse().ok().filter(|limit| (1..=limits::LIST_ROWS_MAX).contains(limit));
+    let Some(text) = text else { return Ok(contract::LIST_ROWS_DEFAULT) };
+    let limit = text.parse().ok().filter(|limit| (1..=contract::LIST_ROWS_MAX).contains(limit));
     limit.ok_or_else(|| {
-        let message = format!("limit: must be 1 to {}", limits::LIST_ROWS_MAX);
+        let message = format!("limit: must be 1 to {}", contract::LIST_ROWS_MAX);
         Failure::new(StatusCode::BAD_REQUEST, message)
     })
 }

@@ -1,6 +1,7 @@
 //! Causes to HTTP: the one place where an error gets its status, and the one shape that it has.
 
 use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -24,6 +25,24 @@ pub(super) struct Failure {
 impl Failure {
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), allow: None }
+    }
+
+    /// What was asked for may still be done.
+    pub fn late() -> Self {
+        let message = "log or store did not answer in time; what was asked for may still happen";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+}
+
+impl From<QueryRejection> for Failure {
+    fn from(error: QueryRejection) -> Self {
+        Self::new(error.status(), error.body_text())
+    }
+}
+
+impl From<PathRejection> for Failure {
+    fn from(error: PathRejection) -> Self {
+        Self::new(error.status(), error.body_text())
     }
 }
 
@@ -88,14 +107,15 @@ pub(super) async fn guard(
     let allowed = if state.allow_anonymous || is_open { Ok(()) } else { check_local(&request) };
     let is_head = request.method() == Method::HEAD;
     let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+    let time = match *request.method() {
+        Method::GET | Method::HEAD => limits::ANSWER_TIME,
+        _ => limits::BODY_TIME + limits::ANSWER_TIME,
+    };
     let response = match allowed {
         Err(failure) => axum::response::IntoResponse::into_response(failure),
-        Ok(()) => match tokio::time::timeout(limits::REQUEST_TIME, next.run(request)).await {
+        Ok(()) => match tokio::time::timeout(time, next.run(request)).await {
             Ok(response) => response,
-            Err(_) => axum::response::IntoResponse::into_response(Failure::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "the request was not complete in time",
-            )),
+            Err(_) => axum::response::IntoResponse::into_response(Failure::late()),
         },
     };
     let mut response = shape(response, &path, is_head, &state);

@@ -3,12 +3,14 @@
 //! Two listeners: the admin one is accepted here; connections of the public one come from the edge
 //! with the bytes that were read already, and serve one request each. Every error has one shape.
 
+mod body;
 mod broadcasts;
 mod checked;
 mod connection;
 mod errors;
 mod pages;
 mod rewind;
+mod room;
 
 use std::sync::Arc;
 
@@ -24,6 +26,7 @@ use crate::ops::metrics::Metrics;
 use crate::ports::{Clock, Store};
 
 pub use connection::{PublicCalls, serve_admin};
+pub use room::Room;
 
 /// What the calls work on.
 #[derive(Clone)]
@@ -34,6 +37,7 @@ pub struct AdminState {
     pub health: Health,
     pub metrics: Arc<Metrics>,
     pub allow_anonymous: bool,
+    pub room: Arc<Room>,
 }
 
 /// Calls of the admin listener.

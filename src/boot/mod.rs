@@ -155,6 +155,7 @@ fn serve(config: Config) -> Result<(), BootError> {
 
     let ended = run_until_signal(&ended)
         .and_then(|()| drain(&ended, &health, &to_shard, config.drain_window));
+        room: Arc::default(),
     drop(to_shard);
     threads.stop(STOP_TIME);
     ended

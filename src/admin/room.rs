@@ -1,0 +1,65 @@
+//! How many calls may be at what costs memory, whoever asks. Others wait, and are put off if that
+//! takes too long.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+
+use super::errors::Failure;
+use crate::limits::admin as limits;
+
+/// Shared by all calls.
+#[derive(Debug)]
+pub struct Room {
+    creates: Arc<Semaphore>,
+    large_creates: Arc<Semaphore>,
+    rows: Semaphore,
+}
+
+/// The place of a create; it keeps it as long as it is under way, answered or not.
+pub(super) struct CreatePlace {
+    _place: OwnedSemaphorePermit,
+    _large: Option<OwnedSemaphorePermit>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            creates: Arc::new(Semaphore::new(limits::CREATES_MAX)),
+            large_creates: Arc::new(Semaphore::new(limits::LARGE_CREATES_MAX)),
+            rows: Semaphore::new(limits::ROWS_HELD_MAX),
+        }
+    }
+}
+
+impl Room {
+    /// Before the body of a create is read. Without a length it may be large.
+    pub(super) async fn for_create(&self, length: Option<u64>) -> Result<CreatePlace, Failure> {
+        let full = |_| {
+            let message = "too many broadcasts are being created; try again";
+            Failure::new(StatusCode::SERVICE_UNAVAILABLE, message)
+        };
+        let place = self.creates.clone().try_acquire_owned().map_err(full)?;
+        let is_small = length.is_some_and(|length| length <= limits::SMALL_CREATE_BYTES_MAX);
+        let large = if is_small {
+            None
+        } else {
+            let waiting = self.large_creates.clone().acquire_owned();
+            let place = tokio::time::timeout(limits::ANSWER_TIME, waiting).await;
+            let full = |_| {
+                let message = "too many large broadcasts are being created; try again";
+                Failure::new(StatusCode::SERVICE_UNAVAILABLE, message)
+            };
+            place.map_err(full)?.ok()
+        };
+        Ok(CreatePlace { _place: place, _large: large })
+    }
+
+    /// Before that many rows are read from the store.
+    pub(super) async fn for_rows(&self, rows: usize) -> Option<SemaphorePermit<'_>> {
+        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+        // It is never closed.
+        self.rows.acquire_many(rows).await.ok()
+    }
+}
