@@ -180,6 +180,13 @@ pub mod edge {
     pub const ACCEPT_REST: Duration = Duration::from_millis(100);
 }
 
+/// File descriptors.
+pub mod descriptors {
+    /// Left to files and backends. The embedded store keeps half of them open, and opens others
+    /// while it merges files; a broker or a database node takes ten connections.
+    pub const FILES_MAX: usize = 1_024;
+}
+
 /// Lanes: what waits between two threads.
 pub mod lane {
     /// Batches from ingest to a shard: with 512 records each, 64 are 32,768 records.
@@ -192,6 +199,7 @@ pub mod lane {
 
 /// The store over CQL.
 pub mod store {
+    use super::admin::ANSWER_TIME;
     use super::{Duration, contract};
 
     /// One statement, its second try included. Cassandra itself gives a write up after 2 s.
@@ -199,7 +207,6 @@ pub mod store {
     /// A statement that has no answer by then is sent to a second node: past the slowest ones of a
     /// healthy cluster, short against what a user notices.
     pub const SPECULATION_WAIT: Duration = Duration::from_millis(100);
-    use super::admin::ANSWER_TIME;
     /// Connections are probed so often, and given up when a probe has no answer.
     pub const KEEPALIVE_PACE: Duration = Duration::from_secs(1);
     pub const KEEPALIVE_TIME: Duration = Duration::from_secs(1);

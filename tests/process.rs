@@ -478,3 +478,44 @@ fn a_disk_that_hangs_costs_its_creates_time_but_not_for_ever() {
     let rows = node.get(target).expect_json();
     assert_eq!(rows.as_array().map(Vec::len), Some(2));
 }
+
+#[test]
+fn clients_never_take_the_descriptors_that_the_store_needs() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let program = folder.path().join("corecast");
+    let script = format!("#!/bin/sh\nulimit -n 256\nexec {PROGRAM} \"$@\"\n");
+    std::fs::write(&program, script).expect("a file");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, mode).expect("a file of ours");
+    let data = folder.path().join("data");
+    let node = Node::start_in(program.to_str().expect("UTF-8"), &data, &[]);
+    let said = node.process.wait_for_line(PATIENCE, |line| {
+        line.contains("limits.streams_max").then(|| line.to_owned())
+    });
+    assert!(said.contains("ulimit"), "it says what to do: {said}");
+    let mut witness = node.stream("userId=witness");
+    // More of everything than there are descriptors: streams, heads that do not end, calls.
+    let mut open = Vec::new();
+    let stream = "GET /api/user/sse/connect?userId=flood HTTP/1.1\r\nHost: localhost\r\n";
+    for head in [&format!("{stream}\r\n"), stream, "POST /nothing HTTP/1.1\r\n"] {
+        for _ in 0..300 {
+            let mut connection = http::Connection::open(node.public);
+            let _ = connection.send(head.as_bytes());
+            open.push(connection);
+        }
+    }
+    // Enough for the store to begin new files.
+    for number in 0..40 {
+        let content = format!("{number} {}", incompressible(60_000));
+        node.create(
+            &json!({"content": content, "targetType": "SELECTED", "targetIds": ["witness"]}),
+        );
+        assert_eq!(witness.message().content(), content);
+    }
+    assert_eq!(node.metric("corecast_descriptors_exhausted_total"), Some(0.0));
+    drop(open);
+    wait::until_true("there is room again", PATIENCE, || {
+        node.metric("corecast_streams").is_some_and(|streams| streams <= 1.0)
+    });
+    node.stream("userId=after");
+}

@@ -19,6 +19,7 @@ use super::{AdminState, admin_router, public_router};
 use crate::base::EpochMillis;
 use crate::control::Handover;
 use crate::limits::{admin as limits, edge};
+use crate::ports::Descriptors;
 use crate::wire::api;
 use crate::wire::head::{self, HeadError};
 
@@ -27,7 +28,8 @@ pub async fn serve_admin(listener: TcpListener, state: AdminState) -> std::io::R
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let clock = state.clock.clone();
     let router = admin_router(state);
-    let room = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+    let connections = limits::CONNECTIONS_MAX.min(Descriptors::of_process().admin);
+    let room = Arc::new(Semaphore::new(connections));
     loop {
         // Beyond the bound, connections wait in the kernel's queue.
         let Ok(permit) = room.clone().acquire_owned().await else { return Ok(()) };
@@ -60,7 +62,8 @@ pub struct PublicCalls {
 impl PublicCalls {
     /// `serving` is called when a shard serves streams.
     pub fn new(state: AdminState, serving: Box<dyn Fn(u16) + Send + Sync>) -> Self {
-        let room = Arc::new(Semaphore::new(limits::PUBLIC_CALLS_MAX));
+        let calls = limits::PUBLIC_CALLS_MAX.min(Descriptors::of_process().calls);
+        let room = Arc::new(Semaphore::new(calls));
         Self { router: public_router(state), serving, room }
     }
 }

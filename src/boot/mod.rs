@@ -26,7 +26,7 @@ use crate::limits;
 use crate::ops::config::{self, Config, ShardsConfig};
 use crate::ops::health::{Health, Part};
 use crate::ops::metrics::{Metrics, Sources};
-use crate::ports::{Clock, Log, SystemClock};
+use crate::ports::{Clock, Descriptors, Log, SystemClock};
 use crate::shard::{self, Probe, ShardOptions};
 use crate::store::embedded::OpenError;
 
@@ -109,7 +109,16 @@ fn start_logging(config: &Config) {
 }
 
 /// A node from start to end.
-fn serve(config: Config) -> Result<(), BootError> {
+fn serve(mut config: Config) -> Result<(), BootError> {
+    let descriptors = Descriptors::take_all();
+    if descriptors.streams < config.streams_max {
+        tracing::info!(
+            descriptors = descriptors.all,
+            streams_max = descriptors.streams,
+            "fewer streams than limits.streams_max: more needs more file descriptors (ulimit -Hn)"
+        );
+        config.streams_max = descriptors.streams;
+    }
     let public = bind("public.listen", config.public_listen)?;
     let admin = bind("admin.listen", config.admin_listen)?;
     let (public_address, admin_address) = (public.local_addr()?, admin.local_addr()?);
@@ -146,6 +155,7 @@ fn serve(config: Config) -> Result<(), BootError> {
         health: health.clone(),
         metrics: Arc::new(Metrics::new(sources)),
         allow_anonymous: config.allow_anonymous,
+        room: Arc::default(),
     };
     start_control(&threads, admin, state, reports, report_bell, &endings);
     start_ingest(&threads, log, to_shard.clone(), log_lag, health.clone(), &endings);
@@ -155,7 +165,6 @@ fn serve(config: Config) -> Result<(), BootError> {
 
     let ended = run_until_signal(&ended)
         .and_then(|()| drain(&ended, &health, &to_shard, config.drain_window));
-        room: Arc::default(),
     drop(to_shard);
     threads.stop(STOP_TIME);
     ended

@@ -17,6 +17,7 @@ use super::token::Token;
 use crate::base::Moment;
 use crate::domain::Slab;
 use crate::limits::edge as limits;
+use crate::ports::Descriptors;
 use crate::wire::head::{Head, HeadError, may_be_complete, read_head};
 
 /// A connection that has said what it wants.
@@ -63,6 +64,7 @@ pub struct Door {
     reading: VecDeque<(Moment, u64)>,
     lingering: VecDeque<(Moment, u64)>,
     serials: u32,
+    heads_max: usize,
     resting_until: Option<Moment>,
     scratch: Box<[u8]>,
     counters: DoorCounters,
@@ -78,6 +80,7 @@ impl Door {
             reading: VecDeque::new(),
             lingering: VecDeque::new(),
             serials: 0,
+            heads_max: limits::HEADS_MAX.min(Descriptors::of_process().heads),
             resting_until: None,
             scratch: vec![0; limits::HEAD_BYTES_MAX].into(),
             counters: DoorCounters::default(),
@@ -289,7 +292,7 @@ impl Door {
 
     /// Closes the oldest of those that wait, if there are too many.
     fn make_room(&mut self) {
-        while self.waiting.len() >= limits::HEADS_MAX {
+        while self.waiting.len() >= self.heads_max {
             let oldest = self.lingering.pop_front().or_else(|| self.reading.pop_front());
             let Some((_, key)) = oldest else { return };
             if self.stands(key).is_some() {

@@ -62,7 +62,7 @@ const GAUGES: [(&str, &str, Read); 4] = [
     ("serving", "1 while the shard serves streams", |probe| &probe.serving),
 ];
 
-const COUNTERS: [(&str, &str, Read); 18] = [
+const COUNTERS: [(&str, &str, Read); 19] = [
     ("streams_opened", "Streams that were opened", |probe| &probe.opened),
     ("streams_resumed", "Streams that came with a usable cursor", |probe| &probe.resumed),
     ("deliveries", "Frames of which the kernel took the last byte", |probe| &probe.deliveries),
@@ -79,6 +79,9 @@ const COUNTERS: [(&str, &str, Read); 18] = [
     ("connections_accepted", "Connections accepted", |probe| &probe.accepted),
     ("requests_malformed", "Request heads refused", |probe| &probe.heads_refused),
     ("connections_evicted", "Connections closed for newer ones", |probe| &probe.heads_evicted),
+    ("descriptors_exhausted", "Times that no descriptor was left for a connection", |probe| {
+        &probe.descriptors_exhausted
+    }),
     ("requests_put_off", "Requests told to come back later", |probe| &probe.requests_refused),
     ("long_turns", "Turns of a shard that were too long", |probe| &probe.long_turns),
 ];

@@ -4,10 +4,12 @@
 
 mod backoff;
 mod clock;
+mod descriptors;
 mod log;
 mod store;
 
 pub use backoff::Backoff;
 pub use clock::{Clock, SystemClock};
+pub use descriptors::Descriptors;
 pub use log::{Batch, Bounds, Header, Log, LogError, NewRecord, Record, Want};
 pub use store::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};

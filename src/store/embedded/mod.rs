@@ -27,7 +27,7 @@ use std::sync::Arc;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use crate::base::{LogIdentity, LogShape};
-use crate::ports::{Clock, Log, Store};
+use crate::ports::{Clock, Descriptors, Log, Store};
 
 use commit::Committer;
 
@@ -90,7 +90,10 @@ impl Embedded {
     pub fn open(options: &EmbeddedOptions, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         let path = &options.data_dir;
         check_writable(path)?;
-        let database = Database::builder(path).open().map_err(|error| open_error(path, error))?;
+        let database = Database::builder(path)
+            .max_cached_files(Some((Descriptors::of_process().files / 2).max(1)))
+            .open()
+            .map_err(|error| open_error(path, error))?;
         let keyspaces = Keyspaces::open(&database).map_err(|error| open_error(path, error))?;
         let shape = log_shape(&database, &keyspaces, options)?;
         let ends = log::ends(&keyspaces.log, &shape).map_err(|error| open_error(path, error))?;
