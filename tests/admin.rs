@@ -300,6 +300,44 @@ fn a_user_id_may_be_any_printable_text() {
 }
 
 #[test]
+fn a_page_of_long_rows_is_shorter_and_says_where_it_goes_on() {
+    let node = start();
+    let content = "x".repeat(64 * 1024);
+    let body = json!({"content": content, "targetType": "ROLE", "targetIds": ["nobody"]});
+    let created: Vec<Value> = (0..100).map(|_| node.create(&body)["id"].clone()).collect();
+    let mut target = format!("{PATH}?limit=1000");
+    let mut listed = Vec::new();
+    let mut pages = 0;
+    loop {
+        let page = http::call(node.admin, "GET", &target, &[], None);
+        let rows = page.expect_json();
+        assert!(page.body.len() < 5 << 20, "{} bytes in one page", page.body.len());
+        listed.extend(rows.as_array().expect("an array").iter().map(|row| row["id"].clone()));
+        pages += 1;
+        let Some(link) = page.field("link") else { break };
+        let (next, rest) = link.strip_prefix('<').and_then(|link| link.split_once('>')).unwrap();
+        assert_eq!(rest, "; rel=\"next\"");
+        target = next.to_owned();
+    }
+    assert!(pages > 1, "7 MB are no one page");
+    listed.reverse();
+    assert_eq!(listed, created, "newest first, each once");
+}
+
+#[test]
+fn a_question_that_can_not_be_read_is_told_why() {
+    let node = node();
+    for (target, part) in [
+        (format!("{PATH}?limit=1&limit=2"), "duplicate field `limit`"),
+        (format!("{PATH}/%ff"), "UTF-8"),
+        (format!("{PATH}/%ff/targets"), "UTF-8"),
+    ] {
+        let message = node.get(&target).error(400);
+        assert!(message.contains(part), "{target}: {message}");
+    }
+}
+
+#[test]
 fn health_is_open_and_json() {
     let node = node();
     for (address, path) in
