@@ -185,6 +185,8 @@ pub mod descriptors {
     /// Left to files and backends. The embedded store keeps half of them open, and opens others
     /// while it merges files; a broker or a database node takes ten connections.
     pub const FILES_MAX: usize = 1_024;
+    /// What each kind of connection that is no stream has at least, if that is no eighth.
+    pub const SOCKETS_MIN: usize = 16;
 }
 
 /// Lanes: what waits between two threads.
@@ -284,8 +286,12 @@ pub mod admin {
     /// A page ends with the row that passes this: a thousand usual rows fit, and no page is more
     /// than a row longer.
     pub const LIST_BYTES_MAX: usize = 4 << 20;
-    /// Connections of the admin listener.
+    /// Connections of the admin listener, and the part of them whose first head is not here or
+    /// waits for its turn. Beyond that part the oldest is closed.
     pub const CONNECTIONS_MAX: usize = 1_024;
+    pub const HEADS_PART: usize = 4;
+    /// How long it is left alone before that: 2,560 silent connections a second keep nobody out.
+    pub const HEAD_GRACE: Duration = Duration::from_millis(100);
     /// Calls of the public listener, no streams, at one time.
     pub const PUBLIC_CALLS_MAX: usize = 4_096;
     /// `Retry-After` of a refusal that passes.

@@ -1,5 +1,6 @@
 //! Connections: hyper's HTTP/1 over what the admin listener accepts and what the edge hands over.
 
+use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::checked::{Checked, Refuse};
 use super::rewind::Rewind;
@@ -29,25 +32,56 @@ pub async fn serve_admin(listener: TcpListener, state: AdminState) -> std::io::R
     let clock = state.clock.clone();
     let router = admin_router(state);
     let connections = limits::CONNECTIONS_MAX.min(Descriptors::of_process().admin);
-    let room = Arc::new(Semaphore::new(connections));
+    let heads_max = (connections / limits::HEADS_PART).max(1);
+    let room = Arc::new(Semaphore::new(connections.saturating_sub(heads_max).max(1)));
+    let mut heads = Heads { most: heads_max, open: VecDeque::new() };
     loop {
-        // Beyond the bound, connections wait in the kernel's queue.
-        let Ok(permit) = room.clone().acquire_owned().await else { return Ok(()) };
         match listener.accept().await {
             Ok((socket, _)) => {
-                let (router, clock) = (router.clone(), clock.clone());
+                heads.make_room().await;
+                let (router, clock, room) = (router.clone(), clock.clone(), room.clone());
                 let refuse = move |error, head: &[u8]| refusal(error, head, clock.wall());
-                tokio::spawn(async move {
-                    if let Some(checked) = read_first_head(socket, Box::new(refuse)).await {
+                let head = tokio::spawn(async move {
+                    let Some(checked) = read_first_head(socket, Box::new(refuse)).await else {
+                        return;
+                    };
+                    let Ok(permit) = room.acquire_owned().await else { return };
+                    tokio::spawn(async move {
                         serve(checked, router, true).await;
-                    }
-                    drop(permit);
+                        drop(permit);
+                    });
                 });
+                heads.open.push_back((Instant::now(), head.abort_handle()));
             }
             Err(error) => {
                 tracing::warn!(%error, "the admin listener can't accept");
                 tokio::time::sleep(edge::ACCEPT_REST).await;
             }
+        }
+    }
+}
+
+/// Connections of the admin listener whose first head is not here, or waits for its turn; the
+/// oldest first.
+struct Heads {
+    most: usize,
+    open: VecDeque<(Instant, AbortHandle)>,
+}
+
+impl Heads {
+    /// Closes the oldest, if there are too many. An honest head comes with the first packet, and
+    /// has the time to be read.
+    async fn make_room(&mut self) {
+        if self.open.len() < self.most {
+            return;
+        }
+        self.open.retain(|(_, head)| !head.is_finished());
+        if self.open.len() < self.most {
+            return;
+        }
+        if let Some((since, oldest)) = self.open.pop_front() {
+            tokio::time::sleep_until(since + limits::HEAD_GRACE).await;
+            oldest.abort();
         }
     }
 }

