@@ -22,6 +22,7 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
 public class Producer {
     private final String brokers;
     private final Map<String, KafkaProducer<byte[], byte[]>> producers = new HashMap<>();
+    private final List<Future<RecordMetadata>> posted = new ArrayList<>();
 
     private Producer(String brokers) {
         this.brokers = brokers;
@@ -51,6 +52,8 @@ public class Producer {
             case "abort": producers.get(words[0]).abortTransaction(); return "";
             case "close": producers.remove(words[0]).close(); return "";
             case "send": return send(words);
+            case "post": return post(words);
+            case "settle": return settle();
             case "fill": return fill(words);
             case "trim": return trim(words);
             default: throw new IllegalArgumentException(command);
@@ -74,15 +77,32 @@ public class Producer {
     }
 
     private String send(String[] words) throws Exception {
+        Future<RecordMetadata> sent = producers.get(words[0]).send(record(words));
+        producers.get(words[0]).flush();
+        return Long.toString(sent.get().offset());
+    }
+
+    private String post(String[] words) {
+        posted.add(producers.get(words[0]).send(record(words)));
+        return "";
+    }
+
+    private String settle() throws Exception {
+        for (Future<RecordMetadata> one : posted) {
+            one.get();
+        }
+        posted.clear();
+        return "";
+    }
+
+    private static ProducerRecord<byte[], byte[]> record(String[] words) {
         ProducerRecord<byte[], byte[]> record = new ProducerRecord<>(
             words[1], Integer.valueOf(words[2]), text(words[3]), text(words[4]));
         for (int at = 5; at < words.length; at++) {
             String[] pair = words[at].split("=", 2);
             record.headers().add(pair[0], pair.length == 2 ? text(pair[1]) : null);
         }
-        Future<RecordMetadata> sent = producers.get(words[0]).send(record);
-        producers.get(words[0]).flush();
-        return Long.toString(sent.get().offset());
+        return record;
     }
 
     private String fill(String[] words) throws Exception {

@@ -2,8 +2,13 @@
 
 use std::io::Write as _;
 use std::process::Stdio;
+use std::time::Duration;
 
 use super::{Kafka, Listener, Version};
+use crate::wait;
+
+/// What a broker that comes back has missed is little; the tool itself takes seconds.
+const IN_STEP: Duration = Duration::from_secs(60);
 
 /// One line of what `ConsumerGroupCommand --describe` says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -64,6 +69,21 @@ impl Kafka {
         let line = text.lines().find(|line| line.contains(&wanted))?;
         let id: usize = line.split("Leader: ").nth(1)?.split_whitespace().next()?.parse().ok()?;
         id.checked_sub(1)
+    }
+
+    /// Waits until every copy of every partition is in step. All brokers must run.
+    pub fn wait_until_in_step(&self) {
+        wait::until_true("all copies are in step", IN_STEP, || {
+            self.topics(&["--describe", "--under-replicated-partitions"]).trim().is_empty()
+        });
+    }
+
+    /// Gives each partition back to the broker that is to lead it. All brokers must run.
+    pub fn give_back_leaders(&self) {
+        let bootstrap = self.running();
+        let mut arguments = vec!["--bootstrap-server", &bootstrap, "--all-topic-partitions"];
+        arguments.extend(["--election-type", "preferred"]);
+        self.tool("org.apache.kafka.tools.LeaderElectionCommand", &arguments, "");
     }
 
     /// `ConsoleProducer`: a record a line, `name:value,...<TAB>key<TAB>value`.

@@ -38,6 +38,7 @@ impl JavaProducer {
     /// - `begin NAME`, `commit NAME`, `abort NAME`, `close NAME`
     /// - `send NAME TOPIC PARTITION KEY VALUE [HEADER=VALUE | HEADER]...`: waits until it is there
     ///   and answers its offset. `~` is null, `HEADER` alone has a null value
+    /// - `post`, the same without the waiting; `settle` waits until all that was posted is there
     /// - `fill NAME TOPIC PARTITION COUNT BYTES`: so many records of that size, sent together
     /// - `trim TOPIC PARTITION OFFSET`: removes what lies below
     pub fn say(&mut self, command: &[&str]) -> String {
