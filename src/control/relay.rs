@@ -19,22 +19,22 @@ pub async fn run_relay(creator: Arc<Creator>, is_alone: bool) {
     let grace = if is_alone { Duration::ZERO } else { limits::GRACE };
     let mut backoff = Backoff::new(limits::RETRY_WAIT, limits::LOOK);
     loop {
-        let wait = match pass(&creator, grace).await {
+        match pass(&creator, grace).await {
             Ok(published) => {
                 if published > 0 {
                     tracing::info!(broadcasts = published, "published from the outbox");
                 }
                 backoff.reset();
-                limits::LOOK
+                creator.unfinished.wait_for(limits::LOOK).await;
             }
             Err(error) => {
                 let wait = backoff.wait();
                 let wait_ms = wait.as_millis() as u64;
                 tracing::warn!(%error, wait_ms, "the outbox has to wait");
-                wait
+                // Whatever calls for a look: creates that are refused meanwhile do so all the time.
+                tokio::time::sleep(wait).await;
             }
-        };
-        creator.unfinished.wait_for(wait).await;
+        }
     }
 }
 
