@@ -88,6 +88,9 @@ pub mod kafka {
 
     /// To connect, with TLS and login.
     pub const CONNECT_TIME: Duration = Duration::from_secs(3);
+    /// A broker that has not said by then who leads what is frozen or slow: the next one is asked
+    /// beside it. Healthy ones answer in milliseconds.
+    pub const NEXT_BROKER_WAIT: Duration = Duration::from_millis(500);
     /// For an answer, beyond what the request itself waits.
     pub const REQUEST_TIME: Duration = Duration::from_secs(5);
     /// For a produce or a question about offsets, with the client's own retries: longer than a

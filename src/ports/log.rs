@@ -62,7 +62,7 @@ pub struct Batch {
     pub end: u64,
 }
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum LogError {
     /// Heals by itself: wait and ask again.
     #[error("log is away: {0}")]

@@ -5,7 +5,9 @@
 //! keeps its records.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use kafka_protocol::error::{ParseResponseErrorCode as _, ResponseError};
@@ -64,8 +66,16 @@ struct KnownTopic {
 #[derive(Default)]
 struct Asking {
     connection: Option<Connection>,
+    /// When the last question began.
     last: Option<Instant>,
+    /// What it has come to, if that was an error, and when.
+    failed: Option<(Instant, LogError)>,
 }
+
+/// One answer, and the connection that it came by. Without an error: that of a connection which
+/// was idle, and says nothing of the broker.
+type Asked = Result<(Connection, MetadataResponse), Option<BrokerError>>;
+type AskedSoon<'a> = Pin<Box<dyn Future<Output = Asked> + Send + 'a>>;
 
 impl Known {
     pub fn topic_id(&self, topic: Topic) -> Option<Uuid> {
@@ -146,23 +156,37 @@ impl Cluster {
     }
 
     async fn try_refresh(&self, seen: u64) -> Result<(), LogError> {
+        let called = Instant::now();
         let mut asking = self.asking.lock().await;
         if self.known().generation > seen {
             return Ok(());
+        }
+        // One that has failed meanwhile tells all who waited for it: while no broker answers, they
+        // would else wait for each other.
+        if let Some((at, error)) = &asking.failed
+            && *at >= called
+        {
+            return Err(error.clone());
         }
         if let Some(last) = asking.last {
             tokio::time::sleep_until((last + REFRESH_PACE).into()).await;
         }
         asking.last = Some(Instant::now());
-        let first = self.ask(&mut asking).await.map_err(away)?;
+        let outcome = self.ask_and_learn(&mut asking).await;
+        asking.failed = outcome.as_ref().err().map(|error| (Instant::now(), error.clone()));
+        outcome
+    }
+
+    async fn ask_and_learn(&self, asking: &mut Asking) -> Result<(), LogError> {
+        let first = self.ask(asking).await.map_err(away)?;
         let missing = self.missing(&first);
         if missing.is_empty() || self.known().shape.is_some() {
             return self.learn(&first);
         }
-        self.make_topics(&mut asking, &missing).await?;
+        self.make_topics(asking, &missing).await?;
         // Brokers hear of new topics one after the other.
         for _ in 0..NEW_TOPIC_LOOKS {
-            let answer = self.ask(&mut asking).await.map_err(away)?;
+            let answer = self.ask(asking).await.map_err(away)?;
             let learned = self.learn(&answer);
             if self.missing(&answer).is_empty() {
                 return learned;
@@ -181,7 +205,8 @@ impl Cluster {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One question, at the broker that answered last or else at any.
+    /// One question, at the broker that answered last and else at any: each is asked when the one
+    /// before it has failed, or has said nothing for a while. The first answer counts.
     async fn ask(&self, asking: &mut Asking) -> Result<MetadataResponse, BrokerError> {
         let topics = Topic::ALL.map(|topic| {
             let name = TopicName(StrBytes::from_string(self.topic_name(topic).to_owned()));
@@ -190,37 +215,48 @@ impl Cluster {
         let request = MetadataRequest::default()
             .with_topics(Some(topics.to_vec()))
             .with_allow_auto_topic_creation(false);
-        if let Some(mut connection) = asking.connection.take()
-            && let Ok(answer) =
-                connection.call(&request, versions::METADATA, limits::CONNECT_TIME).await
-        {
-            asking.connection = Some(connection);
-            return Ok(answer);
+        let mut asked: Vec<AskedSoon<'_>> = Vec::new();
+        if let Some(connection) = asking.connection.take() {
+            asked.push(Box::pin(ask_over(connection, &request)));
         }
+        let mut others = self.candidates().into_iter();
         let mut worst: Option<BrokerError> = None;
-        for address in self.candidates() {
-            let asked = async {
-                let mut connection = self.connect(&address).await?;
-                let answer =
-                    connection.call(&request, versions::METADATA, limits::CONNECT_TIME).await?;
-                Ok::<_, BrokerError>((connection, answer))
-            };
-            match asked.await {
-                Ok((connection, answer)) => {
+        loop {
+            if asked.is_empty() {
+                match others.next() {
+                    Some(address) => asked.push(Box::pin(self.ask_at(address, &request))),
+                    None => break,
+                }
+            }
+            match tokio::time::timeout(limits::NEXT_BROKER_WAIT, first_of(&mut asked)).await {
+                Ok(Ok((connection, answer))) => {
                     asking.connection = Some(connection);
                     return Ok(answer);
                 }
                 // A wrong password says more than a broker that is down.
-                Err(error) if worst.as_ref().is_none_or(|worst| rank(&error) > rank(worst)) => {
+                Ok(Err(Some(error)))
+                    if worst.as_ref().is_none_or(|worst| rank(&error) > rank(worst)) =>
+                {
                     worst = Some(error);
                 }
-                Err(_) => {}
+                Ok(Err(_)) => {}
+                Err(_) => {
+                    let next = others.next();
+                    let next = next.map(|address| Box::pin(self.ask_at(address, &request)) as _);
+                    asked.extend(next);
+                }
             }
         }
         Err(worst.unwrap_or_else(|| BrokerError::Unreachable {
             broker: "(none)".to_owned(),
             reason: "log.brokers is empty".to_owned(),
         }))
+    }
+
+    async fn ask_at(&self, address: String, request: &MetadataRequest) -> Asked {
+        let mut connection = self.connect(&address).await?;
+        let answer = connection.call(request, versions::METADATA, limits::CONNECT_TIME).await?;
+        Ok((connection, answer))
     }
 
     /// The address of a broker that has just answered.
@@ -431,6 +467,25 @@ impl Cluster {
     }
 }
 
+async fn ask_over(mut connection: Connection, request: &MetadataRequest) -> Asked {
+    let answer = connection.call(request, versions::METADATA, limits::CONNECT_TIME).await;
+    answer.map(|answer| (connection, answer)).map_err(|_| None)
+}
+
+/// The first of them that ends; the others go on when this is called again.
+async fn first_of(asked: &mut Vec<AskedSoon<'_>>) -> Asked {
+    std::future::poll_fn(|context| {
+        for at in 0..asked.len() {
+            if let Poll::Ready(answer) = asked[at].as_mut().poll(context) {
+                drop(asked.swap_remove(at));
+                return Poll::Ready(answer);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
 fn name_of(topic: &MetadataResponseTopic) -> Option<&str> {
     topic.name.as_ref().map(|name| name.0.as_str())
 }
@@ -453,4 +508,49 @@ fn rank(error: &BrokerError) -> u8 {
 
 pub(super) fn away(error: BrokerError) -> LogError {
     LogError::Away(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(brokers: Vec<String>) -> Cluster {
+        let options = KafkaOptions {
+            brokers,
+            topic_selected: "selected".to_owned(),
+            topic_group: "group".to_owned(),
+            partitions: 1,
+            replication: 1,
+            retention: Duration::from_secs(3_600),
+            fetch_pace: Duration::ZERO,
+            client_id: "test".to_owned(),
+            tls: None,
+            sasl: None,
+        };
+        let security = Security::load(&options).expect("no files");
+        Cluster::new(options, security)
+    }
+
+    /// Brokers that are frozen: the kernel connects, and nobody answers.
+    #[tokio::test]
+    async fn silent_brokers_are_asked_side_by_side_and_nobody_queues() {
+        let frozen: Vec<_> = (0..3)
+            .map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a free port"))
+            .collect();
+        let address = |one: &std::net::TcpListener| one.local_addr().expect("bound").to_string();
+        let cluster = Arc::new(cluster(frozen.iter().map(address).collect()));
+        let began = Instant::now();
+        let asking: Vec<_> = (0..8)
+            .map(|_| {
+                let cluster = cluster.clone();
+                tokio::spawn(async move { cluster.refresh(0).await })
+            })
+            .collect();
+        for one in asking {
+            let error = one.await.expect("no panic").expect_err("nobody answers").to_string();
+            assert!(error.contains("does not answer"), "{error}");
+        }
+        let took = began.elapsed();
+        assert!(took < limits::CONNECT_TIME * 2, "{took:?}");
+    }
 }
