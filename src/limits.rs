@@ -93,9 +93,10 @@ pub mod kafka {
     pub const NEXT_BROKER_WAIT: Duration = Duration::from_millis(500);
     /// For an answer, beyond what the request itself waits.
     pub const REQUEST_TIME: Duration = Duration::from_secs(5);
-    /// For a produce or a question about offsets, with the client's own retries: longer than a
-    /// broker's session (9 s by default), after which its partitions have another leader.
+    /// For a produce, with all its tries: longer than a broker's session (9 s by default), after
+    /// which its partitions have another leader.
     pub const PRODUCE_TIME: Duration = Duration::from_secs(15);
+    const _: () = assert!(PRODUCE_TIME.as_secs() >= 2 * REQUEST_TIME.as_secs());
     /// Between two tries of a broker or a partition: the first, and the longest.
     pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
     pub const BACKOFF_MAX: Duration = Duration::from_secs(5);

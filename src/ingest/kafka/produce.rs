@@ -84,6 +84,8 @@ impl Producer {
         Ok(Bounds { start: offset(start), end: offset(end) })
     }
 
+    /// A try that has no answer in time is repeated: the partition may have another leader by now.
+    /// What is written twice by that is a repeat, and recognised as one.
     async fn append_plain(
         &self,
         partition: Partition,
@@ -99,11 +101,33 @@ impl Producer {
                 timestamp: now,
             })
             .collect();
-        let (shared, client) = self.client_of(partition).await?;
-        let produced = timed(client.produce(records, Compression::NoCompression)).await;
-        let offsets = self.settle(partition, &shared, produced).await?;
+        let tries = async {
+            loop {
+                let shared = self.shared().await?;
+                let tried = self.try_plain(partition, &shared, records.clone()).await;
+                let is_silent = matches!(tried, Err(ClientError::Timeout));
+                match self.settle(partition, &shared, tried).await {
+                    Err(_) if is_silent => {}
+                    settled => return settled,
+                }
+            }
+        };
+        let name = self.cluster.topic_name(partition.topic);
+        let appended = tokio::time::timeout(limits::PRODUCE_TIME, tries).await;
+        appended.unwrap_or_else(|_| Err(silent(name, partition.index, limits::PRODUCE_TIME)))
+    }
+
+    async fn try_plain(
+        &self,
+        partition: Partition,
+        shared: &Shared,
+        records: Vec<Record>,
+    ) -> Result<u64, ClientError> {
+        let name = self.cluster.topic_name(partition.topic);
+        let client = timed(shared.partition(name, partition)).await?;
+        let offsets = timed(client.produce(records, Compression::NoCompression)).await?;
         let first = offsets.first().and_then(|offset| u64::try_from(*offset).ok());
-        first.ok_or_else(|| LogError::Away("a broker gave no offset".to_owned()))
+        first.ok_or_else(|| ClientError::InvalidResponse("no offset".to_owned()))
     }
 
     /// rskafka's client of a partition, and what it belongs to.
@@ -151,6 +175,7 @@ impl Producer {
                 init_backoff: limits::BACKOFF_FIRST,
                 max_backoff: Duration::from_secs(1),
                 base: 2.0,
+                // Beyond the time of a call: that one ends its retries.
                 deadline: Some(limits::PRODUCE_TIME),
             });
         if let Some(tls) = &self.cluster.security.tls {
@@ -302,7 +327,7 @@ impl From<BrokerError> for Direct {
 }
 
 async fn timed<T>(call: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
-    let called = tokio::time::timeout(limits::PRODUCE_TIME, call).await;
+    let called = tokio::time::timeout(limits::REQUEST_TIME, call).await;
     called.unwrap_or(Err(ClientError::Timeout))
 }
 
@@ -311,12 +336,14 @@ fn explain(topic: &str, index: u16, error: &ClientError) -> LogError {
         ClientError::ServerError { protocol_error: ProtocolError::MessageTooLarge, .. } => {
             too_large(topic)
         }
-        ClientError::Timeout => LogError::Away(format!(
-            "the broker of {topic}-{index} does not answer in {} s",
-            limits::PRODUCE_TIME.as_secs()
-        )),
+        ClientError::Timeout => silent(topic, index, limits::REQUEST_TIME),
         _ => LogError::Away(format!("{topic}-{index}: {error}")),
     }
+}
+
+fn silent(topic: &str, index: u16, waited: Duration) -> LogError {
+    let seconds = waited.as_secs();
+    LogError::Away(format!("the broker of {topic}-{index} does not answer in {seconds} s"))
 }
 
 fn too_large(topic: &str) -> LogError {
