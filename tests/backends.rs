@@ -4,19 +4,15 @@
 mod real;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use harness::cassandra::{Cassandra, Setup};
 use harness::http::Response;
 use harness::kafka::{Kafka, Version};
 use harness::node::{Node, ask};
 use harness::sse::{Item, Stream};
-use harness::wait;
-use real::{PROGRAM, Place, is_missing, line};
+use real::{LONG, PROGRAM, Place, assert_put_off, is_missing, line, wait_until_missing};
 use serde_json::json;
 
-/// A JVM that starts on a busy machine, and the waits between tries that follow it.
-const LONG: Duration = Duration::from_secs(90);
 const ANN: &str = "userId=ann";
 
 /// One broker and one database for all tests here, which take turns.
@@ -71,20 +67,6 @@ impl World {
     }
 }
 
-/// Waits until readiness names exactly these parts; none: it is ready.
-fn wait_until_missing(node: &Node, parts: &[&str]) {
-    wait::until_true(&format!("missing: {parts:?}"), LONG, || {
-        let answer = node.get("/health/ready");
-        if parts.is_empty() {
-            return answer.status == 200;
-        }
-        let text = answer.text();
-        let names = |part: &&str| text.contains(&format!("{part}: "));
-        answer.status == 503
-            && ["log", "store"].iter().all(|part| parts.contains(part) == names(part))
-    });
-}
-
 fn create(node: &Node, content: &str, users: &[&str]) -> Response {
     let body = if users.is_empty() {
         json!({"content": content, "targetType": "ALL"})
@@ -92,14 +74,6 @@ fn create(node: &Node, content: &str, users: &[&str]) -> Response {
         json!({"content": content, "targetType": "SELECTED", "targetIds": users})
     };
     node.try_create(&body).expect("an answer")
-}
-
-/// It is refused for now.
-fn assert_put_off(answer: &Response, part: &str) {
-    let message = answer.error(503);
-    assert!(message.contains(part), "{message}");
-    let wait = answer.field("retry-after").and_then(|wait| wait.parse::<u64>().ok());
-    assert!(wait.is_some_and(|wait| wait > 0), "{answer:?}");
 }
 
 /// The next items of an open stream are heartbeats.

@@ -3,14 +3,20 @@
 #![allow(dead_code)] // each of the test files uses a part of it
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use harness::cassandra::Cassandra;
+use harness::http::Response;
 use harness::kafka::Kafka;
+use harness::node::Node;
+use harness::wait;
 use serde_json::{Value, json};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_corecast");
 /// Of each topic.
 pub const PARTITIONS: u16 = 3;
+/// JVMs that start on a busy machine, and the waits between tries that follow.
+pub const LONG: Duration = Duration::from_secs(90);
 
 /// Whether brokers and databases can't be run here; says so.
 pub fn is_missing() -> bool {
@@ -70,4 +76,26 @@ pub fn line(key: &str, user: Option<&str>, id: u64, content: &str, more: &Value)
     let fields = record.as_object_mut().expect("an object");
     fields.extend(more.as_object().expect("an object").clone());
     format!("__TypeId__:MessageDeliveryEvent\t{key}\t{record}\n")
+}
+
+/// Waits until readiness names exactly these parts; none: it is ready.
+pub fn wait_until_missing(node: &Node, parts: &[&str]) {
+    wait::until_true(&format!("missing: {parts:?}"), LONG, || {
+        let answer = node.get("/health/ready");
+        if parts.is_empty() {
+            return answer.status == 200;
+        }
+        let text = answer.text();
+        let names = |part: &&str| text.contains(&format!("{part}: "));
+        answer.status == 503
+            && ["log", "store"].iter().all(|part| parts.contains(part) == names(part))
+    });
+}
+
+/// It is refused for now.
+pub fn assert_put_off(answer: &Response, part: &str) {
+    let message = answer.error(503);
+    assert!(message.contains(part), "{message}");
+    let wait = answer.field("retry-after").and_then(|wait| wait.parse::<u64>().ok());
+    assert!(wait.is_some_and(|wait| wait > 0), "{answer:?}");
 }
