@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use kafka_protocol::error::{ParseResponseErrorCode as _, ResponseError};
@@ -134,7 +134,7 @@ impl Fetcher {
             }
         }
         // What else has come meanwhile.
-        let landed = next_landing(&mut flights, Instant::now()).await;
+        let landed = landed_already(&mut flights).await;
         self.take_in(landed, self.cluster.known().generation, &mut harvest);
         self.park(flights);
         match harvest.out_of_range {
@@ -212,7 +212,7 @@ impl Fetcher {
         let known = known.clone();
         let flying = ask.clone();
         let task = tokio::spawn(async move {
-            tokio::time::sleep_until(send_at.into()).await;
+            wait_until(send_at).await;
             fly(&cluster, &known, connection, &flying, &request).await
         });
         Flight { ask, task }
@@ -356,32 +356,50 @@ async fn next_landing(flights: &mut Vec<Flight>, until: Instant) -> Vec<(Ask, La
     let sleep = tokio::time::sleep_until(until.into());
     tokio::pin!(sleep);
     std::future::poll_fn(|context| {
-        let mut landed = Vec::new();
-        let mut at = 0;
-        while at < flights.len() {
-            match Pin::new(&mut flights[at].task).poll(context) {
-                Poll::Pending => at += 1,
-                Poll::Ready(result) => {
-                    let ask = flights.swap_remove(at).ask;
-                    let lost = |error: tokio::task::JoinError| Landing {
-                        connection: None,
-                        outcome: Err(BrokerError::Garbled {
-                            broker: ask.address.clone(),
-                            what: "FetchRequest",
-                            reason: error.to_string(),
-                        }),
-                    };
-                    let landing = result.unwrap_or_else(lost);
-                    landed.push((ask, landing));
-                }
-            }
-        }
+        let landed = take_landed(flights, context);
         if landed.is_empty() && sleep.as_mut().poll(context).is_pending() {
             return Poll::Pending;
         }
         Poll::Ready(landed)
     })
     .await
+}
+
+/// The same without waiting. Not by a moment that has passed: the timer's step is a millisecond,
+/// and it would be waited for.
+async fn landed_already(flights: &mut Vec<Flight>) -> Vec<(Ask, Landing)> {
+    std::future::poll_fn(|context| Poll::Ready(take_landed(flights, context))).await
+}
+
+/// Waits for a moment, and not for the timer's next step if it has come.
+async fn wait_until(moment: Instant) {
+    if moment > Instant::now() {
+        tokio::time::sleep_until(moment.into()).await;
+    }
+}
+
+fn take_landed(flights: &mut Vec<Flight>, context: &mut Context<'_>) -> Vec<(Ask, Landing)> {
+    let mut landed = Vec::new();
+    let mut at = 0;
+    while at < flights.len() {
+        match Pin::new(&mut flights[at].task).poll(context) {
+            Poll::Pending => at += 1,
+            Poll::Ready(result) => {
+                let ask = flights.swap_remove(at).ask;
+                let lost = |error: tokio::task::JoinError| Landing {
+                    connection: None,
+                    outcome: Err(BrokerError::Garbled {
+                        broker: ask.address.clone(),
+                        what: "FetchRequest",
+                        reason: error.to_string(),
+                    }),
+                };
+                let landing = result.unwrap_or_else(lost);
+                landed.push((ask, landing));
+            }
+        }
+    }
+    landed
 }
 
 fn request(known: &Known, ask: &Ask, turn: usize) -> FetchRequest {
@@ -503,5 +521,26 @@ fn take_partition(topic: &str, broker: &str, want: Want, data: PartitionData, an
             next: decoded.next,
             end,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether it ends when it is first looked at, the timer standing still.
+    fn ends_at_once<T>(future: impl Future<Output = T>) -> bool {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let mut future = std::pin::pin!(future);
+        runtime.expect("a runtime").block_on(std::future::poll_fn(|context| {
+            Poll::Ready(future.as_mut().poll(context).is_ready())
+        }))
+    }
+
+    #[test]
+    fn what_need_not_be_waited_for_is_not() {
+        assert!(ends_at_once(wait_until(Instant::now())));
+        assert!(ends_at_once(landed_already(&mut Vec::new())));
+        assert!(!ends_at_once(wait_until(Instant::now() + Duration::from_secs(60))));
     }
 }
