@@ -4,6 +4,7 @@
 //! broker that was stopped or killed comes back with what it had.
 
 mod console;
+mod consumer;
 mod keys;
 mod producer;
 
@@ -19,6 +20,7 @@ use crate::maven::{self, Jars};
 use crate::process::Process;
 
 pub use console::Group;
+pub use consumer::{Drained, JavaConsumer, Taken};
 pub use keys::Keys;
 pub use producer::JavaProducer;
 
