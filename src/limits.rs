@@ -127,6 +127,21 @@ pub mod shard {
 
     /// Events that the streams are given at once: with their bytes they fit a core's first caches.
     pub const EVENTS_AT_ONCE: usize = 32;
+    /// Shards of a node. Each has lanes to all others.
+    pub const SHARDS_MAX: u16 = 256;
+    /// CPUs have numbers below this: as many as the kernel's plain set has.
+    pub const CPUS_MAX: usize = 1_024;
+    /// Items that may wait for other shards whose lanes are full, and the bytes of their events,
+    /// before no more records are decoded.
+    pub const PASSED_WAITING_MAX: usize = 16_384;
+    pub const PASSED_WAITING_BYTES_MAX: usize = 16 << 20;
+    /// What a shard waits before it looks again whether a full lane has room: less than a turn of
+    /// the one that empties it may take.
+    pub const FULL_LANE_WAIT: Duration = Duration::from_millis(1);
+    /// Items that a shard takes from each other one in a turn.
+    pub const PASSED_PER_TURN_MAX: usize = 512;
+    /// Streams that a shard takes from each other one in a turn: about 1 ms of them.
+    pub const HANDED_PER_TURN_MAX: usize = 64;
     /// Frames of a ring and the bytes of their events. Whatever comes first ends the ring.
     pub const RING_FRAMES_MAX: usize = 65_536;
     pub const RING_BYTES_MAX: usize = 64 << 20;
@@ -142,8 +157,8 @@ pub mod shard {
     pub const FRAMES_SCANNED_PER_TURN_MAX: usize = 4_096;
     /// Writes of one turn before the shard looks at its inputs again: about 10 ms of them.
     pub const FEEDS_PER_TURN_MAX: usize = 1_024;
-    /// Inputs taken from the lanes in one turn.
-    pub const INPUTS_PER_TURN_MAX: usize = 64;
+    /// Inputs taken from the control threads in one turn: four batches are 2 to 4 ms.
+    pub const INPUTS_PER_TURN_MAX: usize = 4;
     /// Readiness events taken from the kernel in one turn.
     pub const READY_PER_TURN_MAX: usize = 1_024;
     /// A turn longer than this is counted and reported.
@@ -197,8 +212,10 @@ pub mod descriptors {
 pub mod lane {
     /// Batches from ingest to a shard: with 512 records each, 64 are 32,768 records.
     pub const INGEST_TO_SHARD: usize = 64;
-    /// Commands from the control threads to a shard.
-    pub const CONTROL_TO_SHARD: usize = 256;
+    /// Events and positions from one shard to another.
+    pub const SHARD_TO_SHARD: usize = 1_024;
+    /// Connections that one shard has accepted for another.
+    pub const STREAMS_TO_SHARD: usize = 256;
     /// Requests and reports from a shard to the control threads.
     pub const SHARD_TO_CONTROL: usize = 4_096;
 }

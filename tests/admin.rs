@@ -380,9 +380,9 @@ fn metrics_are_open_metrics_and_have_the_names_of_the_contract() {
     let mut stream = node.stream("userId=counted");
     node.say("counted");
     assert_eq!(stream.message().content(), "counted");
-    // A shard shows its numbers at the end of a turn, behind what it has written in it.
+    // A shard of two shows its numbers at the end of a turn, behind what it has written in it.
     harness::wait::until_true("the delivery is counted", http::PATIENCE, || {
-        node.metric("corecast_fanout_seconds_count") == Some(1.0)
+        node.metric("corecast_fanout_seconds_count") == Some(2.0)
     });
     let answer = node.get("/metrics");
     assert_eq!(answer.status, 200);
@@ -395,7 +395,9 @@ fn metrics_are_open_metrics_and_have_the_names_of_the_contract() {
         assert!(samples.contains(name), "{name} is missing in\n{text}");
     }
     for name in ["corecast_fanout_seconds", "corecast_shard_turn_seconds"] {
-        check_buckets(&text, name);
+        for shard in [0, 1] {
+            check_buckets(&text, name, shard);
+        }
     }
     assert_eq!(node.metric("corecast_streams"), Some(1.0));
     assert_eq!(node.metric("corecast_deliveries_total"), Some(1.0));
@@ -419,8 +421,8 @@ fn metrics_are_open_metrics_and_have_the_names_of_the_contract() {
 }
 
 /// Counts of the buckets are cumulative, and the last one has no bound.
-fn check_buckets(text: &str, name: &str) {
-    let start = format!("{name}_bucket{{");
+fn check_buckets(text: &str, name: &str, shard: u16) {
+    let start = format!("{name}_bucket{{shard=\"{shard}\"");
     let buckets: Vec<(&str, u64)> = text
         .lines()
         .filter(|line| line.starts_with(&start))
@@ -430,7 +432,7 @@ fn check_buckets(text: &str, name: &str) {
         })
         .collect();
     assert!(buckets.is_sorted_by_key(|(_, count)| *count), "{buckets:?}");
-    let count = format!("{name}_count{{");
+    let count = format!("{name}_count{{shard=\"{shard}\"");
     let count = text.lines().find(|line| line.starts_with(&count)).expect("a count");
     let (bound, all) = buckets.last().expect("buckets");
     assert_eq!((*bound, Some(all.to_string().as_str())), ("+Inf", count.rsplit(' ').next()));

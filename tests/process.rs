@@ -157,7 +157,7 @@ fn everything_that_is_wrong_is_said_at_once() {
     for (arguments, part) in [
         (["--config", "/nowhere/corecast.toml"], "/nowhere/corecast.toml"),
         (["--set", "auth.mode=jwt"], "auth.mode"),
-        (["--set", "node.shards=2"], "node.shards"),
+        (["--set", "node.shards=0"], "node.shards"),
         (["--set", "stream.heartbeat_s=1.5"], "must be a whole number"),
         (["--set", "stream.heartbeat_s=\"5\""], "must be a whole number"),
         (["--set", "node.owner=yes"], "must be true or false"),

@@ -6,9 +6,11 @@
 mod ids;
 mod log;
 mod moment;
+mod shards;
 mod words;
 
 pub use ids::{BroadcastId, USER_ID_BYTES_MAX, UserId, UserIdError};
 pub use log::{LogIdentity, LogShape, Partition, Position, Topic, partition_of_key};
 pub use moment::{EpochMillis, Moment};
+pub use shards::Sharding;
 pub use words::{EventType, Priority, Status, TargetType};

@@ -2,32 +2,33 @@
 
 mod backends;
 mod cli;
+mod shards;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use backends::Backends;
 use clap::Parser as _;
+use shards::{Places, Shards};
 
 use crate::admin::{AdminState, PublicCalls, serve_admin};
 use crate::base::{LogIdentity, LogShape};
 use crate::control::{Creator, Signals, Threads, Unfinished, run_relay, run_reports};
-use crate::domain::StreamsOptions;
-use crate::edge::{AccessRules, listen};
+use crate::edge::listen;
 use crate::ingest::kafka::OptionsError;
 use crate::ingest::{Ingest, Progress};
 use crate::lane::{Doorbell, FromShard, Receiver, Sender, ToShard, lane};
 use crate::limits;
-use crate::ops::config::{self, Config, ShardsConfig};
+use crate::ops::config::{self, Config};
 use crate::ops::health::{Health, Part};
 use crate::ops::metrics::{Metrics, Sources};
 use crate::ports::{Clock, Descriptors, Log, SystemClock};
-use crate::shard::{self, Probe, ShardOptions};
+use crate::shard::{Cores, CoresError, pin};
 use crate::store::embedded::OpenError;
 
 /// A configuration that is wrong.
@@ -45,6 +46,8 @@ enum BootError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Kafka(#[from] OptionsError),
+    #[error(transparent)]
+    Cores(#[from] CoresError),
     #[error("the process can't get what it needs from the system: {0}")]
     System(#[from] std::io::Error),
     #[error("{0}")]
@@ -110,22 +113,23 @@ fn start_logging(config: &Config) {
 
 /// A node from start to end.
 fn serve(mut config: Config) -> Result<(), BootError> {
-    let descriptors = Descriptors::take_all();
+    let cores = Cores::plan(&config.shards)?;
+    let descriptors = Descriptors::take_all().of_shard(cores.shards.len());
     if descriptors.streams < config.streams_max {
         tracing::info!(
             descriptors = descriptors.all,
             streams_max = descriptors.streams,
-            "fewer streams than limits.streams_max: more needs more file descriptors (ulimit -Hn)"
+            "a shard takes fewer streams than limits.streams_max: more file descriptors (ulimit -Hn)"
         );
         config.streams_max = descriptors.streams;
     }
-    let public = bind("public.listen", config.public_listen)?;
-    let admin = bind("admin.listen", config.admin_listen)?;
-    let (public_address, admin_address) = (public.local_addr()?, admin.local_addr()?);
+    let (public_address, public) = bind("public.listen", config.public_listen, cores.shards.len())?;
+    let (admin_address, mut admin) = bind("admin.listen", config.admin_listen, 1)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let backends = Backends::open(&config, &clock)?;
     let (log, store) = (backends.log.clone(), backends.store.clone());
-    let threads = Threads::start(CONTROL_THREADS)?;
+    let control = cores.control.clone();
+    let threads = Threads::start(CONTROL_THREADS, move || pin(&control))?;
     let health = Health::starting();
     let (endings, ended) = mpsc::channel();
 
@@ -137,17 +141,19 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         retention: config.retention,
         unfinished: Unfinished::default(),
     });
-    let probe = Arc::new(Probe::default());
     let log_lag = Arc::new(AtomicU64::new(0));
     let report_bell = Arc::new(Doorbell::new()?);
     let (report, reports) =
         lane("shard_to_control", limits::lane::SHARD_TO_CONTROL, report_bell.clone());
-    let reports_refused = (report.name(), report.refusals());
     let shape = unidentified(config.log.partitions());
-    let to_shard = start_shard(&config, shape, public, report, probe.clone(), &endings)?;
+    let heads_max = descriptors.heads;
+    let places = Places { cores: &cores, listeners: public, heads_max };
+    let shards = Shards::start(&config, shape, places, &report, &endings)?;
 
-    let lanes = vec![(to_shard.name(), to_shard.refusals()), reports_refused];
-    let sources = Sources { shards: vec![probe], log_lag: log_lag.clone(), lanes };
+    let mut lanes = shards.refusals;
+    lanes.push((report.name(), report.refusals()));
+    let sources = Sources { shards: shards.probes, log_lag: log_lag.clone(), lanes };
+    let lanes = shards.lanes;
     let state = AdminState {
         creator: creator.clone(),
         store,
@@ -157,15 +163,17 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         allow_anonymous: config.allow_anonymous,
         room: Arc::default(),
     };
-    start_control(&threads, admin, state, reports, report_bell, &endings);
-    start_ingest(&threads, log, to_shard.clone(), log_lag, health.clone(), &endings);
+    if let Some(admin) = admin.pop() {
+        start_control(&threads, admin, state, (reports, report_bell), lanes.len(), &endings);
+    }
+    start_ingest(&threads, log, lanes.clone(), log_lag, health.clone(), &endings);
     say_hello(public_address, admin_address);
     backends.watch(&threads, &health, &endings);
     threads.spawn(run_relay(creator, backends.is_alone));
 
-    let ended = run_until_signal(&ended)
-        .and_then(|()| drain(&ended, &health, &to_shard, config.drain_window));
-    drop(to_shard);
+    let ended =
+        run_until_signal(&ended).and_then(|()| drain(&ended, &health, &lanes, config.drain_window));
+    drop(lanes);
     threads.stop(STOP_TIME);
     ended
 }
@@ -176,55 +184,16 @@ fn unidentified(partitions: u16) -> LogShape {
     LogShape { identity, selected_partitions: partitions, group_partitions: partitions }
 }
 
-fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BootError> {
+/// So many listeners on one address, and which that is.
+fn bind(
+    key: &'static str,
+    address: SocketAddr,
+    count: usize,
+) -> Result<(SocketAddr, Vec<TcpListener>), BootError> {
     let failed = |source| BootError::Listen { key, address, source };
-    let mut listeners = listen(address, 1).map_err(failed)?;
-    listeners.pop().ok_or_else(|| failed(std::io::ErrorKind::Other.into()))
-}
-
-/// Starts the shard's thread, and one that waits for its end.
-fn start_shard(
-    config: &Config,
-    shape: LogShape,
-    listener: TcpListener,
-    reports: Sender<FromShard>,
-    probe: Arc<Probe>,
-    endings: &mpsc::Sender<Ending>,
-) -> Result<Sender<ToShard>, BootError> {
-    let bell = Arc::new(Doorbell::new()?);
-    let (to_shard, inputs) = lane("control_to_shard", limits::lane::INGEST_TO_SHARD, bell);
-    let core = match config.shards {
-        ShardsConfig::One => shard::first_core(),
-        ShardsConfig::Core(core) => Some(core),
-    };
-    let thread = shard::start(ShardOptions {
-        number: 0,
-        core,
-        streams: StreamsOptions {
-            shape,
-            ring: config.ring,
-            streams_max: config.streams_max,
-            heartbeat: config.heartbeat,
-            write_progress: config.write_progress,
-            seed: uuid::Uuid::new_v4().as_u128() as u64,
-        },
-        access: AccessRules { allow_anonymous: config.allow_anonymous },
-        listener,
-        inputs,
-        reports,
-        probe,
-    })?;
-    let endings = endings.clone();
-    std::thread::Builder::new().name("shard-watch".to_owned()).spawn(move || {
-        let ending = match thread.join() {
-            Ok(Ok(())) => Ending::ShardsDrained,
-            Ok(Err(error)) => Ending::Part(error.to_string()),
-            Err(_) => Ending::Part("a shard panicked".to_owned()),
-        };
-        // Nobody listens any more once the node ends.
-        let _ = endings.send(ending);
-    })?;
-    Ok(to_shard)
+    let listeners = listen(address, count).map_err(failed)?;
+    let bound = listeners.first().map_or(Ok(address), TcpListener::local_addr).map_err(failed)?;
+    Ok((bound, listeners))
 }
 
 /// Starts the admin API, the shards' reports, and the wait for signals.
@@ -232,12 +201,18 @@ fn start_control(
     threads: &Threads,
     admin: TcpListener,
     state: AdminState,
-    reports: Receiver<FromShard>,
-    bell: Arc<Doorbell>,
+    (reports, bell): (Receiver<FromShard>, Arc<Doorbell>),
+    shards: usize,
     endings: &mpsc::Sender<Ending>,
 ) {
     let health = state.health.clone();
-    let serving = move |_shard| say_if_ready(health.found(Part::Shards));
+    // Each shard says once that it serves.
+    let missing = AtomicUsize::new(shards);
+    let serving = move |_shard| {
+        if missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            say_if_ready(health.found(Part::Shards));
+        }
+    };
     let calls = Arc::new(PublicCalls::new(state.clone(), Box::new(serving)));
     let ending = endings.clone();
     threads.spawn(async move {
@@ -271,7 +246,7 @@ fn start_control(
 fn start_ingest(
     threads: &Threads,
     log: Arc<dyn Log>,
-    to_shard: Sender<ToShard>,
+    shards: Vec<Sender<ToShard>>,
     lag: Arc<AtomicU64>,
     health: Health,
     endings: &mpsc::Sender<Ending>,
@@ -280,7 +255,7 @@ fn start_ingest(
         Progress::Reading => say_if_ready(health.found(Part::Log)),
         Progress::Away(reason) | Progress::Failed(reason) => health.lost(Part::Log, reason),
     };
-    let ingest = Ingest { log, shards: vec![to_shard], progress: Box::new(progress), lag };
+    let ingest = Ingest { log, shards, progress: Box::new(progress), lag };
     let ending = endings.clone();
     threads.spawn(async move {
         if let Err(error) = ingest.run().await {
@@ -328,22 +303,19 @@ fn run_until_signal(ended: &mpsc::Receiver<Ending>) -> Result<(), BootError> {
 fn drain(
     ended: &mpsc::Receiver<Ending>,
     health: &Health,
-    to_shard: &Sender<ToShard>,
+    shards: &[Sender<ToShard>],
     window: Duration,
 ) -> Result<(), BootError> {
     tracing::info!("draining");
     health.lost(Part::Node, "draining");
-    let mut item = ToShard::Drain { window };
-    loop {
+    for shard in shards {
         // The lane may be full of records; then the shard makes room within milliseconds.
-        match to_shard.try_send(item) {
-            Ok(()) => break,
-            Err(refusal) => item = refusal.item,
-        }
-        match ended.recv_timeout(Duration::from_millis(1)) {
-            Ok(Ending::Signal) => return Err(BootError::SecondSignal),
-            Ok(Ending::Part(reason)) => return Err(BootError::Ended(reason)),
-            Ok(Ending::ShardsDrained) | Err(_) => {}
+        while shard.try_send(ToShard::Drain { window }).is_err() {
+            match ended.recv_timeout(Duration::from_millis(1)) {
+                Ok(Ending::Signal) => return Err(BootError::SecondSignal),
+                Ok(Ending::Part(reason)) => return Err(BootError::Ended(reason)),
+                Ok(Ending::ShardsDrained) | Err(_) => {}
+            }
         }
     }
     loop {

@@ -12,11 +12,15 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// Starts that many worker threads.
-    pub fn start(workers: usize) -> std::io::Result<Self> {
+    /// Starts that many worker threads; each calls `at_start` first.
+    pub fn start(
+        workers: usize,
+        at_start: impl Fn() + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(workers)
             .thread_name("control")
+            .on_thread_start(at_start)
             .enable_all()
             .build()?;
         Ok(Self { runtime })

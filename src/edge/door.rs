@@ -17,7 +17,6 @@ use super::token::Token;
 use crate::base::Moment;
 use crate::domain::Slab;
 use crate::limits::edge as limits;
-use crate::ports::Descriptors;
 use crate::wire::head::{Head, HeadError, may_be_complete, read_head};
 
 /// A connection that has said what it wants.
@@ -72,7 +71,7 @@ pub struct Door {
 
 impl Door {
     /// Takes connections from this non-blocking listener and enters it into the set.
-    pub fn new(listener: TcpListener, set: BorrowedFd<'_>) -> io::Result<Self> {
+    pub fn new(listener: TcpListener, set: BorrowedFd<'_>, heads_max: usize) -> io::Result<Self> {
         watch(set, listener.as_fd(), Token::Listener, EventFlags::IN)?;
         Ok(Self {
             listener: Some(listener),
@@ -80,7 +79,7 @@ impl Door {
             reading: VecDeque::new(),
             lingering: VecDeque::new(),
             serials: 0,
-            heads_max: limits::HEADS_MAX.min(Descriptors::of_process().heads),
+            heads_max: limits::HEADS_MAX.min(heads_max),
             resting_until: None,
             scratch: vec![0; limits::HEAD_BYTES_MAX].into(),
             counters: DoorCounters::default(),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::base::{LogShape, Partition};
+use crate::base::{LogShape, Partition, Sharding};
 use crate::lane::{Refusal, RefusalReason, Sender, ToShard};
 use crate::limits::log as limits;
 use crate::ports::{Backoff, Batch, Log, LogError, Want};
@@ -121,8 +121,9 @@ impl Ingest {
             let offset = bounds.start.max(next.saturating_sub(limits::REPEAT_RECORDS));
             wants.push(Want { partition, offset });
             ends.push(bounds.end);
-            let start = ToShard::Start { partition, next };
-            deliver(self.shard_of(partition, shape), start).await?;
+            for shard in &self.shards {
+                deliver(shard, ToShard::Start { partition, next }).await?;
+            }
         }
         Ok((wants, ends))
     }
@@ -140,7 +141,7 @@ impl Ingest {
         };
         wants[at].offset = batch.next;
         lags[at] = batch.end.saturating_sub(batch.next);
-        let shard = self.shard_of(partition, shape);
+        let shard = self.shard_of(partition, shape)?;
         for piece in pieces(batch) {
             deliver(shard, ToShard::Batch(piece)).await?;
         }
@@ -158,7 +159,7 @@ impl Ingest {
             want.offset = next;
         }
         let nothing = Batch { partition, records: Vec::new(), next, end: next };
-        deliver(self.shard_of(partition, shape), ToShard::Batch(nothing)).await
+        deliver(self.shard_of(partition, shape)?, ToShard::Batch(nothing)).await
     }
 
     /// Waits before the next try, or gives up on what does not heal.
@@ -178,11 +179,14 @@ impl Ingest {
         }
     }
 
-    fn shard_of(&self, partition: Partition, shape: &LogShape) -> &Sender<ToShard> {
-        let number = usize::from(partition.topic as u8)
-            * usize::from(shape.partitions(partition.topic))
-            + usize::from(partition.index);
-        &self.shards[number % self.shards.len()]
+    fn shard_of(
+        &self,
+        partition: Partition,
+        shape: &LogShape,
+    ) -> Result<&Sender<ToShard>, IngestError> {
+        let shards = u16::try_from(self.shards.len()).ok().and_then(Sharding::new);
+        let owner = shards.map(|sharding| sharding.of_partition(partition, shape));
+        owner.and_then(|owner| self.shards.get(usize::from(owner))).ok_or(IngestError::ShardGone)
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Nothing is counted twice: a scrape reads the numbers where they are kept.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,7 +27,7 @@ pub struct Metrics {
 pub struct Sources {
     pub shards: Vec<Arc<Probe>>,
     pub log_lag: Arc<AtomicU64>,
-    /// The lanes by name.
+    /// The lanes; those of one name are counted together.
     pub lanes: Vec<(&'static str, Arc<Refusals>)>,
 }
 
@@ -55,14 +56,17 @@ impl Metrics {
 /// A number of every shard.
 type Read = fn(&Probe) -> &AtomicU64;
 
-const GAUGES: [(&str, &str, Read); 4] = [
+const GAUGES: [(&str, &str, Read); 5] = [
     ("streams", "Open streams", |probe| &probe.streams),
     ("users", "Users with an open stream", |probe| &probe.users),
     ("ring_frames", "Frames in the ring", |probe| &probe.ring_frames),
+    ("passed_waiting", "Events and positions that wait for another shard's lane", |probe| {
+        &probe.passed_waiting
+    }),
     ("serving", "1 while the shard serves streams", |probe| &probe.serving),
 ];
 
-const COUNTERS: [(&str, &str, Read); 19] = [
+const COUNTERS: [(&str, &str, Read); 20] = [
     ("streams_opened", "Streams that were opened", |probe| &probe.opened),
     ("streams_resumed", "Streams that came with a usable cursor", |probe| &probe.resumed),
     ("deliveries", "Frames of which the kernel took the last byte", |probe| &probe.deliveries),
@@ -77,6 +81,7 @@ const COUNTERS: [(&str, &str, Read); 19] = [
     ("unserved_records", "Records not served by this release", |probe| &probe.unserved_records),
     ("repeats", "Records not served because their event had been", |probe| &probe.repeats),
     ("connections_accepted", "Connections accepted", |probe| &probe.accepted),
+    ("streams_handed", "Requests handed to the shard of their user", |probe| &probe.streams_handed),
     ("requests_malformed", "Request heads refused", |probe| &probe.heads_refused),
     ("connections_evicted", "Connections closed for newer ones", |probe| &probe.heads_evicted),
     ("descriptors_exhausted", "Times that no descriptor was left for a connection", |probe| {
@@ -150,11 +155,13 @@ impl Sources {
         let kind = ConstCounter::new(0_u64).metric_type();
         let help = "Items that a lane did not take, by reason";
         let mut family = encoder.encode_descriptor("lane_refusals", help, None, kind)?;
-        for (lane, refusals) in &self.lanes {
+        let names: BTreeSet<&str> = self.lanes.iter().map(|(name, _)| *name).collect();
+        for lane in names {
             for reason in RefusalReason::ALL {
-                let labels = [("lane", *lane), ("reason", reason.name())];
-                let refused = ConstCounter::new(load(refusals.of(reason)));
-                refused.encode(family.encode_family(&labels)?)?;
+                let labels = [("lane", lane), ("reason", reason.name())];
+                let of_name = self.lanes.iter().filter(|(name, _)| *name == lane);
+                let refused: u64 = of_name.map(|(_, refusals)| load(refusals.of(reason))).sum();
+                ConstCounter::new(refused).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())

@@ -39,6 +39,12 @@ impl Descriptors {
         Self::of_process()
     }
 
+    /// The same, with what one of so many shards may have of it.
+    pub fn of_shard(self, shards: usize) -> Self {
+        let part = |all: usize| (all / shards.max(1)).max(1);
+        Self { streams: part(self.streams), heads: part(self.heads), ..self }
+    }
+
     fn of(all: usize) -> Self {
         let files = limits::FILES_MAX.min(all / 4);
         let sockets = all - files;

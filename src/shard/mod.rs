@@ -3,6 +3,9 @@
 //!
 //! One pump a shard (`pump.rs`), turned by the runtime seam (`runtime.rs`) on a pinned thread.
 
+mod core;
+mod cores;
+mod peers;
 mod probe;
 mod pump;
 mod runtime;
@@ -11,25 +14,28 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-
 use crate::domain::StreamsOptions;
 use crate::edge::AccessRules;
 use crate::lane::{FromShard, Receiver, Sender, ToShard};
 use crate::ports::SystemClock;
 
+pub use cores::{Cores, CoresError, ShardsWanted, pin};
+pub use peers::{Peers, mesh};
 pub use probe::{BUCKETS_MICROS, Histogram, Probe};
 pub use pump::Shard;
 
 /// What a shard is given at start.
 pub struct ShardOptions {
     pub number: u16,
-    /// The core that its thread is pinned to; `None` leaves it to the kernel.
-    pub core: Option<usize>,
+    /// The CPU that its thread is pinned to.
+    pub cpu: usize,
     pub streams: StreamsOptions,
     pub access: AccessRules,
     pub listener: TcpListener,
+    /// Connections that may be without a complete head at a time.
+    pub heads_max: usize,
     pub inputs: Receiver<ToShard>,
+    pub peers: Peers,
     pub reports: Sender<FromShard>,
     pub probe: Arc<Probe>,
 }
@@ -41,23 +47,12 @@ pub enum ShardError {
     Kernel { shard: u16, error: std::io::Error },
 }
 
-/// The first core that this process may use.
-pub fn first_core() -> Option<usize> {
-    let cores = sched_getaffinity(None).ok()?;
-    (0..CpuSet::MAX_CPU).find(|core| cores.is_set(*core))
-}
-
 /// Starts the thread of a shard. It ends by `ToShard::Drain`, or with an error.
 pub fn start(options: ShardOptions) -> std::io::Result<JoinHandle<Result<(), ShardError>>> {
     let number = options.number;
     std::thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
         let failed = |error| ShardError::Kernel { shard: number, error };
-        if let Some(core) = options.core {
-            let mut cores = CpuSet::new();
-            cores.set(core);
-            // A core that was taken from the process meanwhile costs speed, not correctness.
-            let _ = sched_setaffinity(None, &cores);
-        }
+        pin(&[options.cpu]);
         let mut shard = Shard::new(options, SystemClock).map_err(failed)?;
         runtime::run_epoll(&mut shard, &SystemClock).map_err(failed)
     })

@@ -25,6 +25,7 @@ macro_rules! probe {
 probe! {
     streams, users, opened, resumed, deliveries, bytes, writes, joined, blocked, heartbeats, gaps,
     expired_skips, ring_frames, ring_bytes, events, bad_records, unserved_records, repeats,
+    passed_waiting, streams_handed,
     accepted, heads_refused, heads_evicted, descriptors_exhausted, requests_refused, long_turns,
     /// 1 once the shard serves streams.
     serving,

@@ -22,7 +22,7 @@ use super::ring::{Frame, Ring, RingLimits};
 use super::slab::Slab;
 use super::vector::{Served, Vector, VectorRef};
 use super::wheel::Wheel;
-use crate::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, UserId};
+use crate::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, Position, UserId};
 use crate::limits::shard as limits;
 use crate::wire::archive::{AudienceRef, SharedEvent};
 use crate::wire::cursor::{Cursor, CursorParts};
@@ -258,6 +258,11 @@ impl<S> Streams<S> {
     pub fn handle_start(&mut self, partition: Partition, next: u64) {
         self.vector.advance(partition, next);
         self.ring.restart(self.options.shape, &self.vector);
+    }
+
+    /// Whether what stands at this place of the log has not been handled yet.
+    pub fn is_new(&self, position: Position) -> bool {
+        position.offset >= self.vector.next(position.partition)
     }
 
     /// Takes events, each partition's in order. One that was handled before changes nothing. As

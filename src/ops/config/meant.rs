@@ -9,13 +9,14 @@ use super::written::{self, Shards, Written};
 use crate::domain::RingLimits;
 use crate::ingest::kafka::KafkaOptions;
 use crate::limits;
+use crate::shard::ShardsWanted;
 use crate::store::scylla::{Login, ScyllaOptions};
 
 /// A configuration that makes sense.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Config {
     pub node_id: String,
-    pub shards: ShardsConfig,
+    pub shards: ShardsWanted,
     pub data_dir: PathBuf,
     pub public_listen: SocketAddr,
     pub admin_listen: SocketAddr,
@@ -30,15 +31,6 @@ pub struct Config {
     pub write_progress: Duration,
     pub output_json: bool,
     pub output_level: String,
-}
-
-/// How many shards, and where. One in this release.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ShardsConfig {
-    /// One, on the first core that the process may use.
-    One,
-    /// One, on this core.
-    Core(usize),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -192,20 +184,50 @@ fn address(key: &str, text: &str, report: &mut impl FnMut(&str, String)) -> Opti
     parsed
 }
 
-fn shards(shards: &Shards, report: &mut impl FnMut(&str, String)) -> Option<ShardsConfig> {
-    match shards {
-        Shards::Word(word) if word == "auto" => Some(ShardsConfig::One),
-        Shards::Number(1) => Some(ShardsConfig::One),
-        Shards::Cpus(cpus) if cpus.len() == 1 => Some(ShardsConfig::Core(cpus[0])),
-        Shards::Number(0) | Shards::Word(_) => {
-            report("node.shards", "must be \"auto\", a number from 1 on or a CPU list".to_owned());
-            None
+fn shards(shards: &Shards, report: &mut impl FnMut(&str, String)) -> Option<ShardsWanted> {
+    let most = usize::from(limits::shard::SHARDS_MAX);
+    let wanted = match shards {
+        Shards::Word(word) if word == "auto" => Ok(ShardsWanted::Auto),
+        Shards::Word(word) => cpus(word),
+        Shards::Number(0) => Err("a node has at least one shard".to_owned()),
+        Shards::Number(number) => Ok(ShardsWanted::Count(*number)),
+        Shards::Cpus(cpus) => Ok(ShardsWanted::Cpus(cpus.clone())),
+    };
+    let wanted = wanted.and_then(|wanted| match &wanted {
+        ShardsWanted::Cpus(cpus) if cpus.is_empty() => Err("names no CPU".to_owned()),
+        ShardsWanted::Cpus(cpus) if cpus.len() > most => Err(format!("at most {most} CPUs")),
+        ShardsWanted::Count(count) if usize::from(*count) > most => Err(format!("at most {most}")),
+        ShardsWanted::Cpus(cpus) => match twice(cpus) {
+            Some(cpu) => Err(format!("names CPU {cpu} twice")),
+            None => Ok(wanted),
+        },
+        ShardsWanted::Auto | ShardsWanted::Count(_) => Ok(wanted),
+    });
+    wanted.map_err(|message| report("node.shards", message)).ok()
+}
+
+/// A list of CPUs and ranges of them, such as `0,2-5`.
+fn cpus(text: &str) -> Result<ShardsWanted, String> {
+    let message = || "must be \"auto\", a number from 1 on, or CPUs such as \"0,2-5\"".to_owned();
+    let cpu = |text: &str| {
+        let cpu = text.trim().parse::<usize>().ok().filter(|cpu| *cpu < limits::shard::CPUS_MAX);
+        cpu.ok_or_else(message)
+    };
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (cpu(first)?, cpu(last)?);
+        if first > last {
+            return Err(message());
         }
-        Shards::Number(_) | Shards::Cpus(_) => {
-            report("node.shards", "this release runs one shard: \"auto\", 1 or [CPU]".to_owned());
-            None
-        }
+        cpus.extend(first..=last);
     }
+    Ok(ShardsWanted::Cpus(cpus))
+}
+
+fn twice(cpus: &[usize]) -> Option<usize> {
+    let mut seen = std::collections::BTreeSet::new();
+    cpus.iter().copied().find(|cpu| !seen.insert(*cpu))
 }
 
 fn store(written: &written::Store, report: &mut impl FnMut(&str, String)) -> StoreConfig {

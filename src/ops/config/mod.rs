@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use meant::{Config, LogConfig, ShardsConfig, StoreConfig};
+pub use meant::{Config, LogConfig, StoreConfig};
 pub use written::Written;
 
 const ENV_PREFIX: &str = "CORECAST_";

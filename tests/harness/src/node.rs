@@ -215,6 +215,8 @@ fn run(
         format!("node.data_dir={}", data_dir.display()),
         format!("public.listen={public}"),
         format!("admin.listen={admin}"),
+        // Whatever the machine has; what a test sets later wins.
+        "node.shards=2".to_owned(),
     ];
     for set in own.iter().chain(sets) {
         command.args(["--set", set]);

@@ -1,0 +1,103 @@
+//! Starts the shards: their cores, lanes, listeners and threads.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use super::Ending;
+use crate::base::LogShape;
+use crate::domain::StreamsOptions;
+use crate::edge::AccessRules;
+use crate::lane::{Doorbell, FromShard, Refusals, Sender, ToShard, lane};
+use crate::limits;
+use crate::ops::config::Config;
+use crate::shard::{self, Cores, Probe, ShardOptions, mesh};
+
+/// All shards of this node, as its other rooms see them.
+pub(super) struct Shards {
+    /// A lane to each, in order.
+    pub lanes: Vec<Sender<ToShard>>,
+    pub probes: Vec<Arc<Probe>>,
+    /// Every lane to or between them, by name.
+    pub refusals: Vec<(&'static str, Arc<Refusals>)>,
+}
+
+/// Where shards run, and what each may take.
+pub(super) struct Places<'a> {
+    pub cores: &'a Cores,
+    /// One for each shard.
+    pub listeners: Vec<TcpListener>,
+    /// Connections of a shard that have not yet said what they want.
+    pub heads_max: usize,
+}
+
+impl Shards {
+    /// Starts a thread for each core, and one that waits for its end.
+    pub fn start(
+        config: &Config,
+        shape: LogShape,
+        places: Places<'_>,
+        reports: &Sender<FromShard>,
+        endings: &mpsc::Sender<Ending>,
+    ) -> std::io::Result<Self> {
+        let Places { cores, listeners, heads_max } = places;
+        let bells = cores.shards.iter().map(|_| Doorbell::new().map(Arc::new));
+        let bells: Vec<Arc<Doorbell>> = bells.collect::<Result<_, _>>()?;
+        let all_peers = mesh(&bells).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let left = Arc::new(AtomicUsize::new(bells.len()));
+        let mut shards = Self { lanes: Vec::new(), probes: Vec::new(), refusals: Vec::new() };
+        let places = bells.into_iter().zip(all_peers).zip(listeners).zip(&cores.shards);
+        for (number, (((bell, peers), listener), cpu)) in (0..).zip(places) {
+            let (to_shard, inputs) = lane("control_to_shard", limits::lane::INGEST_TO_SHARD, bell);
+            let probe = Arc::new(Probe::default());
+            shards.refusals.push((to_shard.name(), to_shard.refusals()));
+            shards.refusals.extend(peers.lanes());
+            shards.lanes.push(to_shard);
+            shards.probes.push(probe.clone());
+            let options = ShardOptions {
+                number,
+                cpu: *cpu,
+                streams: StreamsOptions {
+                    shape,
+                    ring: config.ring,
+                    streams_max: config.streams_max,
+                    heartbeat: config.heartbeat,
+                    write_progress: config.write_progress,
+                    seed: uuid::Uuid::new_v4().as_u128() as u64,
+                },
+                access: AccessRules { allow_anonymous: config.allow_anonymous },
+                listener,
+                heads_max,
+                inputs,
+                peers,
+                reports: reports.clone(),
+                probe,
+            };
+            watch(options, left.clone(), endings.clone())?;
+        }
+        Ok(shards)
+    }
+}
+
+/// Starts a shard, and a thread that says when it has ended. A shard that ends by itself ends the
+/// node: its users can't be served, and are by another one.
+fn watch(
+    options: ShardOptions,
+    left: Arc<AtomicUsize>,
+    endings: mpsc::Sender<Ending>,
+) -> std::io::Result<()> {
+    let number = options.number;
+    let thread = shard::start(options)?;
+    std::thread::Builder::new().name(format!("watch-{number}")).spawn(move || {
+        let ending = match thread.join() {
+            Ok(Ok(())) if left.fetch_sub(1, Ordering::AcqRel) > 1 => return,
+            Ok(Ok(())) => Ending::ShardsDrained,
+            Ok(Err(error)) => Ending::Part(error.to_string()),
+            Err(_) => Ending::Part(format!("shard {number} panicked")),
+        };
+        // Nobody listens any more once the node ends.
+        let _ = endings.send(ending);
+    })?;
+    Ok(())
+}

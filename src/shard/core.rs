@@ -1,0 +1,300 @@
+//! What a shard does, without its waiting: decodes records, passes events on, opens streams and
+//! writes to them.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+
+use super::peers::{Handed, Peers};
+use super::probe::{self, Probe};
+use crate::base::{EpochMillis, Moment, Partition, Position};
+use crate::domain::{CloseReason, Decoder, Finding, Open, Outcome, Passed, Repeats, Streams};
+use crate::edge::{
+    AccessRules, Arrival, Door, StreamRequest, Token, Visitor, head_of, read_stream_request, watch,
+};
+use crate::lane::{FromShard, Sender};
+use crate::limits::{admin, shard as limits};
+use crate::ports::Batch;
+use crate::wire::archive::SharedEvent;
+use crate::wire::head::{self, HeadError};
+use crate::wire::{api, frame};
+
+/// Streams are told once their socket is writable or gone; edge-triggered, so that a stream is
+/// entered into the set once and never touched again.
+const STREAM_EVENTS: EventFlags = EventFlags::OUT.union(EventFlags::RDHUP).union(EventFlags::ET);
+
+/// The part of a shard that the door calls back.
+pub(super) struct Core {
+    pub number: u16,
+    pub streams: Streams<OwnedFd>,
+    pub decoder: Decoder,
+    pub repeats: Repeats,
+    /// Events of the batch at hand that the streams do not know of yet.
+    pub decoded: Vec<SharedEvent>,
+    pub peers: Peers,
+    pub access: AccessRules,
+    pub reports: Sender<FromShard>,
+    pub probe: Arc<Probe>,
+    pub is_serving: bool,
+    pub wall: EpochMillis,
+    /// When the oldest event was appended whose fan-out is not finished.
+    pub fanout_since: Option<EpochMillis>,
+}
+
+impl Core {
+    /// Decodes records and appends their events to the ring. A record's fate follows from its
+    /// bytes alone; whatever it is, the position advances.
+    pub fn take_batch(&mut self, batch: &Batch) {
+        for record in &batch.records {
+            let position = Position { partition: batch.partition, offset: record.offset };
+            let value = record.value.as_deref();
+            match self.decoder.decode_caught(position, record.appended_at, value) {
+                Finding::Serve(event) if self.repeats.note(position, event.event_id()) => {
+                    probe::add(&self.probe.repeats, 1);
+                }
+                // Read again, or read only to know what is a repeat.
+                Finding::Serve(_) if !self.streams.is_new(position) => {}
+                Finding::Serve(event) => {
+                    if self.peers.exchange.pass_event(&event) {
+                        self.take_event(event);
+                    }
+                }
+                Finding::Ignore(reason) => {
+                    probe::add(&self.probe.unserved_records, 1);
+                    self.report(FromShard::Unserved { position, reason: reason.name() });
+                }
+                Finding::Bad(reason) => {
+                    probe::add(&self.probe.bad_records, 1);
+                    self.report(FromShard::BadRecord { position, reason: reason.to_string() });
+                }
+            }
+        }
+        self.take_position(batch.partition, batch.next);
+        self.peers.exchange.pass_position(batch.partition, batch.next);
+    }
+
+    /// Takes what another shard has decoded. Returns whether that was all from before the start.
+    pub fn take_passed(&mut self, passed: Passed) -> bool {
+        match passed {
+            Passed::Event(event) => self.take_event(event),
+            Passed::Position { partition, next } => self.take_position(partition, next),
+            Passed::CaughtUp => return true,
+        }
+        false
+    }
+
+    fn take_event(&mut self, event: SharedEvent) {
+        probe::add(&self.probe.events, 1);
+        if self.is_serving && self.fanout_since.is_none() {
+            self.fanout_since = Some(event.appended_at());
+        }
+        self.decoded.push(event);
+        if self.decoded.len() >= limits::EVENTS_AT_ONCE {
+            self.flush_events();
+        }
+    }
+
+    fn take_position(&mut self, partition: Partition, next: u64) {
+        self.flush_events();
+        self.streams.handle_position(partition, next);
+    }
+
+    /// Gives the streams the events that they do not know of yet.
+    pub fn flush_events(&mut self) {
+        self.streams.handle_events(&mut self.decoded);
+    }
+
+    /// Writes to streams until none wants to, or the turn is long enough.
+    pub fn feed(&mut self, now: Moment) {
+        for _ in 0..limits::FEEDS_PER_TURN_MAX {
+            let Some(write) = self.streams.poll_write(now, self.wall) else { break };
+            let key = write.key;
+            let outcome = match send(write.socket, &write.pieces) {
+                Ok(0) => Outcome::Dead,
+                Ok(took) => Outcome::Took(took),
+                Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM) => Outcome::Full,
+                Err(_) => Outcome::Dead,
+            };
+            drop(write); // It lends pieces of the streams.
+            self.streams.handle_written(key, outcome, now);
+        }
+        if !self.streams.wants_to_write()
+            && let Some(since) = self.fanout_since.take()
+        {
+            let took = Duration::from_millis(self.wall.0.saturating_sub(since.0));
+            self.probe.fanout.record(took);
+        }
+    }
+
+    /// Opens the stream; gives the socket back if there are as many as may be.
+    fn open(
+        &mut self,
+        set: BorrowedFd<'_>,
+        socket: OwnedFd,
+        request: StreamRequest,
+        now: Moment,
+    ) -> Result<(), OwnedFd> {
+        let connection = request.connection;
+        let connection = connection.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let open = Open {
+            socket,
+            user: &request.user,
+            members: &request.members,
+            connection: &connection,
+            cursor: request.cursor,
+            response_head: head::STREAM_RESPONSE_HEAD,
+        };
+        let key = self.streams.handle_open(open, now, self.wall)?;
+        let watched = self
+            .streams
+            .socket(key)
+            .map(|socket| watch(set, socket.as_fd(), Token::Stream(key), STREAM_EVENTS));
+        if !matches!(watched, Some(Ok(()))) {
+            self.streams.handle_close(key, CloseReason::Peer);
+        }
+        Ok(())
+    }
+
+    /// A request for a stream, which this shard has accepted: it belongs to the shard of its user.
+    fn take_request(&mut self, door: &mut Door, set: BorrowedFd<'_>, handed: Handed, now: Moment) {
+        let owner = self.peers.sharding().of_user(handed.request.user.as_str());
+        if owner == self.number {
+            return self.take_handed(door, set, handed, now);
+        }
+        match self.peers.hand(owner, Box::new(handed)) {
+            Ok(()) => probe::add(&self.probe.streams_handed, 1),
+            Err(handed) => {
+                let Handed { socket, request, path } = *handed;
+                let answer = self.put_off(request.accepts_event_stream, &path);
+                door.answer(set, socket, &answer, now);
+            }
+        }
+    }
+
+    /// Opens a stream for one of this shard's users, or puts it off.
+    pub fn take_handed(
+        &mut self,
+        door: &mut Door,
+        set: BorrowedFd<'_>,
+        handed: Handed,
+        now: Moment,
+    ) {
+        let Handed { socket, request, path } = handed;
+        let accepts_event_stream = request.accepts_event_stream;
+        let taken =
+            if self.is_serving { self.open(set, socket, request, now) } else { Err(socket) };
+        if let Err(socket) = taken {
+            let answer = self.put_off(accepts_event_stream, &path);
+            door.answer(set, socket, &answer, now);
+        }
+    }
+
+    /// Hands a request that is no stream to the control threads; gives the socket back if they
+    /// have no room.
+    fn hand_over(&mut self, arrival: Arrival) -> Result<(), OwnedFd> {
+        let bytes = arrival.bytes.into();
+        let Err(refusal) =
+            self.reports.try_send(FromShard::Request { socket: arrival.socket, bytes })
+        else {
+            return Ok(());
+        };
+        match refusal.item {
+            FromShard::Request { socket, .. } => Err(socket),
+            _ => Ok(()),
+        }
+    }
+
+    /// The answer to a request that would be taken at another time. An EventSource gives up for
+    /// good on every status but 200, so it gets one, told to come back, and the end.
+    fn put_off(&mut self, accepts_event_stream: bool, path: &str) -> Vec<u8> {
+        probe::add(&self.probe.requests_refused, 1);
+        let mut answer = Vec::new();
+        if accepts_event_stream {
+            answer.extend_from_slice(head::STREAM_RESPONSE_HEAD);
+            frame::write_retry(&mut answer, self.streams.retry_after());
+        } else {
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            let message = "the node can't take this request now, try again";
+            let body = api::error_body(status, message, path, self.wall);
+            head::write_response(&mut answer, status, api::JSON, Some(admin::RETRY_AFTER_S), &body);
+        }
+        answer
+    }
+
+    pub fn report(&self, report: FromShard) {
+        // A full lane loses a log line; the probe has counted what it was about.
+        let _ = self.reports.try_send(report);
+    }
+
+    pub fn publish(&self, door: &Door) {
+        let probe = &self.probe;
+        probe.publish(self.streams.counters(), door.counters());
+        let ring = self.streams.ring();
+        probe::set(&probe.streams, self.streams.len() as u64);
+        probe::set(&probe.users, self.streams.users() as u64);
+        probe::set(&probe.ring_frames, ring.next() - ring.first());
+        probe::set(&probe.ring_bytes, ring.bytes() as u64);
+        probe::set(&probe.passed_waiting, self.peers.exchange.len() as u64);
+    }
+}
+
+/// Writes the pieces. Few bytes are put together first: the kernel takes longer over a list of
+/// pieces than a copy of so little takes.
+fn send(socket: &OwnedFd, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    let mut together = [0; limits::JOINED_BYTES_MAX];
+    let mut length = 0;
+    for piece in pieces {
+        let Some(place) = together.get_mut(length..length + piece.len()) else {
+            return rustix::io::writev(socket, pieces);
+        };
+        place.copy_from_slice(piece);
+        length += piece.len();
+    }
+    rustix::io::write(socket, &together[..length])
+}
+
+impl Visitor for Core {
+    fn handle_head(&mut self, door: &mut Door, set: BorrowedFd<'_>, arrival: Arrival, now: Moment) {
+        let Some(head) = head_of(&arrival.bytes) else { return };
+        if !head.is_stream() {
+            let path = head.path.to_owned();
+            drop(head);
+            if let Err(socket) = self.hand_over(arrival) {
+                let answer = self.put_off(false, &path);
+                door.answer(set, socket, &answer, now);
+            }
+            return;
+        }
+        let request = read_stream_request(&head, arrival.bytes.len(), self.access);
+        let (socket, answer) = match request {
+            Err(refusal) => {
+                let body =
+                    api::error_body(refusal.status(), &refusal.to_string(), head.path, self.wall);
+                let mut answer = Vec::new();
+                head::write_response(&mut answer, refusal.status(), api::JSON, None, &body);
+                (arrival.socket, answer)
+            }
+            Ok(request) => {
+                let path = head.path.into();
+                let handed = Handed { socket: arrival.socket, request, path };
+                drop(head);
+                self.take_request(door, set, handed, now);
+                return;
+            }
+        };
+        door.answer(set, socket, &answer, now);
+    }
+
+    fn refusal(&mut self, error: HeadError, bytes: &[u8]) -> Vec<u8> {
+        let path = head::path_of(bytes);
+        let body = api::error_body(error.status(), &error.to_string(), path, self.wall);
+        let mut answer = Vec::new();
+        head::write_response(&mut answer, error.status(), api::JSON, None, &body);
+        answer
+    }
+}
