@@ -163,6 +163,8 @@ pub mod shard {
     pub const READY_PER_TURN_MAX: usize = 1_024;
     /// A turn longer than this is counted and reported.
     pub const LONG_TURN: Duration = Duration::from_millis(50);
+    /// At least between two log lines about such turns.
+    pub const LONG_TURN_LINES: Duration = Duration::from_secs(10);
     /// A stream whose socket takes no byte for so long is closed and comes back with its cursor.
     pub const WRITE_PROGRESS: Duration = Duration::from_secs(30);
     /// One tick of the timer wheel, and its slots: a horizon of 131 s, past the longest heartbeat.

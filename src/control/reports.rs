@@ -3,12 +3,14 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::lane::{Doorbell, FromShard, Receiver};
+use crate::limits::shard as limits;
 
 /// What becomes of a request that the edge handed over, and of a shard that serves.
 pub trait Handover: Send + Sync {
@@ -25,9 +27,13 @@ pub async fn run_reports(
 ) -> std::io::Result<()> {
     // SAFETY: the doorbell owns its eventfd, never replaces it, and lives in `rings` by its Arc.
     let rings = unsafe { AsyncFd::register_with_interest(bell.clone(), Interest::READABLE)? };
+    let mut turns = LongTurns::default();
     loop {
         while let Some(report) = reports.try_recv() {
-            take(report, &*handover);
+            match report {
+                FromShard::LongTurn { shard, took } => turns.take(shard, took, Instant::now()),
+                report => take(report, &*handover),
+            }
         }
         if bell.may_sleep(|| reports.is_empty()) {
             let mut ring = rings.readable().await?;
@@ -59,8 +65,51 @@ fn take(report: FromShard, handover: &dyn Handover) {
             reason,
             "record is not served by this release"
         ),
-        FromShard::LongTurn { shard, took } => {
-            tracing::warn!(shard, took_ms = took.as_millis() as u64, "long turn");
+        // It was taken where their number is known.
+        FromShard::LongTurn { .. } => {}
+    }
+}
+
+/// Long turns come in hundreds when the machine is busy; their number is in the metrics. The log
+/// gets the first, and then the longest once in a while.
+#[derive(Debug, Default)]
+struct LongTurns {
+    said_at: Option<Instant>,
+    longest: Duration,
+    unsaid: u32,
+}
+
+impl LongTurns {
+    fn take(&mut self, shard: u16, took: Duration, now: Instant) {
+        self.longest = self.longest.max(took);
+        if self.said_at.is_some_and(|at| now.duration_since(at) < limits::LONG_TURN_LINES) {
+            self.unsaid += 1;
+            return;
         }
+        let (longest_ms, others) = (self.longest.as_millis() as u64, self.unsaid);
+        tracing::warn!(shard, longest_ms, others, "long turn");
+        *self = Self { said_at: Some(now), ..Self::default() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_turns_are_a_line_once_in_a_while() {
+        let began = Instant::now();
+        let mut turns = LongTurns::default();
+        let mut take = |after_s, took_ms| {
+            let now = began + Duration::from_secs(after_s);
+            turns.take(0, Duration::from_millis(took_ms), now);
+            (turns.unsaid, turns.longest.as_millis())
+        };
+        // What is said is forgotten.
+        assert_eq!(take(0, 60), (0, 0));
+        assert_eq!(take(1, 70), (1, 70));
+        assert_eq!(take(9, 65), (2, 70));
+        assert_eq!(take(10, 60), (0, 0));
+        assert_eq!(take(11, 60), (1, 60));
     }
 }
