@@ -294,6 +294,11 @@ pub mod admin {
     /// store pursues an unclear write, shorter than the 30 s after which clients and proxies
     /// commonly give up.
     pub const ANSWER_TIME: Duration = Duration::from_secs(20);
+    /// A create of many targets may take longer by these: half of what a log on an idle disk takes.
+    pub const TARGETS_PER_SECOND: u64 = 20_000;
+    pub const CREATE_TIME_MAX: Duration = Duration::from_secs(
+        ANSWER_TIME.as_secs() + contract::TARGET_USERS_MAX as u64 / TARGETS_PER_SECOND,
+    );
     /// Creates under way, answered or not: so many callers wait on a store that hangs, each with a
     /// body of a few KiB.
     pub const CREATES_MAX: usize = 4_096;

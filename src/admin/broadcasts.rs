@@ -1,5 +1,7 @@
 //! `/api/admin/broadcasts`: create, list, show.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -49,13 +51,15 @@ pub(super) async fn create(
     };
     // A client that goes away, or is not answered in time, does not stop a broadcast that has
     // begun to exist.
+    let targets = draft.target.ids.len() as u64;
+    let time = limits::ANSWER_TIME + Duration::from_secs(targets / limits::TARGETS_PER_SECOND);
     let creator = state.creator.clone();
     let creating = tokio::spawn(async move {
         let created = creator.create(draft).await;
         drop(place);
         created
     });
-    let created = tokio::time::timeout(limits::ANSWER_TIME, creating).await;
+    let created = tokio::time::timeout(time, creating).await;
     let created = created.map_err(|_| Failure::late())?;
     let row = created.map_err(|error| {
         Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("creating it failed: {error}"))

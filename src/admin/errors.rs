@@ -109,7 +109,8 @@ pub(super) async fn guard(
     let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
     let time = match *request.method() {
         Method::GET | Method::HEAD => limits::ANSWER_TIME,
-        _ => limits::BODY_TIME + limits::ANSWER_TIME,
+        // It waits for a place, for the body, and for log and store.
+        _ => limits::ANSWER_TIME + limits::BODY_TIME + limits::CREATE_TIME_MAX,
     };
     let response = match allowed {
         Err(failure) => axum::response::IntoResponse::into_response(failure),
