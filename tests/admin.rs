@@ -422,17 +422,18 @@ fn metrics_are_open_metrics_and_have_the_names_of_the_contract() {
 
 /// Counts of the buckets are cumulative, and the last one has no bound.
 fn check_buckets(text: &str, name: &str, shard: u16) {
-    let start = format!("{name}_bucket{{shard=\"{shard}\"");
+    let start = format!("{name}_bucket{{");
+    let of_shard = format!("shard=\"{shard}\"");
     let buckets: Vec<(&str, u64)> = text
         .lines()
-        .filter(|line| line.starts_with(&start))
+        .filter(|line| line.starts_with(&start) && line.contains(&of_shard))
         .filter_map(|line| {
             let bound = line.split("le=\"").nth(1)?.split('"').next()?;
             Some((bound, line.rsplit_once(' ')?.1.parse().ok()?))
         })
         .collect();
     assert!(buckets.is_sorted_by_key(|(_, count)| *count), "{buckets:?}");
-    let count = format!("{name}_count{{shard=\"{shard}\"");
+    let count = format!("{name}_count{{{of_shard}}}");
     let count = text.lines().find(|line| line.starts_with(&count)).expect("a count");
     let (bound, all) = buckets.last().expect("buckets");
     assert_eq!((*bound, Some(all.to_string().as_str())), ("+Inf", count.rsplit(' ').next()));

@@ -158,6 +158,12 @@ fn everything_that_is_wrong_is_said_at_once() {
         (["--config", "/nowhere/corecast.toml"], "/nowhere/corecast.toml"),
         (["--set", "auth.mode=jwt"], "auth.mode"),
         (["--set", "node.shards=0"], "node.shards"),
+        (["--set", "node.shards=257"], "node.shards"),
+        (["--set", "node.shards=some"], "CPUs such as"),
+        (["--set", "node.shards=3-1"], "CPUs such as"),
+        (["--set", "node.shards=0-5000"], "CPUs such as"),
+        (["--set", "node.shards=[]"], "names no CPU"),
+        (["--set", "node.shards=0-2,1"], "names CPU 1 twice"),
         (["--set", "stream.heartbeat_s=1.5"], "must be a whole number"),
         (["--set", "stream.heartbeat_s=\"5\""], "must be a whole number"),
         (["--set", "node.owner=yes"], "must be true or false"),
@@ -165,6 +171,7 @@ fn everything_that_is_wrong_is_said_at_once() {
         (["--set", "log.partitions=-1"], "must not be negative"),
         (["--set", "log.partitions=70000"], "too large"),
         (["--set", "=5"], "SECTION.KEY=VALUE"),
+        (["--set", "node.shards=[5000]"], "0 to 1023"),
         (["--set", "node.data_dir="], "node.data_dir"),
         (["--set", "log.partitions=30"], "log.partitions"),
         (["--set", "limits.streams_max=250001"], "limits.streams_max"),
@@ -197,7 +204,11 @@ fn a_data_directory_that_can_not_be_used_is_named() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let file = folder.path().join("file");
     std::fs::write(&file, "x").expect("a file");
-    let mut cases = vec![(file.join("data"), "can't be written"), (file, "can't be written")];
+    let mut cases = vec![
+        (file.join("data"), "can't be written"),
+        (file, "can't be written"),
+        (PathBuf::from("/proc/corecast"), "can't be written"),
+    ];
     let read_only = Mount::tmpfs("size=1m,ro");
     match &read_only {
         Some(mount) => cases.push((mount.path().join("data"), "can't be written")),
@@ -249,6 +260,16 @@ fn sigterm_tells_the_streams_and_ends_with_0() {
         let mut back = node.resume("userId=drained-0", &streams[0]);
         node.say("after");
         assert_eq!(back.message().content(), "after", "nothing twice");
+    }
+}
+
+#[test]
+fn a_cpu_that_is_not_there_is_told_of() {
+    for set in ["node.shards=[1023]", "node.shards=0,1023"] {
+        let output = run(&["--set", set], &[]);
+        assert_eq!(output.status.code(), Some(2), "{set}");
+        let said = text(&output.stderr);
+        assert!(said.contains("may not run on CPU 1023, only on 0"), "{said}");
     }
 }
 
@@ -515,7 +536,7 @@ fn clients_never_take_the_descriptors_that_the_store_needs() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let node = narrow_node(folder.path());
     let said = node.process.wait_for_line(PATIENCE, |line| {
-        line.contains("limits.streams_max").then(|| line.to_owned())
+        line.contains("room for 72 streams a shard").then(|| line.to_owned())
     });
     assert!(said.contains("ulimit"), "it says what to do: {said}");
     let mut witness = node.stream("userId=witness");

@@ -67,6 +67,7 @@ fn open_embedded(
     partitions: u16,
     clock: Arc<dyn Clock>,
 ) -> Result<Embedded, BootError> {
+    tracing::info!(directory = %data_dir.display(), "opening the data directory");
     let options = EmbeddedOptions { data_dir: data_dir.to_owned(), partitions };
     Ok(Embedded::open(&options, clock)?)
 }

@@ -92,7 +92,10 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("corecast: {error}");
-            ExitCode::FAILURE
+            match error {
+                BootError::Cores(_) => ExitCode::from(EXIT_CONFIG),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -116,12 +119,11 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let cores = Cores::plan(&config.shards)?;
     let descriptors = Descriptors::take_all().of_shard(cores.shards.len());
     if descriptors.streams < config.streams_max {
-        tracing::info!(
-            descriptors = descriptors.all,
-            streams_max = descriptors.streams,
-            "a shard takes fewer streams than limits.streams_max: more file descriptors (ulimit -Hn)"
-        );
         config.streams_max = descriptors.streams;
+        let (streams, files) = (descriptors.streams, descriptors.all);
+        tracing::info!(
+            "room for {streams} streams a shard in {files} file descriptors (ulimit -Hn)"
+        );
     }
     let (public_address, public) = bind("public.listen", config.public_listen, cores.shards.len())?;
     let (admin_address, mut admin) = bind("admin.listen", config.admin_listen, 1)?;

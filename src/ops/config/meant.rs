@@ -195,6 +195,9 @@ fn shards(shards: &Shards, report: &mut impl FnMut(&str, String)) -> Option<Shar
     };
     let wanted = wanted.and_then(|wanted| match &wanted {
         ShardsWanted::Cpus(cpus) if cpus.is_empty() => Err("names no CPU".to_owned()),
+        ShardsWanted::Cpus(cpus) if cpus.iter().any(|cpu| *cpu >= limits::shard::CPUS_MAX) => {
+            Err(format!("CPUs are numbered 0 to {}", limits::shard::CPUS_MAX - 1))
+        }
         ShardsWanted::Cpus(cpus) if cpus.len() > most => Err(format!("at most {most} CPUs")),
         ShardsWanted::Count(count) if usize::from(*count) > most => Err(format!("at most {most}")),
         ShardsWanted::Cpus(cpus) => match twice(cpus) {

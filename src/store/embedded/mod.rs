@@ -188,6 +188,7 @@ fn open_error(path: &Path, error: fjall::Error) -> OpenError {
         io::ErrorKind::PermissionDenied
         | io::ErrorKind::ReadOnlyFilesystem
         | io::ErrorKind::NotADirectory
+        | io::ErrorKind::NotFound
         | io::ErrorKind::AlreadyExists => OpenError::NotWritable { path, source },
         _ => OpenError::Broken { path, reason: source.to_string() },
     }
