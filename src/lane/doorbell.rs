@@ -1,32 +1,28 @@
 //! The doorbell of a receiving thread: an eventfd that is rung only while the thread sleeps.
-//!
-//! The protocol is Dekker's: the receiver says that it sleeps, then looks at its lanes once more;
-//! a sender puts its item in, then looks whether the receiver sleeps. With a full fence between
-//! each one's two steps, at least one of them sees the other.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
+use super::sleep::Sleep;
+
 #[derive(Debug)]
 pub struct Doorbell {
     event: OwnedFd,
-    asleep: AtomicBool,
+    sleep: Sleep,
 }
 
 impl Doorbell {
     /// Fails when the process has no descriptor left.
     pub fn new() -> std::io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { event, asleep: AtomicBool::new(false) })
+        Ok(Self { event, sleep: Sleep::new() })
     }
 
-    /// For senders: wakes the owner if it sleeps.
+    /// For senders, once their item is in the lane: wakes the owner if it sleeps.
     pub fn ring_if_asleep(&self) {
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+        if self.sleep.must_wake() {
             self.ring();
         }
     }
@@ -40,18 +36,12 @@ impl Doorbell {
     /// For the owner: says that it sleeps, and whether it may: only if its lanes are empty after
     /// that.
     pub fn may_sleep(&self, lanes_are_empty: impl FnOnce() -> bool) -> bool {
-        self.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if lanes_are_empty() {
-            return true;
-        }
-        self.awake();
-        false
+        self.sleep.may_sleep(lanes_are_empty)
     }
 
     /// For the owner, once it is awake for whatever reason: stops the ringing.
     pub fn awake(&self) {
-        self.asleep.store(false, Ordering::Relaxed);
+        self.sleep.awake();
     }
 
     /// For the owner, when the descriptor is readable.

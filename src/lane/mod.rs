@@ -6,6 +6,8 @@
 
 mod doorbell;
 mod messages;
+mod sleep;
+mod sync;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
