@@ -230,6 +230,17 @@ fn a_data_directory_that_can_not_be_used_is_named() {
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("log.partitions = 4") && said.contains("says 5"), "{said}");
     node.start_again();
+    // What was acknowledged and can't be read any more is never passed over.
+    node.say("to be damaged");
+    node.process.kill();
+    let journal = node.data_dir().join("0.jnl");
+    let mut bytes = std::fs::read(&journal).expect("the journal");
+    let at = bytes.windows(13).position(|part| part == b"to be damaged").expect("it is there");
+    bytes[at] ^= 0xff;
+    std::fs::write(&journal, bytes).expect("a file of ours");
+    let (status, said) = refused(&[&data, "log.partitions=4"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("can't be opened") && said.contains("from a copy"), "{said}");
 }
 
 #[test]

@@ -63,7 +63,10 @@ pub enum OpenError {
     Partitions { path: PathBuf, stored: u16, configured: u16 },
     #[error("data directory {} was written by a newer release of Corecast", .0.display())]
     Newer(PathBuf),
-    #[error("data directory {} can't be opened: {reason}", .path.display())]
+    #[error(
+        "data directory {} can't be opened: {reason}; restore it from a copy, or move it away to \
+         begin anew", .path.display()
+    )]
     Broken { path: PathBuf, reason: String },
 }
 
