@@ -74,7 +74,7 @@ impl Creator {
         }
         if status == Status::Active {
             under_way.is_owed = true;
-            self.publish(&broadcast).await?;
+            self.publish(&broadcast, 0).await?;
             under_way.is_owed = false;
         }
         // It is published: a row that stays is the relay's affair.
@@ -107,14 +107,19 @@ impl Creator {
         Err(CreateError::NoId)
     }
 
-    /// One record of the group topic, or one a user of the selected topic.
-    pub(super) async fn publish(&self, broadcast: &Broadcast) -> Result<(), CreateError> {
+    /// One record of the group topic, or one a user of the selected topic, in the order of the
+    /// targets from that one on. A part of them is in the log before the next one is begun.
+    pub(super) async fn publish(
+        &self,
+        broadcast: &Broadcast,
+        first: usize,
+    ) -> Result<(), CreateError> {
         if broadcast.target.r#type != TargetType::Selected {
             let record = self.record(broadcast, None);
             self.log.append(vec![record]).await?;
             return Ok(());
         }
-        for users in broadcast.target.ids.chunks(limits::PUBLISH_RECORDS_MAX) {
+        for users in broadcast.target.ids[first..].chunks(limits::PUBLISH_RECORDS_MAX) {
             let records = users.iter().map(|user| self.record(broadcast, Some(user))).collect();
             self.log.append(records).await?;
         }
