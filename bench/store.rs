@@ -2,8 +2,11 @@
 //! same rows: `cargo bench --bench store`.
 //!
 //! Both run against the same Cassandra node, in turns, so that neither has the warmer one; the
-//! median of the rounds is shown. The goal is 0.6 of the bare loop.
+//! ratios' median counts. The goal is 0.6 of the bare loop. `BENCH_JSON=FILE` writes the figures
+//! there too.
 
+#[path = "measured/figures.rs"]
+mod figures;
 #[path = "../tests/store/mod.rs"]
 mod store;
 
@@ -13,6 +16,7 @@ use std::time::Instant;
 use corecast::base::{BroadcastId, EpochMillis, Status};
 use corecast::ports::{Claim, OutboxRow, Store};
 use corecast::store::scylla::{Progress, ScyllaOptions, ScyllaStore};
+use figures::{Figures, Goal};
 use harness::cassandra::Cassandra;
 use harness::maven;
 use scylla::client::session::Session;
@@ -41,8 +45,10 @@ fn main() {
     running.wait_until(|progress| *progress == Progress::Serving);
     let store = running.store.clone();
     let bare = Arc::new(block_on(Bare::connect(&cluster, &options.keyspace)));
-    println!("Cassandra, one node, one copy, {IN_FLIGHT} in flight, median of {ROUNDS} rounds");
-    println!("{:24} {:>12} {:>12} {:>6}", "", "store", "bare loop", "ratio");
+    let mut figures = Figures::default();
+    figures.note(format!(
+        "Cassandra, one node, one copy, {IN_FLIGHT} calls in flight, {ROUNDS} rounds"
+    ));
 
     let start = now().0;
     let writes = |round: u64, side: u64| {
@@ -50,7 +56,8 @@ fn main() {
         (first..first + WRITES).map(|at| (EpochMillis(at), id_at(EpochMillis(at), 1)))
     };
     compare(
-        "outbox rows written/s",
+        &mut figures,
+        "outbox rows written",
         |round| rate(writes(round, 0), &store, write_by_store),
         |round| rate(writes(round, 1), &bare, write_by_loop),
     );
@@ -59,7 +66,8 @@ fn main() {
         (first..first + CLAIMS).map(|at| id_at(EpochMillis(at), 2))
     };
     compare(
-        "contents claimed/s",
+        &mut figures,
+        "contents claimed",
         |round| rate(claims(round, 0), &store, claim_by_store),
         |round| rate(claims(round, 1), &bare, claim_by_loop),
     );
@@ -67,27 +75,31 @@ fn main() {
     rate(existing.iter().copied(), &store, create_status);
     let reads = || existing.iter().copied().cycle().take(READS as usize);
     compare(
-        "broadcasts read/s",
+        &mut figures,
+        "broadcasts read",
         |_| rate(reads(), &store, read_by_store),
         |_| rate(reads(), &bare, read_by_loop),
     );
+    figures.print();
+    if let Some(path) = std::env::var_os("BENCH_JSON") {
+        std::fs::write(&path, figures.to_json()).expect("the file for the figures can be written");
+    }
 }
 
-/// Runs both in turns and prints a line.
-fn compare(name: &str, ours: impl Fn(u64) -> f64, theirs: impl Fn(u64) -> f64) {
+/// Runs both in turns.
+fn compare(
+    figures: &mut Figures,
+    name: &'static str,
+    ours: impl Fn(u64) -> f64,
+    theirs: impl Fn(u64) -> f64,
+) {
     let (mut our_rates, mut their_rates) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS as u64 {
         our_rates.push(ours(round));
         their_rates.push(theirs(round));
     }
-    let median = |mut rates: Vec<f64>| {
-        rates.sort_by(f64::total_cmp);
-        rates[rates.len() / 2]
-    };
-    let (ours, theirs) = (median(our_rates), median(their_rates));
-    let ratio = ours / theirs;
-    let verdict = if ratio < GOAL { " below the goal" } else { "" };
-    println!("{name:24} {ours:12.0} {theirs:12.0} {ratio:6.2}{verdict}");
+    let baseline = ("bare loop", &their_rates[..]);
+    figures.add((name, "rows/s"), &our_rates, baseline, Goal::RatioAtLeast(GOAL));
 }
 
 /// Calls a second. Workers take the items in turn.

@@ -1,4 +1,5 @@
 //! Figures: what was measured, beside its baseline and its goal.
+#![allow(dead_code)] // each benchmark has goals of some kinds
 
 use serde::Serialize;
 
@@ -10,6 +11,9 @@ pub enum Goal {
     AtMost(f64),
     /// The figure by its baseline.
     RatioAtMost(f64),
+    RatioAtLeast(f64),
+    /// The figure less its baseline.
+    OverAtMost(f64),
     /// Shown for what it explains.
     None,
 }
@@ -30,6 +34,8 @@ pub struct Figure {
     pub baseline: Spread,
     /// Median of the rounds' ratios.
     pub ratio: f64,
+    /// Median of the rounds' differences.
+    pub over: f64,
     pub goal: Goal,
     pub is_met: bool,
 }
@@ -63,10 +69,15 @@ impl Figures {
         let ratios: Vec<f64> =
             measured.iter().zip(baseline).map(|(ours, bare)| ours / bare).collect();
         let ratio = Spread::of(&ratios).median;
+        let overs: Vec<f64> =
+            measured.iter().zip(baseline).map(|(ours, bare)| ours - bare).collect();
+        let over = Spread::of(&overs).median;
         let measured = Spread::of(measured);
         let is_met = match goal {
             Goal::AtMost(most) => measured.median <= most,
             Goal::RatioAtMost(most) => ratio <= most,
+            Goal::RatioAtLeast(least) => ratio >= least,
+            Goal::OverAtMost(most) => over <= most,
             Goal::None => true,
         };
         let baseline = Spread::of(baseline);
@@ -77,6 +88,7 @@ impl Figures {
             baseline_name,
             baseline,
             ratio,
+            over,
             goal,
             is_met,
         });
@@ -94,13 +106,15 @@ impl Figures {
             println!("{note}");
         }
         println!(
-            "\n{:<36} {:>24} {:>34} {:>7}  {:<16} met",
+            "\n{:<36} {:>24} {:>34} {:>7}  {:<18} met",
             "figure (median, least-most)", "measured", "baseline", "ratio", "goal"
         );
         for figure in &self.all {
             let goal = match figure.goal {
                 Goal::AtMost(most) => format!("<= {most} {}", figure.unit),
                 Goal::RatioAtMost(most) => format!("ratio <= {most:.2}"),
+                Goal::RatioAtLeast(least) => format!("ratio >= {least:.2}"),
+                Goal::OverAtMost(most) => format!("<= baseline + {most:.0}"),
                 Goal::None => "-".to_owned(),
             };
             let met = match (figure.goal, figure.is_met) {
@@ -109,7 +123,7 @@ impl Figures {
                 (_, false) => "NO",
             };
             println!(
-                "{:<36} {:>24} {:>34} {:>7.3}  {:<16} {}",
+                "{:<36} {:>24} {:>34} {:>7.3}  {:<18} {}",
                 format!("{}, {}", figure.name, figure.unit),
                 shown(figure.measured),
                 format!("{} {}", figure.baseline_name, shown(figure.baseline)),

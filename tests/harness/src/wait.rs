@@ -1,4 +1,4 @@
-//! Waiting for a condition, never for a time.
+//! Waiting for a condition, never for a time; and the pace of a load.
 
 use std::time::{Duration, Instant};
 
@@ -20,4 +20,10 @@ pub fn until<T>(what: &str, at_most: Duration, mut look: impl FnMut() -> Option<
 /// The same for a condition.
 pub fn until_true(what: &str, at_most: Duration, mut look: impl FnMut() -> bool) {
     until(what, at_most, || look().then_some(()));
+}
+
+/// Waits until something is due, for a load that is sent by a schedule. Nothing is expected to have
+/// happened meanwhile.
+pub fn until_due(due: Instant) {
+    std::thread::sleep(due.saturating_duration_since(Instant::now()));
 }

@@ -1,0 +1,60 @@
+//! Records as the node itself publishes them: 200 bytes of content.
+
+use bytes::Bytes;
+use corecast::base::{BroadcastId, EventType, Priority, TargetType, Topic};
+use corecast::ports::{Clock as _, NewRecord, SystemClock};
+use corecast::wire::record::{OutgoingRecord, event_id};
+
+const CONTENT_BYTES: usize = 200;
+const MARK: &str = "n-";
+const DIGITS: usize = 8;
+
+/// For whom a record is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum For<'a> {
+    User(&'a str),
+    All,
+}
+
+/// A record whose content begins with its number. No two have the same event id.
+pub fn record(number: usize, audience: For<'_>) -> NewRecord {
+    let broadcast = BroadcastId::new(1_000_000 + number as u64).expect("small");
+    let mut content = format!("{MARK}{number:0DIGITS$} ");
+    content.extend(std::iter::repeat_n('x', CONTENT_BYTES - content.len()));
+    let (user, target, topic, key) = match audience {
+        For::User(user) => (Some(user), TargetType::Selected, Topic::Selected, user.to_owned()),
+        For::All => (None, TargetType::All, Topic::Group, broadcast.get().to_string()),
+    };
+    let now = SystemClock.wall();
+    let outgoing = OutgoingRecord {
+        event_id: event_id(broadcast, user, EventType::Created),
+        broadcast_id: broadcast,
+        user_id: user,
+        event_type: EventType::Created,
+        pod_id: "node-1",
+        timestamp: now,
+        correlation_id: Some("7a7d68ec-d4ae-5055-b6e9-9ed74513a5b2"),
+        message: Some(&content),
+        error_details: None,
+        fire_and_forget: false,
+        target_type: Some(target),
+        target_ids: None,
+        sender_id: Some("ops-1"),
+        sender_name: Some("Operations"),
+        priority: Some(Priority::Normal),
+        category: Some("News"),
+        created_at: Some(now),
+        scheduled_at: None,
+        expires_at: None,
+        attempt: 0,
+    };
+    let value = Bytes::from(outgoing.to_json());
+    NewRecord { topic, key: key.into(), value, headers: Vec::new() }
+}
+
+/// The number of the record whose MESSAGE this is.
+pub fn number_of(block: &[u8]) -> Option<usize> {
+    const FIELD: &[u8] = b"\"content\":\"n-";
+    let at = block.windows(FIELD.len()).position(|part| part == FIELD)? + FIELD.len();
+    std::str::from_utf8(block.get(at..at + DIGITS)?).ok()?.parse().ok()
+}
