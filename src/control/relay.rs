@@ -3,8 +3,9 @@
 //!
 //! Publishing again what is published does no harm while its records are recognised as repeats,
 //! which is so far back and no further. Of many targets the first ones may be beyond that, so the
-//! relay looks how far publishing had come. Beside that it errs to publishing again, but leaves alone what may well be under way: its own node's creates,
-//! and rows so young that another node may be at them, unless this node knows that nobody is.
+//! relay looks how far publishing had come. Beside that it errs to publishing again, but leaves
+//! alone what may well be under way: its own node's creates, and rows so young that another node
+//! may be at them, unless this node knows that nobody is.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
