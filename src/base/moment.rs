@@ -20,9 +20,9 @@ const DAY_MS: u64 = 24 * 3_600 * 1_000;
 pub struct EpochMillis(pub u64);
 
 impl EpochMillis {
-    /// 9999-12-30T21:59:59.999Z: the last whole hour that every time zone can say in four digits of
-    /// a year.
-    pub const MAX: Self = Self(253_402_207_199_999);
+    /// 9999-12-31T23:59:59.999Z: the last that a year of four digits can say, and what many mean
+    /// by never.
+    pub const MAX: Self = Self(253_402_300_799_999);
 
     /// Reads any ISO-8601 instant with an offset, to the millisecond. `None` for anything else,
     /// for times before 1970 and beyond the year 9999.
@@ -30,9 +30,16 @@ impl EpochMillis {
         if let Some(at) = parse_utc(text.as_bytes()) {
             return Some(at);
         }
+        // The library's timestamps end a day early, so that every time zone can say them. It reads
+        // dates without a zone up to the end.
+        if let Some(date) = text.strip_suffix(['Z', 'z'])
+            && text.starts_with("9999-12-3")
+        {
+            let date: jiff::civil::DateTime = date.parse().ok()?;
+            return parse_utc(format!("{date:.3}Z").as_bytes());
+        }
         let stamp: jiff::Timestamp = text.parse().ok()?;
-        let millis = u64::try_from(stamp.as_millisecond()).ok()?;
-        (millis <= Self::MAX.0).then_some(Self(millis))
+        u64::try_from(stamp.as_millisecond()).ok().map(Self)
     }
 
     /// The text that `Display` gives. Beyond `MAX` it is that of `MAX`.
@@ -200,10 +207,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// 9999-12-30T21:59:59.999Z: the library's last whole hour.
+    const LIBRARY_MAX: u64 = 253_402_207_199_999;
+
     proptest! {
         /// Our own arithmetic is that of the library, in both directions.
         #[test]
-        fn dates_are_those_of_the_library(millis in 0..=EpochMillis::MAX.0) {
+        fn dates_are_those_of_the_library(millis in 0..=LIBRARY_MAX) {
             let stamp = jiff::Timestamp::from_millisecond(millis as i64).expect("in range");
             let text = format!("{stamp:.3}");
             prop_assert_eq!(EpochMillis(millis).to_string(), text.clone());
@@ -232,11 +242,23 @@ mod tests {
             ("2026-11-24T10:00:00.1239+02:00", "2026-11-24T08:00:00.123Z"),
             ("1970-01-01T00:00:00Z", "1970-01-01T00:00:00.000Z"),
             ("9999-12-30T21:59:59.999Z", "9999-12-30T21:59:59.999Z"),
+            ("9999-12-31T23:59:59.999Z", "9999-12-31T23:59:59.999Z"),
+            ("9999-12-31T23:59:59.9999999Z", "9999-12-31T23:59:59.999Z"),
+            ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59.000Z"),
+            ("9999-12-31T23:59:60Z", "9999-12-31T23:59:59.000Z"),
         ] {
             let parsed = EpochMillis::parse_iso(text).map(|millis| millis.to_string());
             assert_eq!(parsed.as_deref(), Some(shown), "{text}");
         }
-        for bad in ["", "now", "2026-11-24", "2026-11-24T10:00:00", "1969-12-31T23:59:59Z"] {
+        for bad in [
+            "",
+            "now",
+            "2026-11-24",
+            "2026-11-24T10:00:00",
+            "1969-12-31T23:59:59Z",
+            "9999-12-31T24:00:00Z",
+            "9999-12-31T23:59Z+1",
+        ] {
             assert_eq!(EpochMillis::parse_iso(bad), None, "{bad:?}");
         }
     }
