@@ -118,7 +118,7 @@ fn fetch_and_decode(kafka: &Kafka) -> Pass {
         progress: Box::new(|_| ()),
         lag: Arc::default(),
     };
-    let threads = Threads::start(CONTROL_THREADS).expect("threads");
+    let threads = Threads::start(CONTROL_THREADS, || ()).expect("threads");
     threads.spawn(async move {
         // It ends with the threads.
         let _ = ingest.run().await;
@@ -163,7 +163,7 @@ fn fetch_and_decode(kafka: &Kafka) -> Pass {
 
 /// The log's own part of it.
 fn fetch_alone(kafka: &Kafka) -> Pass {
-    let threads = Threads::start(CONTROL_THREADS).expect("threads");
+    let threads = Threads::start(CONTROL_THREADS, || ()).expect("threads");
     let log = open_log(kafka, PREFIX);
     let (result, pass) = std::sync::mpsc::channel();
     threads.spawn(async move {
