@@ -64,7 +64,7 @@ const FIELDS: [(&str, Field); 25] = [
 
 /// Reads a record. `None` if it is of another form, or none.
 pub(super) fn read(value: &[u8]) -> Option<DeliveryRecord<'_>> {
-    let mut reader = Reader { text: std::str::from_utf8(value).ok()?, at: 0, expected: 0 };
+    let mut reader = Reader { text: simdutf8::basic::from_utf8(value).ok()?, at: 0, expected: 0 };
     let mut record = empty()?;
     let mut seen = 0_u32;
     reader.take(b'{')?;
