@@ -63,6 +63,9 @@ public class Producer {
     private String open(String[] words) {
         Map<String, Object> config = new HashMap<>();
         config.put("bootstrap.servers", brokers);
+        // With more, a broker that does not lead a new topic's partition yet may refuse the first batch and
+        // take the next one; the first is then out of sequence, and is sent again until its time is up.
+        config.put("max.in.flight.requests.per.connection", "1");
         for (int at = 1; at < words.length; at++) {
             String[] pair = words[at].split("=", 2);
             config.put(pair[0], pair[1]);
