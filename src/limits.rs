@@ -178,6 +178,25 @@ pub mod shard {
     pub const RETRY: Duration = Duration::from_secs(2);
 }
 
+/// The executors of glommio.
+pub mod glommio {
+    use super::Duration;
+
+    /// The kernel that it is written for.
+    pub const KERNEL_MIN: (u32, u32) = (5, 8);
+    /// What a process must be allowed to lock, or it makes no executor.
+    pub const MEMLOCK_MIN: u64 = 512 << 10;
+    /// Buffers for files, of which a shard has none: the least that it takes. They are locked, a
+    /// ring at a time, so 8 MiB of locked memory are enough for 42 shards; beyond that it does
+    /// without.
+    pub const IO_MEMORY: usize = 64 << 10;
+    /// How long tasks keep the executor from its timers, if they can always run.
+    pub const PREEMPT_TIMER: Duration = Duration::from_millis(10);
+    /// A parked executor that missed a task looks again after so long. At 1 ms an idle shard costs
+    /// 5 % of a core, at 10 ms 1 %.
+    pub const GUARD_TICK: Duration = Duration::from_millis(10);
+}
+
 /// The edge: what a peer may send before it is a stream.
 pub mod edge {
     use super::Duration;

@@ -47,7 +47,7 @@ const ROOMS: [Room; 15] = [
 
 /// Outside crates that have a place, and the rooms or files where they may be named.
 const PLACES: &[(&str, &[&str])] = &[
-    ("glommio", &["shard/", "edge/"]),
+    ("glommio", &["shard/runtime/"]),
     ("tokio", &["ingest/", "control/", "store/", "jobs/", "admin/"]),
     ("rskafka", &["ingest/kafka/"]),
     ("kafka_protocol", &["ingest/kafka/"]),
@@ -67,6 +67,7 @@ const PLACES: &[(&str, &[&str])] = &[
 /// Files that may hold `unsafe`, each with its reason at its top.
 const UNSAFE_FILES: &[&str] = &[
     "src/control/reports.rs",
+    "src/shard/runtime/glommio.rs",
     "src/wire/archive.rs",
     "tests/harness/src/process.rs",
     "tests/harness/src/thread.rs",

@@ -28,7 +28,7 @@ use crate::ops::config::{self, Config};
 use crate::ops::health::{Health, Part};
 use crate::ops::metrics::{Metrics, Sources};
 use crate::ports::{Clock, Descriptors, Log, SystemClock};
-use crate::shard::{Cores, CoresError, pin};
+use crate::shard::{Cores, CoresError, ShardError, pin};
 use crate::store::embedded::OpenError;
 
 /// A configuration that is wrong.
@@ -48,6 +48,8 @@ enum BootError {
     Kafka(#[from] OptionsError),
     #[error(transparent)]
     Cores(#[from] CoresError),
+    #[error(transparent)]
+    Shard(#[from] ShardError),
     #[error("the process can't get what it needs from the system: {0}")]
     System(#[from] std::io::Error),
     #[error("{0}")]
@@ -154,7 +156,8 @@ fn serve(mut config: Config) -> Result<(), BootError> {
 
     let mut lanes = shards.refusals;
     lanes.push((report.name(), report.refusals()));
-    let sources = Sources { shards: shards.probes, log_lag: log_lag.clone(), lanes };
+    let (probes, runtimes) = (shards.probes, shards.runtimes);
+    let sources = Sources { shards: probes, runtimes, log_lag: log_lag.clone(), lanes };
     let lanes = shards.lanes;
     let state = AdminState {
         creator: creator.clone(),

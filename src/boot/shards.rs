@@ -4,21 +4,25 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 
-use super::Ending;
+use super::{BootError, Ending};
 use crate::base::LogShape;
 use crate::domain::StreamsOptions;
 use crate::edge::AccessRules;
 use crate::lane::{Doorbell, FromShard, Refusals, Sender, ToShard, lane};
 use crate::limits;
 use crate::ops::config::Config;
-use crate::shard::{self, Cores, Probe, ShardOptions, mesh};
+use crate::shard::{self, Cores, Probe, RuntimeKind, ShardError, ShardOptions, mesh};
 
 /// All shards of this node, as its other rooms see them.
+#[derive(Default)]
 pub(super) struct Shards {
     /// A lane to each, in order.
     pub lanes: Vec<Sender<ToShard>>,
     pub probes: Vec<Arc<Probe>>,
+    /// What each waits with.
+    pub runtimes: Vec<RuntimeKind>,
     /// Every lane to or between them, by name.
     pub refusals: Vec<(&'static str, Arc<Refusals>)>,
 }
@@ -40,13 +44,15 @@ impl Shards {
         places: Places<'_>,
         reports: &Sender<FromShard>,
         endings: &mpsc::Sender<Ending>,
-    ) -> std::io::Result<Self> {
+    ) -> Result<Self, BootError> {
         let Places { cores, listeners, heads_max } = places;
         let bells = cores.shards.iter().map(|_| Doorbell::new().map(Arc::new));
         let bells: Vec<Arc<Doorbell>> = bells.collect::<Result<_, _>>()?;
-        let all_peers = mesh(&bells).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let all_peers =
+            mesh(&bells).ok_or(std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
         let left = Arc::new(AtomicUsize::new(bells.len()));
-        let mut shards = Self { lanes: Vec::new(), probes: Vec::new(), refusals: Vec::new() };
+        let mut shards = Self::default();
+        let mut refused = None;
         let places = bells.into_iter().zip(all_peers).zip(listeners).zip(&cores.shards);
         for (number, (((bell, peers), listener), cpu)) in (0..).zip(places) {
             let (to_shard, inputs) = lane("control_to_shard", limits::lane::INGEST_TO_SHARD, bell);
@@ -58,6 +64,7 @@ impl Shards {
             let options = ShardOptions {
                 number,
                 cpu: *cpu,
+                runtime: config.runtime,
                 streams: StreamsOptions {
                     shape,
                     ring: config.ring,
@@ -74,21 +81,26 @@ impl Shards {
                 reports: reports.clone(),
                 probe,
             };
-            watch(options, left.clone(), endings.clone())?;
+            let started = shard::start(options)?;
+            shards.runtimes.push(started.runtime);
+            refused = refused.or(started.refused);
+            watch(number, started.thread, left.clone(), endings.clone())?;
+        }
+        if let Some(reason) = refused {
+            tracing::warn!("shards wait with epoll, because glommio is not to be had: {reason}");
         }
         Ok(shards)
     }
 }
 
-/// Starts a shard, and a thread that says when it has ended. A shard that ends by itself ends the
-/// node: its users can't be served, and are by another one.
+/// Starts a thread that says when a shard has ended. A shard that ends by itself ends the node: its
+/// users can't be served, and are by another one.
 fn watch(
-    options: ShardOptions,
+    number: u16,
+    thread: JoinHandle<Result<(), ShardError>>,
     left: Arc<AtomicUsize>,
     endings: mpsc::Sender<Ending>,
 ) -> std::io::Result<()> {
-    let number = options.number;
-    let thread = shard::start(options)?;
     std::thread::Builder::new().name(format!("watch-{number}")).spawn(move || {
         let ending = match thread.join() {
             Ok(Ok(())) if left.fetch_sub(1, Ordering::AcqRel) > 1 => return,

@@ -15,7 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::domain::CloseReason;
 use crate::lane::{RefusalReason, Refusals};
-use crate::shard::{BUCKETS_MICROS, Histogram, Probe};
+use crate::shard::{BUCKETS_MICROS, Histogram, Probe, RuntimeKind};
 
 /// What a scrape reads.
 pub struct Metrics {
@@ -26,6 +26,8 @@ pub struct Metrics {
 #[derive(Clone, Debug)]
 pub struct Sources {
     pub shards: Vec<Arc<Probe>>,
+    /// What each of them waits with.
+    pub runtimes: Vec<RuntimeKind>,
     pub log_lag: Arc<AtomicU64>,
     /// The lanes; those of one name are counted together.
     pub lanes: Vec<(&'static str, Arc<Refusals>)>,
@@ -107,6 +109,7 @@ impl Collector for Sources {
         let bytes = |probe: &Probe| ConstCounter::new(load(&probe.bytes));
         let what = ("sent", "Bytes that streams took", Some(Unit::Bytes));
         self.per_shard(&mut encoder, what, bytes)?;
+        self.runtimes(&mut encoder)?;
         self.closes(&mut encoder)?;
         self.refusals(&mut encoder)?;
         self.histogram(&mut encoder, "fanout", "Append to all that keep up", |probe| {
@@ -133,6 +136,17 @@ impl Sources {
         for (shard, probe) in self.shards.iter().enumerate() {
             let labels = [("shard", shard.to_string())];
             value(probe).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn runtimes(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let is = ConstGauge::new(1_i64);
+        let help = "1 for what the shard waits with";
+        let mut family = encoder.encode_descriptor("runtime", help, None, is.metric_type())?;
+        for (shard, runtime) in self.runtimes.iter().enumerate() {
+            let labels = [("shard", shard.to_string()), ("runtime", runtime.name().to_owned())];
+            is.encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }

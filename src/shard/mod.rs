@@ -1,7 +1,7 @@
 //! Floor 3: a shard, one core. It owns its listener, its streams, its share of the partitions,
 //! and nothing that another thread writes; within it there is no lock.
 //!
-//! One pump a shard (`pump.rs`), turned by the runtime seam (`runtime.rs`) on a pinned thread.
+//! One pump a shard (`pump.rs`), turned by the runtime seam (`runtime/`) on a pinned thread.
 
 mod core;
 mod cores;
@@ -11,7 +11,7 @@ mod pump;
 mod runtime;
 
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use crate::domain::StreamsOptions;
@@ -23,12 +23,15 @@ pub use cores::{Cores, CoresError, ShardsWanted, pin};
 pub use peers::{Peers, mesh};
 pub use probe::{BUCKETS_MICROS, Histogram, Probe};
 pub use pump::Shard;
+use runtime::Runtime;
+pub use runtime::{NoGlommio, RuntimeKind, RuntimeWanted};
 
 /// What a shard is given at start.
 pub struct ShardOptions {
     pub number: u16,
     /// The CPU that its thread is pinned to.
     pub cpu: usize,
+    pub runtime: RuntimeWanted,
     pub streams: StreamsOptions,
     pub access: AccessRules,
     pub listener: TcpListener,
@@ -45,15 +48,45 @@ pub struct ShardOptions {
 pub enum ShardError {
     #[error("shard {shard} can't get what it needs from the kernel: {error}")]
     Kernel { shard: u16, error: std::io::Error },
+    #[error(
+        "node.runtime = \"glommio\" is not to be had: {reason}; or set node.runtime = \"auto\""
+    )]
+    Runtime { reason: NoGlommio },
 }
 
-/// Starts the thread of a shard. It ends by `ToShard::Drain`, or with an error.
-pub fn start(options: ShardOptions) -> std::io::Result<JoinHandle<Result<(), ShardError>>> {
+/// A shard that runs.
+pub struct Started {
+    pub runtime: RuntimeKind,
+    /// Why it is not glommio, if that was tried.
+    pub refused: Option<NoGlommio>,
+    /// Ends by `ToShard::Drain`, or with an error.
+    pub thread: JoinHandle<Result<(), ShardError>>,
+}
+
+/// Starts the thread of a shard, and waits until it has its runtime.
+pub fn start(options: ShardOptions) -> Result<Started, ShardError> {
     let number = options.number;
-    std::thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
-        let failed = |error| ShardError::Kernel { shard: number, error };
+    let failed = move |error| ShardError::Kernel { shard: number, error };
+    let (tell, told) = mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
         pin(&[options.cpu]);
+        // Nobody waits for this thread longer than for this one word.
+        let runtime = match Runtime::make(options.runtime) {
+            Ok((runtime, refused)) => {
+                let _ = tell.send(Ok((runtime.kind(), refused)));
+                runtime
+            }
+            Err(reason) => {
+                let _ = tell.send(Err(ShardError::Runtime { reason }));
+                return Ok(());
+            }
+        };
+        drop(tell);
         let mut shard = Shard::new(options, SystemClock).map_err(failed)?;
-        runtime::run_epoll(&mut shard, &SystemClock).map_err(failed)
-    })
+        runtime.run(&mut shard, &SystemClock).map_err(failed)
+    });
+    let thread = thread.map_err(failed)?;
+    let ended = |_| failed(std::io::Error::other("its thread ended at once"));
+    let (runtime, refused) = told.recv().map_err(ended)??;
+    Ok(Started { runtime, refused, thread })
 }

@@ -9,7 +9,7 @@ use super::written::{self, Shards, Written};
 use crate::domain::RingLimits;
 use crate::ingest::kafka::KafkaOptions;
 use crate::limits;
-use crate::shard::ShardsWanted;
+use crate::shard::{RuntimeKind, RuntimeWanted, ShardsWanted};
 use crate::store::scylla::{Login, ScyllaOptions};
 
 /// A configuration that makes sense.
@@ -17,6 +17,7 @@ use crate::store::scylla::{Login, ScyllaOptions};
 pub struct Config {
     pub node_id: String,
     pub shards: ShardsWanted,
+    pub runtime: RuntimeWanted,
     pub data_dir: PathBuf,
     pub public_listen: SocketAddr,
     pub admin_listen: SocketAddr,
@@ -96,6 +97,7 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
     let config = Config {
         node_id,
         shards: shards?,
+        runtime: runtime(&written.node.runtime),
         data_dir: PathBuf::from(&written.node.data_dir),
         public_listen: public_listen?,
         admin_listen: admin_listen?,
@@ -131,7 +133,7 @@ fn refuse_unsupported(written: &Written, report: &mut impl FnMut(&str, String)) 
     one_of("log.kind", &written.log.kind, &["embedded", "kafka"], &[]);
     one_of("store.kind", &written.store.kind, &["embedded", "scylla"], &[]);
     one_of("auth.mode", &written.auth.mode, &["none"], &["jwt"]);
-    one_of("node.runtime", &written.node.runtime, &["auto", "epoll"], &["glommio"]);
+    one_of("node.runtime", &written.node.runtime, &["auto", "glommio", "epoll"], &[]);
     let deliveries = &written.broadcast.group_deliveries;
     one_of("broadcast.group_deliveries", deliveries, &["counted"], &["recorded"]);
     let legacy = &written.log.legacy_group_audience;
@@ -182,6 +184,12 @@ fn address(key: &str, text: &str, report: &mut impl FnMut(&str, String)) -> Opti
         report(key, "must be ADDRESS:PORT, such as 127.0.0.1:8080 or [::1]:8080".to_owned());
     }
     parsed
+}
+
+/// Other words have been refused before.
+fn runtime(word: &str) -> RuntimeWanted {
+    let kind = RuntimeKind::ALL.into_iter().find(|kind| kind.name() == word);
+    kind.map_or(RuntimeWanted::Auto, RuntimeWanted::Only)
 }
 
 fn shards(shards: &Shards, report: &mut impl FnMut(&str, String)) -> Option<ShardsWanted> {
