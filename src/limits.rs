@@ -195,6 +195,8 @@ pub mod glommio {
     /// A parked executor that missed a task looks again after so long. At 1 ms an idle shard costs
     /// 5 % of a core, at 10 ms 1 %.
     pub const GUARD_TICK: Duration = Duration::from_millis(10);
+    /// What a shard sleeps when the descriptor is missing that would wake it.
+    pub const UNARMED_WAIT: Duration = Duration::from_millis(1);
 }
 
 /// The edge: what a peer may send before it is a stream.

@@ -70,6 +70,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/shard/runtime/glommio.rs",
     "src/wire/archive.rs",
     "tests/harness/src/process.rs",
+    "tests/harness/src/refusal.rs",
     "tests/harness/src/thread.rs",
 ];
 

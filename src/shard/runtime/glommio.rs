@@ -110,25 +110,22 @@ async fn turn_until_stop(pump: &mut impl Pump, clock: &impl Clock) -> std::io::R
         // What is ready already is had without going to sleep, at a fifth of the price.
         if ready.is_empty() {
             let rest = deadline.map(|deadline| deadline.since(clock.moment()));
-            wait(pump.set(), &mut armed, rest).await?;
+            wait(pump.set(), &mut armed, rest).await;
             collect(pump.set(), &mut ready, Some(&Timespec::default()))?;
         }
     }
 }
 
 /// Waits until the set is ready or the time has passed, `None`: never; sometimes it ends earlier.
-/// A stream that did not fire is kept in `armed` for the next wait.
-async fn wait(
-    set: BorrowedFd<'_>,
-    armed: &mut Option<TcpStream>,
-    at_most: Option<Duration>,
-) -> std::io::Result<()> {
+/// A stream that did not fire is kept in `armed` for the next wait. While the process has no
+/// descriptor left for one, a wait is a short sleep.
+async fn wait(set: BorrowedFd<'_>, armed: &mut Option<TcpStream>, at_most: Option<Duration>) {
     if at_most.is_some_and(|at_most| at_most.is_zero()) {
-        return Ok(());
+        return;
     }
-    let mut stream = match armed.take() {
-        Some(stream) => stream,
-        None => arm(set)?,
+    let Some(mut stream) = armed.take().or_else(|| arm(set).ok()) else {
+        Timer::new(own_limits::UNARMED_WAIT).await;
+        return;
     };
     // Refused is only a time of zero.
     let _ = stream.set_read_timeout(at_most);
@@ -137,7 +134,6 @@ async fn wait(
     if read.is_err_and(|error| error.kind() == ErrorKind::TimedOut) {
         *armed = Some(stream);
     }
-    Ok(())
 }
 
 /// A stream that is none: its first read returns when the set is ready.

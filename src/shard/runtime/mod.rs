@@ -132,3 +132,166 @@ fn collect(
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd as _, OwnedFd};
+    use std::sync::{Arc, mpsc};
+    use std::thread::JoinHandle;
+    use std::time::{Duration, Instant};
+
+    use rustix::event::epoll::{CreateFlags, EventData, EventFlags, add, create};
+
+    use super::*;
+    use crate::lane::Doorbell;
+    use crate::ports::SystemClock;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A pump that does what a closure says, which hears whether the doorbell has rung.
+    struct Scripted<F> {
+        set: OwnedFd,
+        bell: Arc<Doorbell>,
+        script: F,
+    }
+
+    impl<F: FnMut(bool) -> Next> Pump for Scripted<F> {
+        fn set(&self) -> BorrowedFd<'_> {
+            self.set.as_fd()
+        }
+
+        fn turn(&mut self, ready: &[Event]) -> Next {
+            let has_rung = !ready.is_empty();
+            if has_rung {
+                self.bell.silence();
+            }
+            (self.script)(has_rung)
+        }
+    }
+
+    /// Runs the script on a thread of its own.
+    fn run(
+        kind: RuntimeKind,
+        bell: &Arc<Doorbell>,
+        script: impl FnMut(bool) -> Next + Send + 'static,
+    ) -> JoinHandle<()> {
+        let bell = bell.clone();
+        std::thread::spawn(move || {
+            let (runtime, _) = Runtime::make(RuntimeWanted::Only(kind)).expect("it is to be had");
+            let set = create(CreateFlags::CLOEXEC).expect("a set");
+            add(&set, &*bell, EventData::new_u64(0), EventFlags::IN).expect("it is watched");
+            let mut pump = Scripted { set, bell, script };
+            runtime.run(&mut pump, &SystemClock).expect("the kernel can wait");
+        })
+    }
+
+    /// Both, unless this machine has only one.
+    fn each(test: impl Fn(RuntimeKind, Arc<Doorbell>)) {
+        for kind in RuntimeKind::ALL {
+            let made = std::thread::spawn(move || {
+                Runtime::make(RuntimeWanted::Only(kind))
+                    .map(drop)
+                    .map_err(|error| error.to_string())
+            });
+            match made.join().expect("it says so without a panic") {
+                Ok(()) => test(kind, Arc::new(Doorbell::new().expect("a doorbell"))),
+                Err(reason) => harness::skip("no glommio", &reason),
+            }
+        }
+    }
+
+    #[test]
+    fn each_ring_ends_a_wait() {
+        each(|kind, bell| {
+            const RINGS: usize = 500;
+            let (heard, hears) = mpsc::channel();
+            let mut rings = 0;
+            let mut turns = 0;
+            let thread = run(kind, &bell, move |has_rung| {
+                turns += 1;
+                assert!(turns < 4 * RINGS, "it sleeps between the rings");
+                if has_rung {
+                    rings += 1;
+                    heard.send(rings).expect("somebody counts");
+                }
+                if rings == RINGS { Next::Stop } else { Next::Wait(None) }
+            });
+            for expected in 1..=RINGS {
+                bell.ring();
+                assert_eq!(hears.recv_timeout(PATIENCE), Ok(expected), "{kind:?}");
+            }
+            thread.join().expect("it stops");
+        });
+    }
+
+    #[test]
+    fn a_deadline_ends_a_wait_and_a_ring_the_next_one() {
+        each(|kind, bell| {
+            const WAITS: usize = 5;
+            const WAIT: Duration = Duration::from_millis(25);
+            let (passed, passes) = mpsc::channel();
+            let mut deadline: Option<Moment> = None;
+            let mut waits = 0;
+            let mut turns = 0;
+            let thread = run(kind, &bell, move |has_rung| {
+                turns += 1;
+                assert!(turns < 100, "it sleeps between the turns");
+                if has_rung {
+                    return Next::Stop;
+                }
+                let now = SystemClock.moment();
+                if deadline.is_some_and(|deadline| deadline <= now) {
+                    deadline = None;
+                    waits += 1;
+                }
+                if waits == WAITS {
+                    passed.send(()).expect("somebody listens");
+                    return Next::Wait(None);
+                }
+                Next::Wait(Some(*deadline.get_or_insert(now.plus(WAIT))))
+            });
+            let began = Instant::now();
+            assert_eq!(passes.recv_timeout(PATIENCE), Ok(()), "{kind:?}");
+            assert!(began.elapsed() >= WAIT * (WAITS as u32 - 1), "{kind:?} waits its time");
+            bell.ring();
+            thread.join().expect("a set that did not fire before does now");
+        });
+    }
+
+    #[test]
+    fn a_busy_pump_hears_what_is_ready_and_does_not_sleep() {
+        each(|kind, bell| {
+            const TURNS: usize = 20_000;
+            let (began, begins) = mpsc::channel();
+            let mut turns = 0;
+            let mut has_heard = false;
+            let thread = run(kind, &bell, move |has_rung| {
+                turns += 1;
+                has_heard |= has_rung;
+                if turns == 1 {
+                    began.send(()).expect("somebody rings");
+                }
+                if turns >= TURNS && has_heard { Next::Stop } else { Next::Turn }
+            });
+            assert_eq!(begins.recv_timeout(PATIENCE), Ok(()), "{kind:?}");
+            let began = Instant::now();
+            bell.ring();
+            thread.join().expect("it stops");
+            let took = began.elapsed();
+            assert!(took < PATIENCE, "{kind:?} took {took:?}");
+        });
+    }
+
+    #[test]
+    fn a_pump_that_panics_ends_its_thread() {
+        each(|kind, bell| {
+            let mut turns = 0;
+            let thread = run(kind, &bell, move |_| {
+                turns += 1;
+                assert!(turns < 3, "as was told");
+                Next::Wait(Some(SystemClock.moment().plus(Duration::from_millis(1))))
+            });
+            assert!(thread.join().is_err(), "{kind:?}");
+        });
+    }
+}

@@ -11,6 +11,8 @@ pub mod maven;
 pub mod node;
 pub mod ports;
 pub mod process;
+pub mod refusal;
+pub mod runtime;
 pub mod sse;
 pub mod thread;
 pub mod wait;
