@@ -8,19 +8,36 @@ use std::time::{Duration, Instant};
 
 use harness::http::{self, Connection, End, PATIENCE, exchange};
 use harness::node::{Node, Shared, ask};
+use harness::on_each_runtime;
+use harness::runtime::Runtime;
 use harness::sse::{Ask, Item, Stream, request};
 use serde_json::json;
 
 const STREAM: &str = "/api/user/sse/connect?userId=edge";
 
-/// All tests of this file that change nothing share a node.
-fn node() -> Arc<Node> {
-    static SHARED: Shared = Shared::new();
-    SHARED.get(start)
+on_each_runtime!(
+    a_bad_head_gets_its_status_and_the_connection_ends,
+    odd_heads_that_are_right_get_their_stream,
+    a_head_may_come_byte_by_byte,
+    a_slow_head_is_answered_408_and_a_fast_one_beside_it_served,
+    connections_that_say_nothing_cost_no_stream_anything,
+    what_follows_an_answer_on_the_public_listener_is_not_served,
+    a_bad_head_on_a_kept_connection_is_refused_like_a_first_one,
+    who_says_that_nothing_more_will_come_is_answered,
+    bodies_have_a_type_and_a_size,
+    every_error_has_the_one_shape,
+    a_full_node_sends_streams_away_in_a_way_that_they_come_back,
+    without_authentication_only_this_machine_is_believed,
+);
+
+/// All tests of a runtime that change nothing share a node.
+fn node(runtime: Runtime) -> Arc<Node> {
+    static SHARED: [Shared; 2] = [const { Shared::new() }; 2];
+    SHARED[runtime as usize].get(|| start(runtime, &[]))
 }
 
-fn start() -> Node {
-    Node::start(env!("CARGO_BIN_EXE_corecast"), &[])
+fn start(runtime: Runtime, sets: &[&str]) -> Node {
+    Node::start(env!("CARGO_BIN_EXE_corecast"), &[&[runtime.set()], sets].concat())
 }
 
 /// A stream that reads all the while; at the end it must have got everything, in order.
@@ -68,9 +85,8 @@ fn get(target: &str, fields: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n")
 }
 
-#[test]
-fn a_bad_head_gets_its_status_and_the_connection_ends() {
-    let node = node();
+fn a_bad_head_gets_its_status_and_the_connection_ends(runtime: Runtime) {
+    let node = node(runtime);
     let witness = Witness::of(&node);
     let long_field = get(STREAM, &format!("X-Long: {}\r\n", "x".repeat(16 * 1024)));
     let endless_field = format!("GET {STREAM} HTTP/1.1\r\nX-Long: {}", "x".repeat(64 * 1024));
@@ -225,9 +241,8 @@ fn exchange_named(what: &str, address: SocketAddr, bytes: &[u8]) -> http::Respon
         .unwrap_or_else(|_| panic!("{what}: no answer, or no end behind it"))
 }
 
-#[test]
-fn odd_heads_that_are_right_get_their_stream() {
-    let node = node();
+fn odd_heads_that_are_right_get_their_stream(runtime: Runtime) {
+    let node = node(runtime);
     let address = node.public;
     let fields = ["Host: LOCALHOST.:1\r\n", "host:127.0.0.1\r\n", "HOST: [::1]:9\r\n"];
     let mut heads: Vec<Vec<u8>> = fields
@@ -249,9 +264,8 @@ fn odd_heads_that_are_right_get_their_stream() {
     }
 }
 
-#[test]
-fn a_head_may_come_byte_by_byte() {
-    let node = node();
+fn a_head_may_come_byte_by_byte(runtime: Runtime) {
+    let node = node(runtime);
     let witness = Witness::of(&node);
     let mut connection = Connection::open(node.public);
     let head = request(node.public, &ask("userId=bytes", &[]));
@@ -263,9 +277,8 @@ fn a_head_may_come_byte_by_byte() {
     witness.testify();
 }
 
-#[test]
-fn a_slow_head_is_answered_408_and_a_fast_one_beside_it_served() {
-    let node = node();
+fn a_slow_head_is_answered_408_and_a_fast_one_beside_it_served(runtime: Runtime) {
+    let node = node(runtime);
     let witness = Witness::of(&node);
     let began = Instant::now();
     // One that sends nothing at all, and one that sends a byte whenever it is looked at.
@@ -296,9 +309,8 @@ fn a_slow_head_is_answered_408_and_a_fast_one_beside_it_served() {
     witness.testify();
 }
 
-#[test]
-fn connections_that_say_nothing_cost_no_stream_anything() {
-    let node = node();
+fn connections_that_say_nothing_cost_no_stream_anything(runtime: Runtime) {
+    let node = node(runtime);
     let witness = Witness::of(&node);
     // Some are closed at once, some reset, some stay.
     let mut idle = Vec::new();
@@ -323,9 +335,8 @@ fn connections_that_say_nothing_cost_no_stream_anything() {
     drop(idle);
 }
 
-#[test]
-fn what_follows_an_answer_on_the_public_listener_is_not_served() {
-    let node = node();
+fn what_follows_an_answer_on_the_public_listener_is_not_served(runtime: Runtime) {
+    let node = node(runtime);
     let second = get(STREAM, "Accept: text/event-stream\r\n");
     for first in [
         get("/health/live", ""),
@@ -344,9 +355,8 @@ fn what_follows_an_answer_on_the_public_listener_is_not_served() {
 }
 
 /// The admin listener keeps connections, and reads every head on them in the same way.
-#[test]
-fn a_bad_head_on_a_kept_connection_is_refused_like_a_first_one() {
-    let node = node();
+fn a_bad_head_on_a_kept_connection_is_refused_like_a_first_one(runtime: Runtime) {
+    let node = node(runtime);
     let body = r#"{"content":"kept","targetType":"ROLE","targetIds":["nobody"]}"#;
     let length = body.len();
     let create = "POST /api/admin/broadcasts HTTP/1.1\r\nHost: localhost\r\n\
@@ -409,9 +419,8 @@ fn a_bad_head_on_a_kept_connection_is_refused_like_a_first_one() {
     }
 }
 
-#[test]
-fn who_says_that_nothing_more_will_come_is_answered() {
-    let node = node();
+fn who_says_that_nothing_more_will_come_is_answered(runtime: Runtime) {
+    let node = node(runtime);
     for address in [node.public, node.admin] {
         let mut connection = Connection::open(address);
         connection.send(get("/health/live", "").as_bytes()).expect("taken");
@@ -421,9 +430,8 @@ fn who_says_that_nothing_more_will_come_is_answered() {
     }
 }
 
-#[test]
-fn bodies_have_a_type_and_a_size() {
-    let node = node();
+fn bodies_have_a_type_and_a_size(runtime: Runtime) {
+    let node = node(runtime);
     let witness = Witness::of(&node);
     const PATH: &str = "/api/admin/broadcasts";
     let small = br#"{"content":"x","targetType":"ROLE","targetIds":["nobody"]}"#;
@@ -462,9 +470,8 @@ fn bodies_have_a_type_and_a_size() {
     witness.testify();
 }
 
-#[test]
-fn every_error_has_the_one_shape() {
-    let node = node();
+fn every_error_has_the_one_shape(runtime: Runtime) {
+    let node = node(runtime);
     let big = "x".repeat(100_000);
     for (address, method, path, status, allow) in [
         (node.public, "GET", "/", 404, None),
@@ -499,9 +506,8 @@ fn every_error_has_the_one_shape() {
     }
 }
 
-#[test]
-fn a_full_node_sends_streams_away_in_a_way_that_they_come_back() {
-    let node = Node::start(env!("CARGO_BIN_EXE_corecast"), &["limits.streams_max=2"]);
+fn a_full_node_sends_streams_away_in_a_way_that_they_come_back(runtime: Runtime) {
+    let node = start(runtime, &["limits.streams_max=2"]);
     let mut first = node.stream("userId=first");
     let second = node.stream("userId=second");
     for path in ["/api/user/sse/connect", "/api/sse/connect"] {
@@ -530,9 +536,8 @@ fn a_full_node_sends_streams_away_in_a_way_that_they_come_back() {
     assert_eq!(first.message().content(), "to the first");
 }
 
-#[test]
-fn without_authentication_only_this_machine_is_believed() {
-    let node = node();
+fn without_authentication_only_this_machine_is_believed(runtime: Runtime) {
+    let node = node(runtime);
     let live = "GET /api/admin/broadcasts HTTP/1.1\r\n";
     let stream = "GET /api/user/sse/connect?userId=far HTTP/1.1\r\n";
     let nothing = "GET /api/user/messages?userId=far HTTP/1.1\r\n";
@@ -570,7 +575,7 @@ fn without_authentication_only_this_machine_is_believed() {
         );
         exchange(address, bytes.as_bytes()).error(403);
     }
-    let everybody = Node::start(env!("CARGO_BIN_EXE_corecast"), &["auth.allow_anonymous=true"]);
+    let everybody = start(runtime, &["auth.allow_anonymous=true"]);
     let bytes = format!("{live}Host: example.com\r\nVia: 1.1 proxy\r\nConnection: close\r\n\r\n");
     exchange(everybody.admin, bytes.as_bytes()).expect_json();
     let bytes = format!("{stream}Host: example.com\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n");

@@ -5,13 +5,29 @@ use std::sync::Arc;
 
 use harness::http::is_instant;
 use harness::node::{Node, Shared, ask};
+use harness::on_each_runtime;
+use harness::runtime::Runtime;
 use harness::sse::{Ask, Item, Stream};
 use serde_json::{Value, json};
 
-/// All tests of this file share a node, so each has users and words of its own.
-fn node() -> Arc<Node> {
-    static SHARED: Shared = Shared::new();
-    SHARED.get(|| Node::start(env!("CARGO_BIN_EXE_corecast"), &[]))
+on_each_runtime!(
+    every_audience_gets_its_messages_and_nobody_else_does,
+    a_message_has_the_fields_of_the_contract,
+    every_tab_of_a_user_gets_all_in_order_once,
+    a_stream_begins_as_the_contract_says,
+    who_comes_back_with_a_cursor_gets_what_came_after_and_nothing_twice,
+    what_is_no_cursor_of_this_log_is_no_error,
+    a_quiet_stream_gets_heartbeats_and_with_the_tenth_its_cursor,
+);
+
+/// All tests of a runtime share a node, so each has users and words of its own.
+fn node(runtime: Runtime) -> Arc<Node> {
+    static SHARED: [Shared; 2] = [const { Shared::new() }; 2];
+    SHARED[runtime as usize].get(|| start(runtime, &[]))
+}
+
+fn start(runtime: Runtime, sets: &[&str]) -> Node {
+    Node::start(env!("CARGO_BIN_EXE_corecast"), &[&[runtime.set()], sets].concat())
 }
 
 const FIELDS: [&str; 16] = [
@@ -33,9 +49,8 @@ const FIELDS: [&str; 16] = [
     "expiresAt",
 ];
 
-#[test]
-fn every_audience_gets_its_messages_and_nobody_else_does() {
-    let node = node();
+fn every_audience_gets_its_messages_and_nobody_else_does(runtime: Runtime) {
+    let node = node(runtime);
     let members = "aud-ann&roles=aud-admin,aud-dev&groups=aud-north&products=aud-p1";
     let mut ann = node.stream(&format!("userId={members}"));
     let mut ben = node.stream("userId=aud-ben&roles=aud-dev&groups=aud-south");
@@ -88,9 +103,8 @@ fn own_contents(node: &Node, stream: &mut Stream) -> BTreeSet<String> {
     set
 }
 
-#[test]
-fn a_message_has_the_fields_of_the_contract() {
-    let node = node();
+fn a_message_has_the_fields_of_the_contract(runtime: Runtime) {
+    let node = node(runtime);
     let mut stream = node.stream("userId=fields-user");
     let body = json!({
         "senderId": "ops-1", "senderName": "Ops",
@@ -150,9 +164,8 @@ fn next_of(stream: &mut Stream, created: &Value) -> harness::sse::Event {
     }
 }
 
-#[test]
-fn every_tab_of_a_user_gets_all_in_order_once() {
-    let node = node();
+fn every_tab_of_a_user_gets_all_in_order_once(runtime: Runtime) {
+    let node = node(runtime);
     const MESSAGES: usize = 100;
     let mut tabs: Vec<Stream> = (0..3)
         .map(|tab| node.stream(&format!("userId=tabs-user&connectionId=tab-{tab}")))
@@ -183,9 +196,8 @@ fn every_tab_of_a_user_gets_all_in_order_once() {
     assert_eq!(distinct.len(), MESSAGES, "each message moves the cursor");
 }
 
-#[test]
-fn a_stream_begins_as_the_contract_says() {
-    let node = node();
+fn a_stream_begins_as_the_contract_says(runtime: Runtime) {
+    let node = node(runtime);
     let mut retries = BTreeSet::new();
     for path in ["/api/user/sse/connect", "/api/sse/connect"] {
         for tab in 0..4 {
@@ -216,9 +228,8 @@ fn a_stream_begins_as_the_contract_says() {
     assert!(drawn.is_some_and(|length| length > 0), "a connection is always named");
 }
 
-#[test]
-fn who_comes_back_with_a_cursor_gets_what_came_after_and_nothing_twice() {
-    let node = node();
+fn who_comes_back_with_a_cursor_gets_what_came_after_and_nothing_twice(runtime: Runtime) {
+    let node = node(runtime);
     let query = "userId=back-user&roles=back-role";
     let mut stream = node.stream(query);
     let say = |content: &str| {
@@ -275,10 +286,9 @@ fn own_next(stream: &mut Stream, start: &str) -> harness::sse::Event {
     }
 }
 
-#[test]
-fn what_is_no_cursor_of_this_log_is_no_error() {
-    let node = node();
-    let other = Node::start(env!("CARGO_BIN_EXE_corecast"), &["log.partitions=3"]);
+fn what_is_no_cursor_of_this_log_is_no_error(runtime: Runtime) {
+    let node = node(runtime);
+    let other = start(runtime, &["log.partitions=3"]);
     other.say("other log");
     let foreign = other.stream("userId=foreign-user").last_id.expect("CONNECTED carries one");
     let own = node.stream("userId=foreign-user").last_id.expect("CONNECTED carries one");
@@ -296,9 +306,8 @@ fn what_is_no_cursor_of_this_log_is_no_error() {
     }
 }
 
-#[test]
-fn a_quiet_stream_gets_heartbeats_and_with_the_tenth_its_cursor() {
-    let node = Node::start(env!("CARGO_BIN_EXE_corecast"), &["stream.heartbeat_s=1"]);
+fn a_quiet_stream_gets_heartbeats_and_with_the_tenth_its_cursor(runtime: Runtime) {
+    let node = start(runtime, &["stream.heartbeat_s=1"]);
     let mut quiet = node.stream("userId=quiet&roles=none");
     let start = quiet.last_id.clone();
     // Nothing for this user, but the log moves on: the cursor must not go stale.

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use harness::http::{Connection, PATIENCE};
 use harness::node::{Node, ask};
+use harness::on_each_runtime;
+use harness::runtime::Runtime;
 use harness::sse::{Event, Item, Stream};
 use harness::wait;
 use serde_json::json;
@@ -17,6 +19,15 @@ const MESSAGES_MORE: usize = 40;
 /// What the node may grow by while that is said: it keeps a message once in its ring and twice in
 /// what its database wrote lately, which makes 7 MB.
 const MEMORY_BYTES_MAX: usize = 48 << 20;
+
+on_each_runtime!(
+    who_stands_still_is_fed_in_order_when_he_reads_again,
+    who_stands_still_for_too_long_is_closed_and_comes_back_with_his_cursor,
+);
+
+fn start(runtime: Runtime, sets: &[&str]) -> Node {
+    Node::start(env!("CARGO_BIN_EXE_corecast"), &[&[runtime.set()], sets].concat())
+}
 
 /// A stream with a small buffer of its own.
 fn narrow_stream(address: SocketAddr, query: &str, cursor: Option<&str>) -> Stream {
@@ -48,9 +59,8 @@ fn say_and_read(node: &Node, readers: &mut [Stream], number: usize) -> Duration 
     began.elapsed()
 }
 
-#[test]
-fn who_stands_still_is_fed_in_order_when_he_reads_again() {
-    let node = Node::start(env!("CARGO_BIN_EXE_corecast"), &[]);
+fn who_stands_still_is_fed_in_order_when_he_reads_again(runtime: Runtime) {
+    let node = start(runtime, &[]);
     let mut stalled: Vec<Stream> = (0..STALLED)
         .map(|number| narrow_stream(node.public, &format!("userId=stalled-{number}"), None))
         .collect();
@@ -87,9 +97,8 @@ fn who_stands_still_is_fed_in_order_when_he_reads_again() {
     assert!(took < PATIENCE, "a stream that caught up is as any other");
 }
 
-#[test]
-fn who_stands_still_for_too_long_is_closed_and_comes_back_with_his_cursor() {
-    let node = Node::start(env!("CARGO_BIN_EXE_corecast"), &["limits.write_progress_s=1"]);
+fn who_stands_still_for_too_long_is_closed_and_comes_back_with_his_cursor(runtime: Runtime) {
+    let node = start(runtime, &["limits.write_progress_s=1"]);
     let mut stalled = narrow_stream(node.public, "userId=stalled", None);
     let mut readers = [node.stream("userId=reader")];
     let mut said = 0;
