@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use harness::http::{self, End, PATIENCE};
 use harness::node::{Node, command};
+use harness::on_each_runtime;
 use harness::process::Process;
+use harness::runtime::Runtime;
 use harness::sse::{Item, Stream};
 use harness::thread::Held;
 use harness::wait;
@@ -18,6 +20,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_corecast");
+
+// How a shard ends, which its runtime must let it.
+on_each_runtime!(sigterm_tells_the_streams_and_ends_with_0, a_node_without_streams_ends_at_once);
 
 fn start(sets: &[&str]) -> Node {
     Node::start(PROGRAM, sets)
@@ -243,10 +248,9 @@ fn a_data_directory_that_can_not_be_used_is_named() {
     assert!(said.contains("can't be opened") && said.contains("from a copy"), "{said}");
 }
 
-#[test]
-fn sigterm_tells_the_streams_and_ends_with_0() {
+fn sigterm_tells_the_streams_and_ends_with_0(runtime: Runtime) {
     for signal in [Signal::TERM, Signal::INT] {
-        let mut node = start(&["drain.window_s=7"]);
+        let mut node = start(&[runtime.set(), "drain.window_s=7"]);
         let mut streams: Vec<_> =
             (0..200).map(|number| node.stream(&format!("userId=drained-{number}"))).collect();
         node.say("before");
@@ -284,9 +288,8 @@ fn a_cpu_that_is_not_there_is_told_of() {
     }
 }
 
-#[test]
-fn a_node_without_streams_ends_at_once() {
-    let mut node = start(&["drain.window_s=3600"]);
+fn a_node_without_streams_ends_at_once(runtime: Runtime) {
+    let mut node = start(&[runtime.set(), "drain.window_s=3600"]);
     let began = Instant::now();
     assert_eq!(node.terminate().code(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());

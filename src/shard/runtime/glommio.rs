@@ -10,6 +10,7 @@
 #![allow(unsafe_code)] // Two blocks: a descriptor given away, and a ring asked for and not used.
 
 use std::cell::Cell;
+use std::ffi::CString;
 use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::os::fd::{BorrowedFd, FromRawFd as _, IntoRawFd as _};
@@ -25,6 +26,7 @@ use glommio::{LocalExecutor, LocalExecutorBuilder, Placement, PoolPlacement};
 use rustix::event::Timespec;
 use rustix::io_uring::{io_uring_params, io_uring_setup};
 use rustix::process::{Resource, getrlimit};
+use rustix::thread::set_name;
 
 use super::{Next, NoGlommio, Pump, collect};
 use crate::limits::{glommio as own_limits, shard as limits};
@@ -37,6 +39,9 @@ impl Executor {
     /// Fails where glommio is not to be had.
     pub fn make() -> Result<Self, NoGlommio> {
         look_at_kernel()?;
+        // The executor starts a thread for blocking calls, of which a shard has none. It gets the
+        // name that this one has.
+        let _ = set_name(c"glommio-helper");
         // Without io_uring it panics in places; what was looked at before is why it should not.
         let made = catch_unwind(AssertUnwindSafe(|| {
             // The thread is pinned already, and what the executor starts inherits that.
@@ -46,6 +51,8 @@ impl Executor {
                 .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
                 .make()
         }));
+        let own = std::thread::current().name().and_then(|name| CString::new(name).ok());
+        let _ = set_name(&own.unwrap_or_default());
         match made {
             Ok(Ok(executor)) => Ok(Self(executor)),
             Ok(Err(error)) => Err(NoGlommio::Executor(error.to_string())),
