@@ -12,15 +12,14 @@ use rustix::io::Errno;
 
 use super::peers::{Handed, Peers};
 use super::probe::{self, Probe};
-use crate::base::{EpochMillis, Moment, Partition, Position};
-use crate::domain::{CloseReason, Decoder, Finding, Open, Outcome, Passed, Repeats, Streams};
+use crate::base::{EpochMillis, Moment, Position};
+use crate::domain::{CloseReason, Decoder, Finding, Intake, Open, Outcome, Passed, Streams, Taken};
 use crate::edge::{
     AccessRules, Arrival, Door, StreamRequest, Token, Visitor, head_of, read_stream_request, watch,
 };
 use crate::lane::{FromShard, Sender};
 use crate::limits::{admin, shard as limits};
 use crate::ports::Batch;
-use crate::wire::archive::SharedEvent;
 use crate::wire::head::{self, HeadError};
 use crate::wire::{api, frame};
 
@@ -33,9 +32,7 @@ pub(super) struct Core {
     pub number: u16,
     pub streams: Streams<OwnedFd>,
     pub decoder: Decoder,
-    pub repeats: Repeats,
-    /// Events of the batch at hand that the streams do not know of yet.
-    pub decoded: Vec<SharedEvent>,
+    pub intake: Intake,
     pub peers: Peers,
     pub access: AccessRules,
     pub reports: Sender<FromShard>,
@@ -54,14 +51,12 @@ impl Core {
             let position = Position { partition: batch.partition, offset: record.offset };
             let value = record.value.as_deref();
             match self.decoder.decode_caught(position, record.appended_at, value) {
-                Finding::Serve(event) if self.repeats.note(position, event.event_id()) => {
-                    probe::add(&self.probe.repeats, 1);
-                }
-                // Read again, or read only to know what is a repeat.
-                Finding::Serve(_) if !self.streams.is_new(position) => {}
                 Finding::Serve(event) => {
-                    if self.peers.exchange.pass_event(&event) {
-                        self.take_event(event);
+                    let appended_at = event.appended_at();
+                    match self.intake.handle_event(&mut self.streams, event) {
+                        Taken::Here => self.note_event(appended_at),
+                        Taken::Repeat => probe::add(&self.probe.repeats, 1),
+                        Taken::Old | Taken::Elsewhere => {}
                     }
                 }
                 Finding::Ignore(reason) => {
@@ -74,39 +69,31 @@ impl Core {
                 }
             }
         }
-        self.take_position(batch.partition, batch.next);
-        self.peers.exchange.pass_position(batch.partition, batch.next);
+        self.intake.handle_read(&mut self.streams, batch.partition, batch.next);
     }
 
-    /// Takes what another shard has decoded. Returns whether that was all from before the start.
-    pub fn take_passed(&mut self, passed: Passed) -> bool {
-        match passed {
-            Passed::Event(event) => self.take_event(event),
-            Passed::Position { partition, next } => self.take_position(partition, next),
-            Passed::CaughtUp => return true,
-        }
-        false
+    /// Takes what another shard has decoded.
+    pub fn take_passed(&mut self, place: usize) {
+        let Self { intake, streams, peers, probe, is_serving, fanout_since, .. } = self;
+        let mut events = 0;
+        intake.handle_passed(streams, limits::PASSED_PER_TURN_MAX, || {
+            let passed = peers.take_passed(place);
+            if let Some(Passed::Event(event)) = &passed {
+                events += 1;
+                if *is_serving {
+                    fanout_since.get_or_insert(event.appended_at());
+                }
+            }
+            passed
+        });
+        probe::add(&probe.events, events);
     }
 
-    fn take_event(&mut self, event: SharedEvent) {
+    fn note_event(&mut self, appended_at: EpochMillis) {
         probe::add(&self.probe.events, 1);
-        if self.is_serving && self.fanout_since.is_none() {
-            self.fanout_since = Some(event.appended_at());
+        if self.is_serving {
+            self.fanout_since.get_or_insert(appended_at);
         }
-        self.decoded.push(event);
-        if self.decoded.len() >= limits::EVENTS_AT_ONCE {
-            self.flush_events();
-        }
-    }
-
-    fn take_position(&mut self, partition: Partition, next: u64) {
-        self.flush_events();
-        self.streams.handle_position(partition, next);
-    }
-
-    /// Gives the streams the events that they do not know of yet.
-    pub fn flush_events(&mut self) {
-        self.streams.handle_events(&mut self.decoded);
     }
 
     /// Writes to streams until none wants to, or the turn is long enough.
@@ -239,7 +226,7 @@ impl Core {
         probe::set(&probe.users, self.streams.users() as u64);
         probe::set(&probe.ring_frames, ring.next() - ring.first());
         probe::set(&probe.ring_bytes, ring.bytes() as u64);
-        probe::set(&probe.passed_waiting, self.peers.exchange.len() as u64);
+        probe::set(&probe.passed_waiting, self.intake.waiting() as u64);
     }
 }
 

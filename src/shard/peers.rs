@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::base::Sharding;
-use crate::domain::{Exchange, Passed};
+use crate::domain::{Intake, Passed};
 use crate::edge::StreamRequest;
 use crate::lane::{Doorbell, Receiver, RefusalReason, Refusals, Sender, lane};
 use crate::limits::lane as limits;
@@ -31,25 +31,18 @@ struct Peer {
     streams_out: Sender<Box<Handed>>,
 }
 
-/// Lanes with all other shards, and what waits for them.
+/// Lanes with all other shards.
 pub struct Peers {
     own: u16,
     sharding: Sharding,
     peers: Vec<Peer>,
-    pub(super) exchange: Exchange,
 }
 
 /// Makes the lanes between shards, given their doorbells in order. Returns each one's ends.
 pub fn mesh(bells: &[Arc<Doorbell>]) -> Option<Vec<Peers>> {
     let sharding = Sharding::new(u16::try_from(bells.len()).ok()?)?;
-    let mut all: Vec<Peers> = (0..sharding.count())
-        .map(|own| Peers {
-            own,
-            sharding,
-            peers: Vec::new(),
-            exchange: Exchange::new(own, sharding),
-        })
-        .collect();
+    let mut all: Vec<Peers> =
+        (0..sharding.count()).map(|own| Peers { own, sharding, peers: Vec::new() }).collect();
     for left in 0..bells.len() {
         for right in left + 1..bells.len() {
             let (to_right, from_left) = ends(&bells[right]);
@@ -125,9 +118,9 @@ impl Peers {
     }
 
     /// Puts what waits into the lanes, as far as they take it.
-    pub(super) fn flush(&mut self) {
+    pub(super) fn flush(&self, intake: &mut Intake) {
         for peer in &self.peers {
-            self.exchange.offer(peer.shard, |item| match peer.events_out.try_send(item) {
+            intake.poll_passed(peer.shard, |item| match peer.events_out.try_send(item) {
                 Ok(()) => Ok(()),
                 // Its shard has drained: nobody is served there any more.
                 Err(refusal) if refusal.reason == RefusalReason::Closed => Ok(()),

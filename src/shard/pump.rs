@@ -14,7 +14,7 @@ use super::core::Core;
 use super::probe;
 use super::runtime::{Next, Pump};
 use crate::base::Moment;
-use crate::domain::{CloseReason, Decoder, Repeats, Streams, Vector};
+use crate::domain::{CloseReason, Decoder, Intake, Streams, Vector};
 use crate::edge::{Door, Token, watch};
 use crate::lane::{FromShard, Receiver, ToShard};
 use crate::limits::shard as limits;
@@ -40,11 +40,6 @@ pub struct Shard<C> {
     door: Door,
     inputs: Receiver<ToShard>,
     phase: Phase,
-    /// Partitions of which it is not known yet where they are served from. Nothing is taken from
-    /// other shards before: what they pass lies behind those places.
-    unstarted: usize,
-    /// Shards, with this one, of which not all has come that the log held at the start.
-    behind: usize,
     clock: C,
     core: Core,
 }
@@ -62,8 +57,7 @@ impl<C: Clock> Shard<C> {
             number: options.number,
             streams,
             decoder: Decoder::new(shape),
-            repeats: Repeats::new(shape),
-            decoded: Vec::with_capacity(limits::EVENTS_AT_ONCE),
+            intake: Intake::new(options.number, options.peers.sharding(), shape),
             peers: options.peers,
             access: options.access,
             reports: options.reports,
@@ -78,8 +72,6 @@ impl<C: Clock> Shard<C> {
             door,
             inputs: options.inputs,
             phase: Phase::Starting,
-            unstarted: shape.all_partitions().count(),
-            behind: core.peers.others() + 1,
             clock,
             core,
         })
@@ -88,20 +80,18 @@ impl<C: Clock> Shard<C> {
     /// Takes from the control threads, unless too much waits for other shards.
     fn take_inputs(&mut self, now: Moment) {
         for _ in 0..limits::INPUTS_PER_TURN_MAX {
-            if !self.core.peers.exchange.has_room() {
+            if !self.core.intake.takes_records() {
                 return;
             }
             match self.inputs.try_recv() {
                 None => return,
                 Some(ToShard::Identity(identity)) => self.core.streams.handle_identity(identity),
                 Some(ToShard::Start { partition, next }) => {
-                    self.core.streams.handle_start(partition, next);
-                    self.unstarted = self.unstarted.saturating_sub(1);
+                    self.core.intake.handle_start(&mut self.core.streams, partition, next);
                 }
                 Some(ToShard::Batch(batch)) => self.core.take_batch(&batch),
                 Some(ToShard::CaughtUp) => {
-                    self.core.peers.exchange.pass_caught_up();
-                    self.caught_up();
+                    self.core.intake.handle_caught_up(&mut self.core.streams);
                 }
                 Some(ToShard::Drain { window }) => {
                     self.door.close();
@@ -121,24 +111,13 @@ impl<C: Clock> Shard<C> {
                 let Some(handed) = self.core.peers.take_handed(place) else { break };
                 self.core.take_handed(&mut self.door, self.set.as_fd(), *handed, now);
             }
-            if self.unstarted > 0 {
-                continue;
-            }
-            for _ in 0..limits::PASSED_PER_TURN_MAX {
-                let Some(passed) = self.core.peers.take_passed(place) else { break };
-                if self.core.take_passed(passed) {
-                    self.caught_up();
-                }
-            }
-            self.core.flush_events();
+            self.core.take_passed(place);
         }
     }
 
-    /// All that one shard owns has come here, up to where the log ended at the start.
-    fn caught_up(&mut self) {
-        self.behind = self.behind.saturating_sub(1);
-        if self.behind == 0 && self.phase == Phase::Starting {
-            self.core.flush_events();
+    /// Begins to serve once all has come that the log held at the start.
+    fn serve_if_caught_up(&mut self) {
+        if self.phase == Phase::Starting && self.core.intake.is_caught_up() {
             self.phase = Phase::Serving;
             self.core.is_serving = true;
             probe::set(&self.core.probe.serving, 1);
@@ -149,8 +128,8 @@ impl<C: Clock> Shard<C> {
     /// Whether there is something to take that would be taken.
     fn has_inputs(&self) -> bool {
         let peers = &self.core.peers;
-        (peers.exchange.has_room() && !self.inputs.is_empty())
-            || (self.unstarted == 0 && peers.has_passed())
+        (self.core.intake.takes_records() && !self.inputs.is_empty())
+            || (self.core.intake.takes_passed() && peers.has_passed())
             || peers.has_handed()
     }
 
@@ -189,7 +168,7 @@ impl<C: Clock> Shard<C> {
             Phase::Starting | Phase::Serving => None,
         };
         // Nobody rings when a full lane has room again.
-        let full = (!self.core.peers.exchange.is_empty())
+        let full = (self.core.intake.waiting() > 0)
             .then(|| self.clock.moment().plus(limits::FULL_LANE_WAIT));
         let deadlines = [self.core.streams.poll_timeout(), self.door.poll_timeout(), drained, full];
         Next::Wait(deadlines.into_iter().flatten().min())
@@ -210,8 +189,9 @@ impl<C: Clock> Pump for Shard<C> {
         self.door.handle_timers(self.set.as_fd(), &mut self.core, now);
         self.take_inputs(now);
         self.take_from_peers(now);
+        self.serve_if_caught_up();
         self.take_ready(ready, now);
-        self.core.peers.flush();
+        self.core.peers.flush(&mut self.core.intake);
         self.core.feed(now);
         self.core.publish(&self.door);
         let took = began.elapsed();

@@ -1,0 +1,158 @@
+//! What a shard takes of the log, and in which order: from the records of its own partitions, and
+//! from what the other shards pass to it.
+//!
+//! Invariants:
+//! - nothing is taken from other shards before the start of every partition is known, since a start
+//!   empties the ring;
+//! - an event is given to the streams, and is passed on, before any position that covers it;
+//! - streams may be served once every shard, this one too, has given all that the log held at the
+//!   start.
+
+use super::exchange::{Exchange, Passed};
+use super::repeats::Repeats;
+use super::streams::Streams;
+use crate::base::{LogShape, Partition, Sharding};
+use crate::limits::shard as limits;
+use crate::wire::archive::SharedEvent;
+
+/// What became of an event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taken {
+    /// It was served before.
+    Repeat,
+    /// Read again, or read only to know what is a repeat.
+    Old,
+    /// Some of its audience is on this shard.
+    Here,
+    /// Its user is on another shard.
+    Elsewhere,
+}
+
+/// One shard's part in it.
+#[derive(Debug)]
+pub struct Intake {
+    exchange: Exchange,
+    repeats: Repeats,
+    /// Events that the streams do not know of yet.
+    decoded: Vec<SharedEvent>,
+    /// Partitions of which it is not known yet where they are served from.
+    unstarted: usize,
+    /// Shards, with this one, of which not all has come that the log held at the start.
+    behind: usize,
+}
+
+impl Intake {
+    pub fn new(own: u16, sharding: Sharding, shape: LogShape) -> Self {
+        Self {
+            exchange: Exchange::new(own, sharding),
+            repeats: Repeats::new(shape),
+            decoded: Vec::with_capacity(limits::EVENTS_AT_ONCE),
+            unstarted: shape.all_partitions().count(),
+            behind: usize::from(sharding.count()),
+        }
+    }
+
+    /// The partition is served from `next` on. Once for each, before its first event.
+    pub fn handle_start<S>(&mut self, streams: &mut Streams<S>, partition: Partition, next: u64) {
+        streams.handle_start(partition, next);
+        self.unstarted = self.unstarted.saturating_sub(1);
+    }
+
+    /// Takes an event of a partition that this shard owns, and passes it on.
+    pub fn handle_event<S>(&mut self, streams: &mut Streams<S>, event: SharedEvent) -> Taken {
+        let position = event.position();
+        if self.repeats.note(position, event.event_id()) {
+            return Taken::Repeat;
+        }
+        if !streams.is_new(position) {
+            return Taken::Old;
+        }
+        if !self.exchange.pass_event(&event) {
+            return Taken::Elsewhere;
+        }
+        self.take(streams, event);
+        Taken::Here
+    }
+
+    /// A partition that this shard owns has been read up to `next`, whatever its records were.
+    pub fn handle_read<S>(&mut self, streams: &mut Streams<S>, partition: Partition, next: u64) {
+        self.advance(streams, partition, next);
+        self.exchange.pass_position(partition, next);
+    }
+
+    /// All that the log held at the start of the partitions that this shard owns has come.
+    pub fn handle_caught_up<S>(&mut self, streams: &mut Streams<S>) {
+        self.exchange.pass_caught_up();
+        self.catch_up(streams);
+    }
+
+    /// Takes up to `many` items from another shard, if it is time.
+    pub fn handle_passed<S>(
+        &mut self,
+        streams: &mut Streams<S>,
+        many: usize,
+        mut next: impl FnMut() -> Option<Passed>,
+    ) {
+        if !self.takes_passed() {
+            return;
+        }
+        for _ in 0..many {
+            match next() {
+                None => break,
+                Some(Passed::Event(event)) => self.take(streams, event),
+                Some(Passed::Position { partition, next }) => {
+                    self.advance(streams, partition, next);
+                }
+                Some(Passed::CaughtUp) => self.catch_up(streams),
+            }
+        }
+        self.flush(streams);
+    }
+
+    /// Offers a shard what waits for it, until it gives an item back.
+    pub fn poll_passed(&mut self, shard: u16, take: impl FnMut(Passed) -> Result<(), Passed>) {
+        self.exchange.offer(shard, take);
+    }
+
+    /// Whether records are to be taken: not while much waits for other shards.
+    pub fn takes_records(&self) -> bool {
+        self.exchange.has_room()
+    }
+
+    /// Whether anything is to be taken from other shards.
+    pub fn takes_passed(&self) -> bool {
+        self.unstarted == 0
+    }
+
+    /// Whether streams may be served.
+    pub fn is_caught_up(&self) -> bool {
+        self.behind == 0
+    }
+
+    /// Items that wait for other shards.
+    pub fn waiting(&self) -> usize {
+        self.exchange.len()
+    }
+
+    fn take<S>(&mut self, streams: &mut Streams<S>, event: SharedEvent) {
+        self.decoded.push(event);
+        if self.decoded.len() >= limits::EVENTS_AT_ONCE {
+            self.flush(streams);
+        }
+    }
+
+    fn advance<S>(&mut self, streams: &mut Streams<S>, partition: Partition, next: u64) {
+        self.flush(streams);
+        streams.handle_position(partition, next);
+    }
+
+    fn catch_up<S>(&mut self, streams: &mut Streams<S>) {
+        self.flush(streams);
+        self.behind = self.behind.saturating_sub(1);
+    }
+
+    /// Gives the streams the events that they do not know of yet.
+    fn flush<S>(&mut self, streams: &mut Streams<S>) {
+        streams.handle_events(&mut self.decoded);
+    }
+}
