@@ -1,7 +1,8 @@
 //! A client: reads the bytes of its socket as an EventSource does, and remembers what it got.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::BufRead as _;
 use std::rc::Rc;
 
 use corecast::base::{Partition, Position, Topic};
@@ -43,12 +44,12 @@ pub struct Parser {
 }
 
 impl Parser {
-    pub fn feed(&mut self, at: u64, bytes: &[u8], mut each: impl FnMut(Block)) {
-        for byte in bytes {
+    pub fn feed(&mut self, at: u64, mut bytes: &[u8], mut each: impl FnMut(Block)) {
+        while !bytes.is_empty() {
             self.begun_at.get_or_insert(at);
-            if *byte != b'\n' {
-                self.line.push(*byte);
-                continue;
+            bytes.read_until(b'\n', &mut self.line).expect("memory can be read");
+            if self.line.pop_if(|last| *last == b'\n').is_none() {
+                break;
             }
             let line = String::from_utf8(std::mem::take(&mut self.line)).expect("UTF-8");
             if !self.head_is_over {
@@ -107,4 +108,13 @@ pub fn is_covered(cursor: &Cursor, position: Position) -> bool {
         Topic::Group => position.offset < cursor.group[usize::from(position.partition.index)],
         Topic::Selected => position.offset < cursor.own,
     }
+}
+
+/// Whether no component of the cursor is below these.
+pub fn has_reached(cursor: &Cursor, places: &BTreeMap<Partition, u64>) -> bool {
+    let own = Partition { topic: Topic::Selected, index: cursor.own_partition };
+    cursor.own >= places[&own]
+        && (0..)
+            .zip(&cursor.group)
+            .all(|(index, next)| *next >= places[&Partition { topic: Topic::Group, index }])
 }

@@ -1,5 +1,6 @@
-//! The simulator: the real ring, cursors and streams on virtual time, with sockets that are slow,
-//! die and come back. Same seed, same trace.
+//! The simulator: the real ring, cursors, streams, and the passing between shards, on virtual time,
+//! with sockets that are slow, die and come back, and shards that turn in any order. Same seed,
+//! same trace.
 //!
 //! A safety phase injects faults and checks every byte that a client gets; a liveness phase then
 //! stops them, and everybody must have everything. The seed is in every panic:
@@ -7,6 +8,7 @@
 //! many as you like.
 
 mod client;
+mod node;
 mod world;
 
 use std::sync::Mutex;
@@ -64,6 +66,12 @@ fn nothing_is_lost_doubled_or_out_of_order() {
             ("deaths", total.deaths),
             ("clients ahead of the node", total.ahead),
             ("expired frames", total.expired),
+            ("events for other shards", total.passed),
+            ("full lanes", total.full_lanes),
+            ("shards that stand still", total.stalls),
+            ("connects to nodes that start", total.put_off),
+            ("new clients", total.newcomers),
+            ("repeats", total.repeats),
         ] {
             assert!(count > 0, "no {what} in {SEEDS} seeds");
         }

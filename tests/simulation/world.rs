@@ -3,7 +3,9 @@
 //! The nodes' streams, rings and cursors are the real ones. Time, sockets and the log are not.
 
 use std::cell::RefCell;
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::Hasher as _;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,13 +14,14 @@ use corecast::base::{
     UserId,
 };
 use corecast::domain::{
-    CloseReason, Membership, Open, Outcome, RingLimits, StreamKey, Streams, StreamsOptions, Vector,
+    CloseReason, Membership, Open, Outcome, RingLimits, StreamKey, StreamsOptions,
 };
 use corecast::wire::archive::{Archiver, Audience, Event, MemberKind, SharedEvent};
 use corecast::wire::cursor::Cursor;
 use corecast::wire::frame::{self, Message};
 
 use crate::client::{self, Kernel, Parser, Socket};
+use crate::node::{Log, Node, Shard, end_of};
 
 const SHAPE: LogShape =
     LogShape { identity: LogIdentity([7, 7, 7]), selected_partitions: 3, group_partitions: 2 };
@@ -26,6 +29,7 @@ const ROLES: [&str; 4] = ["admin", "editor", "reader", "guest"];
 const USERS: usize = 12;
 const CLIENTS: usize = 16;
 const NODES: usize = 2;
+const SHARDS_MAX: u16 = 4;
 const WALL_START: u64 = 1_795_514_400_000;
 const WRITE_PROGRESS: Duration = Duration::from_secs(30);
 
@@ -35,12 +39,20 @@ pub struct Faults {
     pub slow_sockets: bool,
     pub deaths: bool,
     pub node_crashes: bool,
+    pub stalls: bool,
     pub expiry: bool,
 }
 
 impl Faults {
     pub const ALL: Self =
-        Self { slow_sockets: true, deaths: true, node_crashes: true, expiry: true };
+        Self { slow_sockets: true, deaths: true, node_crashes: true, stalls: true, expiry: true };
+    pub const NONE: Self = Self {
+        slow_sockets: false,
+        deaths: false,
+        node_crashes: false,
+        stalls: false,
+        expiry: false,
+    };
 }
 
 /// What happened, so that a simulation in which nothing did is found out.
@@ -55,6 +67,12 @@ pub struct Seen {
     pub deaths: u64,
     pub ahead: u64,
     pub expired: u64,
+    pub passed: u64,
+    pub full_lanes: u64,
+    pub stalls: u64,
+    pub put_off: u64,
+    pub newcomers: u64,
+    pub repeats: u64,
 }
 
 impl Seen {
@@ -68,14 +86,20 @@ impl Seen {
         self.deaths += other.deaths;
         self.ahead += other.ahead;
         self.expired += other.expired;
+        self.passed += other.passed;
+        self.full_lanes += other.full_lanes;
+        self.stalls += other.stalls;
+        self.put_off += other.put_off;
+        self.newcomers += other.newcomers;
+        self.repeats += other.repeats;
     }
 }
 
 /// SplitMix64: a stream of numbers that follows from the seed.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -83,21 +107,13 @@ impl Random {
         bits ^ bits >> 31
     }
 
-    fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
 
-    fn one_in(&mut self, chances: usize) -> bool {
+    pub fn one_in(&mut self, chances: usize) -> bool {
         self.below(chances) == 0
     }
-}
-
-struct Node {
-    streams: Streams<Socket>,
-    /// Sockets by stream, to report edges and to see which streams the node ended.
-    sockets: Vec<(StreamKey, Socket)>,
-    /// Next offset of each partition to read.
-    read: BTreeMap<Partition, u64>,
 }
 
 struct Client {
@@ -117,8 +133,11 @@ struct Client {
 
 struct Connection {
     node: usize,
+    shard: usize,
     key: StreamKey,
     socket: Socket,
+    /// It presented a cursor from before what its node serves.
+    is_too_old: bool,
 }
 
 pub struct World {
@@ -126,12 +145,14 @@ pub struct World {
     random: Random,
     faults: Faults,
     now: Moment,
-    log: BTreeMap<Partition, Vec<SharedEvent>>,
+    log: Log,
+    /// Records that repeat an earlier one.
+    repeats: BTreeSet<Position>,
     nodes: Vec<Node>,
     clients: Vec<Client>,
     ring: RingLimits,
     seen: Seen,
-    trace: u64,
+    trace: DefaultHasher,
 }
 
 impl World {
@@ -148,14 +169,16 @@ impl World {
             faults,
             now: Moment(1_000_000),
             log,
+            repeats: BTreeSet::new(),
             nodes: Vec::new(),
             clients: Vec::new(),
             ring,
             seen: Seen::default(),
-            trace: 0xcbf2_9ce4_8422_2325,
+            trace: DefaultHasher::new(),
         };
         for _ in 0..NODES {
-            let node = world.start_node();
+            let drawn = world.random.below(usize::from(SHARDS_MAX)) as u16;
+            let node = world.start_node(drawn);
             world.nodes.push(node);
         }
         for number in 0..CLIENTS {
@@ -186,13 +209,9 @@ impl World {
 
     /// No more faults: everybody comes back, and has everything.
     pub fn run_liveness(&mut self) {
-        self.faults =
-            Faults { slow_sockets: false, deaths: false, node_crashes: false, expiry: false };
-        for node in 0..NODES {
-            self.read_log(node, usize::MAX);
-            let (now, wall) = (self.now, self.wall());
-            self.nodes[node].streams.handle_timers(now, wall);
-        }
+        self.faults = Faults::NONE;
+        self.now = self.now.plus(Duration::from_secs(20));
+        self.settle();
         for client in 0..CLIENTS {
             self.clients[client].is_slow = false;
             if let Some(connection) = &self.clients[client].connection {
@@ -203,10 +222,7 @@ impl World {
         }
         // A client that its node has ended comes back in the second round.
         for _ in 0..3 {
-            for node in 0..NODES {
-                self.report_edges(node);
-                self.feed(node);
-            }
+            self.turn_shards();
             self.read_sockets();
             for client in 0..CLIENTS {
                 if self.clients[client].connection.is_none() {
@@ -229,11 +245,35 @@ impl World {
 
     /// A hash of all that clients read, in order.
     pub fn trace(&self) -> u64 {
-        self.trace
+        self.trace.finish()
     }
 
     fn wall(&self) -> EpochMillis {
         EpochMillis(WALL_START + self.now.0)
+    }
+
+    /// All that the log holds comes to every shard that has a part in it.
+    fn settle(&mut self) {
+        for _ in 0..2_000 {
+            if self.nodes.iter().all(|node| node.is_at_rest(&self.log)) {
+                break;
+            }
+            for node in 0..NODES {
+                self.read_log(node, usize::MAX);
+            }
+            self.turn_shards();
+        }
+        let seed = self.seed;
+        for node in &self.nodes {
+            assert!(node.is_at_rest(&self.log), "seed {seed}: a node does not come to rest");
+            for (number, shard) in node.shards.iter().enumerate() {
+                assert!(shard.is_serving, "seed {seed}: shard {number} does not serve");
+                for (partition, events) in &self.log {
+                    let (next, end) = (shard.streams.vector().next(*partition), end_of(events));
+                    assert_eq!(next, end, "seed {seed}: {partition:?} on shard {number}");
+                }
+            }
+        }
     }
 
     fn step(&mut self) {
@@ -259,14 +299,9 @@ impl World {
             }
             _ => {}
         }
-        for node in 0..NODES {
-            let (now, wall) = (self.now, self.wall());
-            self.nodes[node].streams.handle_timers(now, wall);
-            self.report_edges(node);
-            self.feed(node);
-            self.check_no_delay(node);
-        }
+        self.turn_shards();
         self.read_sockets();
+        self.check_no_delay();
     }
 
     fn append(&mut self) {
@@ -294,12 +329,18 @@ impl World {
             .then(|| EpochMillis(self.wall().0 + self.random.next() % 3_000));
         let content = format!("{}-{}-{offset}", partition.topic as u8, partition.index);
         let padding = "x".repeat(self.random.below(2_000));
+        let earlier = &self.log[&partition];
+        let repeated = (self.random.one_in(15) && !earlier.is_empty())
+            .then(|| earlier[self.random.below(earlier.len())].event_id());
+        if repeated.is_some() {
+            self.repeats.insert(position);
+        }
         let mut body = Vec::new();
         frame::write_message(&mut body, &message(&content, &padding));
         let event = Archiver::default().write(Event {
             position,
             appended_at: self.wall(),
-            event_id: u128::from(self.random.next()),
+            event_id: repeated.unwrap_or_else(|| u128::from(self.random.next())),
             attempt: 0,
             broadcast: BroadcastId::new(1).expect("small"),
             expires_at,
@@ -307,44 +348,23 @@ impl World {
             body: &body,
         });
         for client in &mut self.clients {
-            if is_for(&event, client.user.as_str(), &client.roles) {
+            if repeated.is_none() && is_for(&event, client.user.as_str(), &client.roles) {
                 client.missing.insert(position, expires_at);
             }
         }
         self.log.get_mut(&partition).expect("a partition").push(event);
     }
 
-    /// A node reads a few records of each partition, in an order of its own.
     fn read_log(&mut self, node: usize, many: usize) {
-        let mut partitions: Vec<Partition> = SHAPE.all_partitions().collect();
-        for _ in 0..partitions.len() {
-            let partition = partitions.swap_remove(self.random.below(partitions.len()));
-            let node = &mut self.nodes[node];
-            let read = node.read.get_mut(&partition).expect("a partition");
-            let events = &self.log[&partition];
-            let mut batch = Vec::new();
-            for event in events.iter().filter(|event| event.position().offset >= *read).take(many) {
-                batch.push(event.clone());
-                if self.random.below(3) == 0 {
-                    node.streams.handle_events(&mut batch);
-                }
-                // The same record again, as after a reconnect to the broker.
-                batch.push(event.clone());
-            }
-            node.streams.handle_events(&mut batch);
-            let end = events.last().map_or(0, |event| event.position().offset + 1);
-            let read_now = events
-                .iter()
-                .filter(|event| event.position().offset >= *read)
-                .take(many)
-                .last()
-                .map_or(*read, |event| event.position().offset + 1);
-            *read = read_now.min(end);
-            node.streams.handle_position(partition, *read);
-        }
+        let node = &mut self.nodes[node];
+        // What the log held at the start comes in large pieces.
+        let many = if node.is_catching_up() { many.max(40) } else { many };
+        node.read_log(&self.log, many, &mut self.random);
     }
 
-    fn start_node(&mut self) -> Node {
+    /// With another number of shards than before.
+    fn start_node(&mut self, before: u16) -> Node {
+        let shards = 1 + (before + self.random.below(3) as u16) % SHARDS_MAX;
         let options = StreamsOptions {
             shape: SHAPE,
             ring: self.ring,
@@ -353,16 +373,44 @@ impl World {
             write_progress: WRITE_PROGRESS,
             seed: self.random.next(),
         };
-        let mut streams = Streams::new(options, Vector::new(&SHAPE), self.now);
-        let mut read = BTreeMap::new();
-        for partition in SHAPE.all_partitions() {
-            let end = self.log[&partition].last().map_or(0, |event| event.position().offset + 1);
-            // A node begins some way before the end, so that its ring is not empty.
-            let next = end.saturating_sub(self.random.next() % 20);
-            streams.handle_start(partition, next);
-            read.insert(partition, next);
+        Node::start(shards, options, &self.log, &mut self.random, self.now)
+    }
+
+    /// Shards have their turns in any order; one may stand still for long.
+    fn turn_shards(&mut self) {
+        let mut shards: Vec<(usize, usize)> = Vec::new();
+        for (number, node) in self.nodes.iter_mut().enumerate() {
+            for (place, shard) in node.shards.iter_mut().enumerate() {
+                shard.has_turned = false;
+                shards.push((number, place));
+            }
         }
-        Node { streams, sockets: Vec::new(), read }
+        while !shards.is_empty() {
+            let (node, place) = shards.swap_remove(self.random.below(shards.len()));
+            let stops = self.faults.stalls && self.random.one_in(60);
+            let shard = &mut self.nodes[node].shards[place];
+            if shard.stands_until > self.now {
+                continue;
+            }
+            if stops {
+                self.seen.stalls += 1;
+                let time = Duration::from_millis(self.random.next() % 20_000);
+                shard.stands_until = self.now.plus(time);
+                continue;
+            }
+            self.turn(node, place);
+        }
+    }
+
+    /// In the order of a real turn.
+    fn turn(&mut self, node: usize, place: usize) {
+        let (now, wall) = (self.now, self.wall());
+        self.nodes[node].shards[place].has_turned = true;
+        self.nodes[node].shards[place].streams.handle_timers(now, wall);
+        self.nodes[node].take(place, &mut self.random, &mut self.seen);
+        self.report_edges(node, place);
+        self.nodes[node].pass_on(place, &mut self.seen);
+        self.feed(node, place);
     }
 
     fn crash_node(&mut self) {
@@ -376,21 +424,32 @@ impl World {
                 client.parser = Parser::default();
             }
         }
-        self.nodes[node] = self.start_node();
+        let before = self.nodes[node].sharding.count();
+        self.nodes[node] = self.start_node(before);
     }
 
     fn count(&self, node: &Node, seen: &mut Seen) {
-        let counters = node.streams.counters();
-        seen.deliveries += counters.deliveries;
-        seen.resumes += counters.resumed;
-        seen.gaps += counters.gaps;
-        seen.heartbeats += counters.heartbeats;
-        seen.expired += counters.expired_skips;
-        seen.slow_closes += counters.closed[CloseReason::Slow as usize];
+        for counters in node.shards.iter().map(|shard| shard.streams.counters()) {
+            seen.deliveries += counters.deliveries;
+            seen.resumes += counters.resumed;
+            seen.gaps += counters.gaps;
+            seen.heartbeats += counters.heartbeats;
+            seen.expired += counters.expired_skips;
+            seen.slow_closes += counters.closed[CloseReason::Slow as usize];
+        }
     }
 
     fn connect(&mut self, client: usize) {
         let node = self.random.below(NODES);
+        let owner = self.nodes[node].sharding.of_user(self.clients[client].user.as_str());
+        let shard = &mut self.nodes[node].shards[usize::from(owner)];
+        if !shard.is_serving || shard.stands_until > self.now {
+            self.seen.put_off += 1;
+            return;
+        }
+        if self.faults.deaths && self.random.one_in(12) {
+            self.forget_all(client);
+        }
         let room = self.clients[client].is_slow.then(|| self.random.below(3_000));
         let socket: Socket = Rc::new(RefCell::new(Kernel { room, ..Kernel::default() }));
         let (now, wall) = (self.now, self.wall());
@@ -402,13 +461,16 @@ impl World {
             .collect();
         members.sort_unstable();
         let cursor = client.last_id.clone();
-        let node_vector = self.nodes[node].streams.vector();
+        let shard = &mut self.nodes[node].shards[usize::from(owner)];
+        let mut is_too_old = false;
         if let Some(cursor) = &cursor {
-            let is_ahead =
-                cursor.group.iter().zip(node_vector.view().group()).any(|(own, read)| own > read);
+            let read = shard.streams.vector().view().group();
+            let is_ahead = cursor.group.iter().zip(read).any(|(own, read)| own > read);
             self.seen.ahead += u64::from(is_ahead);
+            is_too_old = !client::has_reached(cursor, &self.nodes[node].starts);
         }
-        let opened = self.nodes[node].streams.handle_open(
+        let shard = &mut self.nodes[node].shards[usize::from(owner)];
+        let opened = shard.streams.handle_open(
             Open {
                 socket: socket.clone(),
                 user: &client.user,
@@ -421,9 +483,26 @@ impl World {
             wall,
         );
         let key = opened.expect("there is room for all clients");
-        self.nodes[node].sockets.push((key, socket.clone()));
+        shard.sockets.push((key, socket.clone()));
         client.parser = Parser::default();
-        client.connection = Some(Connection { node, key, socket });
+        let shard = usize::from(owner);
+        client.connection = Some(Connection { node, shard, key, socket, is_too_old });
+    }
+
+    /// The client is installed anew: what it had is nobody's any more.
+    fn forget_all(&mut self, client: usize) {
+        let client = &mut self.clients[client];
+        self.seen.newcomers += u64::from(client.first_id.is_some());
+        client.last_id = None;
+        client.first_id = None;
+        client.got.clear();
+        client.missing.clear();
+        for event in self.log.values().flatten() {
+            let is_his = is_for(event, client.user.as_str(), &client.roles);
+            if is_his && !self.repeats.contains(&event.position()) {
+                client.missing.insert(event.position(), event.expires_at());
+            }
+        }
     }
 
     /// A client vanishes; what was on its way is lost.
@@ -434,7 +513,8 @@ impl World {
         connection.socket.borrow_mut().is_dead = true;
         // The node may hear of it at once, or only when it writes.
         if self.random.one_in(2) {
-            self.nodes[connection.node].streams.handle_close(connection.key, CloseReason::Peer);
+            let shard = &mut self.nodes[connection.node].shards[connection.shard];
+            shard.streams.handle_close(connection.key, CloseReason::Peer);
         }
         self.clients[client].parser = Parser::default();
     }
@@ -451,8 +531,8 @@ impl World {
         }
     }
 
-    fn report_edges(&mut self, node: usize) {
-        let Node { streams, sockets, .. } = &mut self.nodes[node];
+    fn report_edges(&mut self, node: usize, place: usize) {
+        let Shard { streams, sockets, .. } = &mut self.nodes[node].shards[place];
         sockets.retain(|(key, _)| streams.contains(*key));
         for (key, socket) in sockets {
             let mut kernel = socket.borrow_mut();
@@ -463,9 +543,9 @@ impl World {
         }
     }
 
-    fn feed(&mut self, node: usize) {
+    fn feed(&mut self, node: usize, place: usize) {
         let (now, wall) = (self.now, self.wall());
-        let streams = &mut self.nodes[node].streams;
+        let streams = &mut self.nodes[node].shards[place].streams;
         loop {
             let Some(write) = streams.poll_write(now, wall) else { break };
             let key = write.key;
@@ -499,13 +579,12 @@ impl World {
     fn read_sockets(&mut self) {
         for client in 0..CLIENTS {
             let Some(connection) = self.clients[client].connection.as_ref() else { continue };
-            let node_has_it = self.nodes[connection.node].streams.contains(connection.key);
+            let shard = &self.nodes[connection.node].shards[connection.shard];
+            let node_has_it = shard.streams.contains(connection.key);
             let socket = connection.socket.clone();
             loop {
                 let Some((at, bytes)) = socket.borrow_mut().in_flight.pop_front() else { break };
-                for byte in &bytes {
-                    self.trace = (self.trace ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-                }
+                self.trace.write(&bytes);
                 let mut parser = std::mem::take(&mut self.clients[client].parser);
                 let mut blocks = Vec::new();
                 parser.feed(at, &bytes, |block| blocks.push(block));
@@ -533,6 +612,11 @@ impl World {
                 let id = block.id.clone().expect("CONNECTED has an id");
                 if let Some(last) = &client.last_id {
                     assert_eq!(last, &id, "seed {seed}: CONNECTED carries the presented cursor");
+                } else if let Some(connection) = &client.connection {
+                    // A node serves nobody before it has read what the log held at its start.
+                    let ends = &self.nodes[connection.node].ends;
+                    let has_all = client::has_reached(&id, ends);
+                    assert!(has_all, "seed {seed}: client {number} came in before the node was");
                 }
                 client.first_id.get_or_insert(id);
             }
@@ -546,6 +630,7 @@ impl World {
                     "seed {seed}: client {number} got {position:?} behind a cursor that covers it"
                 );
                 assert!(client.got.insert(position), "seed {seed}: {position:?} twice");
+                assert!(!self.repeats.contains(&position), "seed {seed}: {position:?} is a repeat");
                 let event = find(&self.log, position);
                 assert!(
                     is_for(&event, client.user.as_str(), &client.roles),
@@ -554,41 +639,48 @@ impl World {
                 let in_time = event.expires_at().is_none_or(|at| block.begun_at < at.0);
                 assert!(in_time, "seed {seed}: {position:?} was begun after its expiry");
                 client.missing.remove(&position);
-                // Nothing of the audience lies between the last cursor and this one, but it.
-                for (skipped, expires_at) in &client.missing {
-                    let is_new =
-                        client::is_covered(&id, *skipped) && !client::is_covered(last, *skipped);
-                    let has_expired = expires_at.is_some_and(|at| at.0 <= WALL_START + self.now.0);
-                    assert!(
-                        !is_new || has_expired,
-                        "seed {seed}: client {number} was led past {skipped:?}"
-                    );
-                }
             }
             Some("GAP") => {
                 let id = block.id.clone().expect("GAP has an id");
+                let connection = client.connection.as_ref().expect("a stream that is read");
+                let ring = self.nodes[connection.node].shards[connection.shard].streams.ring();
+                let is_needed = connection.is_too_old || ring.first() > 0;
+                assert!(is_needed, "seed {seed}: a gap for client {number}, of which all is there");
                 client.missing.retain(|position, _| !client::is_covered(&id, *position));
             }
             Some(other) => panic!("seed {seed}: unexpected event {other}"),
         }
-        if let Some(id) = block.id {
-            client.last_id = Some(id);
+        let Some(id) = block.id else { return };
+        // Nothing of the audience lies between the last cursor and this one, but the event itself.
+        if let Some(last) = &client.last_id {
+            for (skipped, expires_at) in &client.missing {
+                let is_new =
+                    client::is_covered(&id, *skipped) && !client::is_covered(last, *skipped);
+                let has_expired = expires_at.is_some_and(|at| at.0 <= WALL_START + self.now.0);
+                assert!(
+                    !is_new || has_expired,
+                    "seed {seed}: client {number} was led past {skipped:?}"
+                );
+            }
         }
+        client.last_id = Some(id);
     }
 
-    /// A reader that takes everything has everything that its node read, whoever else is stuck.
-    fn check_no_delay(&mut self, node: usize) {
-        self.read_sockets();
+    /// A reader that takes everything has everything that its shard has taken, whoever else is
+    /// stuck.
+    fn check_no_delay(&mut self) {
         for number in 0..CLIENTS {
             let client = &self.clients[number];
             let Some(connection) = client.connection.as_ref() else { continue };
-            if client.is_slow || connection.node != node || client.first_id.is_none() {
+            let shard = &self.nodes[connection.node].shards[connection.shard];
+            if client.is_slow || !shard.has_turned || client.first_id.is_none() {
                 continue;
             }
+            let (node, place) = (connection.node, connection.shard);
             self.forget_what_is_excused(number);
-            let read = &self.nodes[node].read;
-            let missing = self.clients[number].missing.keys();
-            let late = missing.clone().find(|missed| missed.offset < read[&missed.partition]);
+            let vector = self.nodes[node].shards[place].streams.vector();
+            let mut missing = self.clients[number].missing.keys();
+            let late = missing.find(|missed| missed.offset < vector.next(missed.partition));
             assert_eq!(late, None, "seed {}: client {number} waits", self.seed);
         }
     }
@@ -622,7 +714,7 @@ fn is_for(event: &SharedEvent, user: &str, roles: &[&str]) -> bool {
     }
 }
 
-fn find(log: &BTreeMap<Partition, Vec<SharedEvent>>, position: Position) -> SharedEvent {
+fn find(log: &Log, position: Position) -> SharedEvent {
     let found = log[&position.partition].iter().find(|event| event.position() == position);
     found.expect("an event of the log").clone()
 }

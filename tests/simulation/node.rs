@@ -1,0 +1,224 @@
+//! A node: shards that turn when they like, with bounded lanes between them.
+//!
+//! Who decodes, what is passed to whom and when it is taken is the real `Sharding` and `Intake`, in
+//! the order of a real turn. The lanes are queues, and one thread reads the log for all shards.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use corecast::base::{LogShape, Moment, Partition, Sharding};
+use corecast::domain::{Intake, Passed, StreamKey, Streams, StreamsOptions, Taken, Vector};
+use corecast::wire::archive::SharedEvent;
+
+use crate::client::Socket;
+use crate::world::{Random, Seen};
+
+pub type Log = BTreeMap<Partition, Vec<SharedEvent>>;
+
+/// What a shard gets from whoever reads the log.
+enum Input {
+    Start { partition: Partition, next: u64 },
+    Batch { partition: Partition, events: Vec<SharedEvent>, next: u64 },
+    CaughtUp,
+}
+
+pub struct Node {
+    pub sharding: Sharding,
+    pub shards: Vec<Shard>,
+    shape: LogShape,
+    /// Where each partition is served from, and where it ended at the start.
+    pub starts: BTreeMap<Partition, u64>,
+    pub ends: BTreeMap<Partition, u64>,
+    /// Next offset of each partition to read.
+    read: BTreeMap<Partition, u64>,
+    /// Read, and not taken yet by the shard whose lane is full.
+    held: VecDeque<(u16, Input)>,
+    has_said_caught_up: bool,
+    lane_items: usize,
+}
+
+pub struct Shard {
+    pub streams: Streams<Socket>,
+    intake: Intake,
+    inputs: VecDeque<Input>,
+    /// From each shard of the node.
+    lanes: Vec<VecDeque<Passed>>,
+    /// Sockets by stream, to report edges and to see which streams the node ended.
+    pub sockets: Vec<(StreamKey, Socket)>,
+    pub is_serving: bool,
+    /// It does nothing until then.
+    pub stands_until: Moment,
+    /// It had a turn in this step.
+    pub has_turned: bool,
+}
+
+impl Node {
+    pub fn start(
+        shards: u16,
+        options: StreamsOptions,
+        log: &Log,
+        random: &mut Random,
+        now: Moment,
+    ) -> Self {
+        let shape = options.shape;
+        let sharding = Sharding::new(shards).expect("at least one");
+        let shard = |own| Shard {
+            streams: Streams::new(options, Vector::new(&shape), now),
+            intake: Intake::new(own, sharding, shape),
+            inputs: VecDeque::new(),
+            lanes: (0..shards).map(|_| VecDeque::new()).collect(),
+            sockets: Vec::new(),
+            is_serving: false,
+            stands_until: now,
+            has_turned: false,
+        };
+        let mut node = Self {
+            sharding,
+            shards: (0..shards).map(shard).collect(),
+            shape,
+            starts: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            read: BTreeMap::new(),
+            held: VecDeque::new(),
+            has_said_caught_up: false,
+            lane_items: [1, 2, 8, 64][random.below(4)],
+        };
+        for (partition, events) in log {
+            let end = end_of(events);
+            // A node begins some way before the end, so that its ring is not empty, and reads what
+            // is before that to know repeats.
+            let next = end.saturating_sub(random.next() % 20);
+            node.starts.insert(*partition, next);
+            node.ends.insert(*partition, end);
+            node.read.insert(*partition, 0);
+            for shard in 0..shards {
+                node.held.push_back((shard, Input::Start { partition: *partition, next }));
+            }
+        }
+        node
+    }
+
+    /// Reads a few records of each partition, in an order of its own; waits for a shard that has no
+    /// room.
+    pub fn read_log(&mut self, log: &Log, many: usize, random: &mut Random) {
+        self.hand_out();
+        if !self.held.is_empty() {
+            return;
+        }
+        let mut partitions: Vec<Partition> = self.shape.all_partitions().collect();
+        while !partitions.is_empty() {
+            let partition = partitions.swap_remove(random.below(partitions.len()));
+            let read = self.read.get_mut(&partition).expect("a partition");
+            let from = *read;
+            let behind = log[&partition].iter().filter(|event| event.position().offset >= from);
+            let mut events = Vec::new();
+            for event in behind.take(many) {
+                *read = event.position().offset + 1;
+                events.push(event.clone());
+                if random.one_in(8) {
+                    // The same record again, as after a reconnect to the broker.
+                    events.push(event.clone());
+                }
+            }
+            if events.is_empty() {
+                continue;
+            }
+            let owner = self.sharding.of_partition(partition, &self.shape);
+            self.held.push_back((owner, Input::Batch { partition, events, next: *read }));
+        }
+        if !self.has_said_caught_up && self.ends.iter().all(|(at, end)| self.read[at] >= *end) {
+            self.has_said_caught_up = true;
+            for shard in 0..self.sharding.count() {
+                self.held.push_back((shard, Input::CaughtUp));
+            }
+        }
+        self.hand_out();
+    }
+
+    pub fn is_catching_up(&self) -> bool {
+        !self.has_said_caught_up
+    }
+
+    /// Hands over in order, until a lane is full.
+    fn hand_out(&mut self) {
+        while let Some((shard, _)) = self.held.front() {
+            let inputs = &mut self.shards[usize::from(*shard)].inputs;
+            if inputs.len() >= self.lane_items.max(4) {
+                return;
+            }
+            inputs.extend(self.held.pop_front().map(|(_, input)| input));
+        }
+    }
+
+    /// The first half of a turn: what the shard takes, and what it passes on. Lanes show what is in
+    /// them whenever it looks, so how much it takes stands for every interleaving.
+    pub fn take(&mut self, number: usize, random: &mut Random, seen: &mut Seen) {
+        let shard = &mut self.shards[number];
+        for _ in 0..1 + random.below(5) {
+            if !shard.intake.takes_records() {
+                break;
+            }
+            let Some(input) = shard.inputs.pop_front() else { break };
+            shard.take_input(input, seen);
+        }
+        let Shard { streams, intake, lanes, .. } = shard;
+        for lane in lanes {
+            let many = random.below(8);
+            intake.handle_passed(streams, many, || {
+                let passed = lane.pop_front();
+                seen.passed += u64::from(matches!(passed, Some(Passed::Event(_))));
+                passed
+            });
+        }
+        shard.is_serving = shard.intake.is_caught_up();
+    }
+
+    /// Puts what waits for other shards into their lanes, as far as these take it.
+    pub fn pass_on(&mut self, number: usize, seen: &mut Seen) {
+        for other in (0..self.shards.len()).filter(|other| *other != number) {
+            let mut lane = std::mem::take(&mut self.shards[other].lanes[number]);
+            self.shards[number].intake.poll_passed(other as u16, |item| {
+                if lane.len() >= self.lane_items {
+                    seen.full_lanes += 1;
+                    return Err(item);
+                }
+                lane.push_back(item);
+                Ok(())
+            });
+            self.shards[other].lanes[number] = lane;
+        }
+    }
+
+    /// Whether everything that was read has come wherever it goes.
+    pub fn is_at_rest(&self, log: &Log) -> bool {
+        let has_read_all = log.iter().all(|(at, events)| self.read[at] >= end_of(events));
+        has_read_all
+            && self.held.is_empty()
+            && self.shards.iter().all(|shard| {
+                shard.inputs.is_empty()
+                    && shard.intake.waiting() == 0
+                    && shard.lanes.iter().all(VecDeque::is_empty)
+            })
+    }
+}
+
+impl Shard {
+    fn take_input(&mut self, input: Input, seen: &mut Seen) {
+        let Self { streams, intake, .. } = self;
+        match input {
+            Input::Start { partition, next } => intake.handle_start(streams, partition, next),
+            Input::Batch { partition, events, next } => {
+                for event in events {
+                    let taken = intake.handle_event(streams, event);
+                    seen.repeats += u64::from(taken == Taken::Repeat);
+                }
+                intake.handle_read(streams, partition, next);
+            }
+            Input::CaughtUp => intake.handle_caught_up(streams),
+        }
+    }
+}
+
+/// Where a partition ends.
+pub fn end_of(events: &[SharedEvent]) -> u64 {
+    events.last().map_or(0, |event| event.position().offset + 1)
+}
