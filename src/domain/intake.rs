@@ -81,9 +81,9 @@ impl Intake {
     }
 
     /// All that the log held at the start of the partitions that this shard owns has come.
-    pub fn handle_caught_up<S>(&mut self, streams: &mut Streams<S>) {
+    pub fn handle_caught_up(&mut self) {
         self.exchange.pass_caught_up();
-        self.catch_up(streams);
+        self.catch_up();
     }
 
     /// Takes up to `many` items from another shard, if it is time.
@@ -103,7 +103,7 @@ impl Intake {
                 Some(Passed::Position { partition, next }) => {
                     self.advance(streams, partition, next);
                 }
-                Some(Passed::CaughtUp) => self.catch_up(streams),
+                Some(Passed::CaughtUp) => self.catch_up(),
             }
         }
         self.flush(streams);
@@ -146,8 +146,8 @@ impl Intake {
         streams.handle_position(partition, next);
     }
 
-    fn catch_up<S>(&mut self, streams: &mut Streams<S>) {
-        self.flush(streams);
+    /// A position came before it, so the streams know of all events.
+    fn catch_up(&mut self) {
         self.behind = self.behind.saturating_sub(1);
     }
 

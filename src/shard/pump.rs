@@ -90,9 +90,7 @@ impl<C: Clock> Shard<C> {
                     self.core.intake.handle_start(&mut self.core.streams, partition, next);
                 }
                 Some(ToShard::Batch(batch)) => self.core.take_batch(&batch),
-                Some(ToShard::CaughtUp) => {
-                    self.core.intake.handle_caught_up(&mut self.core.streams);
-                }
+                Some(ToShard::CaughtUp) => self.core.intake.handle_caught_up(),
                 Some(ToShard::Drain { window }) => {
                     self.door.close();
                     self.core.is_serving = false;

@@ -213,7 +213,7 @@ impl Shard {
                 }
                 intake.handle_read(streams, partition, next);
             }
-            Input::CaughtUp => intake.handle_caught_up(streams),
+            Input::CaughtUp => intake.handle_caught_up(),
         }
     }
 }
