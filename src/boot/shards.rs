@@ -113,3 +113,48 @@ fn watch(
     })?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Watches shards that end like this, one after the other, and returns what was said.
+    fn endings_of(shards: [fn() -> Result<(), ShardError>; 2]) -> Vec<Ending> {
+        let (endings, ended) = mpsc::channel();
+        let left = Arc::new(AtomicUsize::new(shards.len()));
+        let threads = (0..).zip(shards).map(|(number, shard)| {
+            let thread = std::thread::spawn(shard);
+            watch(number, thread, left.clone(), endings.clone()).expect("a thread");
+        });
+        threads.for_each(drop);
+        drop(endings);
+        // Ends when the last watcher has.
+        ended.iter().collect()
+    }
+
+    #[test]
+    fn a_shard_that_dies_ends_the_node() {
+        let failed = || {
+            let error = std::io::Error::from(std::io::ErrorKind::OutOfMemory);
+            Err(ShardError::Kernel { shard: 1, error })
+        };
+        let cases: [(fn() -> _, &str); 2] =
+            [(|| panic!("as it is meant to"), "shard 1 panicked"), (failed, "shard 1 can't get")];
+        for (dies, why) in cases {
+            let endings = endings_of([|| Ok(()), dies]);
+            let [Ending::Part(reason)] = &endings[..] else { panic!("one part ends: {why}") };
+            assert!(reason.starts_with(why), "{reason}");
+            // Which is a failure of the whole, whose status is 1.
+            let (ending, ended) = mpsc::channel();
+            ending.send(Ending::Part(reason.clone())).expect("heard");
+            let outcome = super::super::run_until_signal(&ended);
+            assert!(matches!(outcome, Err(super::super::BootError::Ended(_))));
+        }
+    }
+
+    #[test]
+    fn shards_have_drained_when_the_last_one_has() {
+        let endings = endings_of([|| Ok(()), || Ok(())]);
+        assert!(matches!(endings[..], [Ending::ShardsDrained]));
+    }
+}
