@@ -186,9 +186,9 @@ pub mod glommio {
     pub const KERNEL_MIN: (u32, u32) = (5, 8);
     /// What a process must be allowed to lock, or it makes no executor.
     pub const MEMLOCK_MIN: u64 = 512 << 10;
-    /// Buffers for files, of which a shard has none: the least that it takes. They are locked, a
-    /// ring at a time, so 8 MiB of locked memory are enough for 42 shards; beyond that it does
-    /// without.
+    /// Buffers for files, of which a shard has none: the least that it takes. Each of three rings
+    /// pins the huge page that they lie in, up to 6 MiB a shard; where the system does not allow
+    /// that, they are not pinned.
     pub const IO_MEMORY: usize = 64 << 10;
     /// How long tasks keep the executor from its timers, if they can always run.
     pub const PREEMPT_TIMER: Duration = Duration::from_millis(10);

@@ -103,9 +103,10 @@ pub fn main() -> ExitCode {
 }
 
 fn start_logging(config: &Config) {
-    // What libraries say of their own affairs is for who looks for it.
+    // What libraries say of their own affairs is for who looks for it; glommio warns of buffers
+    // for files that it can't pin, and nothing uses them.
     let filter = match config.output_level.as_str() {
-        "info" => "info,fjall=warn,lsm_tree=warn,rskafka=warn",
+        "info" => "info,fjall=warn,glommio=error,lsm_tree=warn,rskafka=warn",
         level => level,
     };
     let builder = tracing_subscriber::fmt()
