@@ -64,6 +64,7 @@ fn who_stands_still_is_fed_in_order_when_he_reads_again(runtime: Runtime) {
     let mut stalled: Vec<Stream> = (0..STALLED)
         .map(|number| narrow_stream(node.public, &format!("userId=stalled-{number}"), None))
         .collect();
+    // Some on each shard: what they have read, all shards have, and so it is in one order.
     let mut readers: Vec<Stream> =
         (0..5).map(|number| node.stream(&format!("userId=reader-{number}"))).collect();
     let mut said = 0;
@@ -100,7 +101,9 @@ fn who_stands_still_is_fed_in_order_when_he_reads_again(runtime: Runtime) {
 fn who_stands_still_for_too_long_is_closed_and_comes_back_with_his_cursor(runtime: Runtime) {
     let node = start(runtime, &["limits.write_progress_s=1"]);
     let mut stalled = narrow_stream(node.public, "userId=stalled", None);
-    let mut readers = [node.stream("userId=reader")];
+    // The same user, so on the same shard: each message is there before the next is said, and so
+    // they are in one order, whatever their partitions.
+    let mut readers = [node.stream("userId=stalled&connectionId=reader")];
     let mut said = 0;
     // Until the stalled one is full, and then until it is closed.
     wait::until("the stalled stream is closed", PATIENCE, || {
