@@ -156,3 +156,92 @@ impl Intake {
         streams.handle_events(&mut self.decoded);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::base::{BroadcastId, EpochMillis, LogIdentity, Moment, Position, Topic};
+    use crate::domain::{RingLimits, StreamsOptions, Vector};
+    use crate::wire::archive::{Archiver, Audience, Event};
+
+    const SHAPE: LogShape =
+        LogShape { identity: LogIdentity([0; 3]), selected_partitions: 1, group_partitions: 1 };
+    const GROUP: Partition = Partition { topic: Topic::Group, index: 0 };
+    const SELECTED: Partition = Partition { topic: Topic::Selected, index: 0 };
+
+    fn new() -> (Intake, Streams<()>) {
+        let options = StreamsOptions {
+            shape: SHAPE,
+            ring: RingLimits { frames: 8, bytes: 1 << 20 },
+            streams_max: 1,
+            heartbeat: Duration::from_secs(25),
+            write_progress: Duration::from_secs(30),
+            seed: 0,
+        };
+        let sharding = Sharding::new(2).expect("some");
+        let streams = Streams::new(options, Vector::new(&SHAPE), Moment(0));
+        (Intake::new(0, sharding, SHAPE), streams)
+    }
+
+    fn event(offset: u64) -> SharedEvent {
+        Archiver::default().write(Event {
+            position: Position { partition: GROUP, offset },
+            appended_at: EpochMillis(0),
+            event_id: u128::from(offset),
+            attempt: 0,
+            broadcast: BroadcastId::new(1).expect("small"),
+            expires_at: None,
+            audience: Audience::Everyone,
+            body: b"event: MESSAGE\ndata: {}\n\n",
+        })
+    }
+
+    #[test]
+    fn nothing_is_taken_from_others_before_all_starts_are_known() {
+        let (mut intake, mut streams) = new();
+        let mut passed = vec![Passed::CaughtUp, Passed::Event(event(7))];
+        for partition in [GROUP, SELECTED] {
+            intake.handle_passed(&mut streams, 9, || passed.pop());
+            assert_eq!((passed.len(), streams.ring().next()), (2, 0));
+            intake.handle_start(&mut streams, partition, 5);
+        }
+        intake.handle_passed(&mut streams, 9, || passed.pop());
+        assert_eq!((passed.len(), streams.ring().next()), (0, 1));
+    }
+
+    #[test]
+    fn streams_are_served_once_every_shard_has_caught_up() {
+        let (mut intake, mut streams) = new();
+        intake.handle_start(&mut streams, GROUP, 0);
+        intake.handle_start(&mut streams, SELECTED, 0);
+        assert!(!intake.is_caught_up());
+        intake.handle_caught_up();
+        assert!(!intake.is_caught_up(), "the other one has not");
+        let mut passed = vec![Passed::CaughtUp];
+        intake.handle_passed(&mut streams, 9, || passed.pop());
+        assert!(intake.is_caught_up());
+    }
+
+    #[test]
+    fn events_go_before_the_position_that_covers_them() {
+        let (mut intake, mut streams) = new();
+        intake.handle_start(&mut streams, GROUP, 5);
+        intake.handle_start(&mut streams, SELECTED, 0);
+        let taken = [4, 5, 5, 6].map(|offset| intake.handle_event(&mut streams, event(offset)));
+        assert_eq!(taken, [Taken::Old, Taken::Here, Taken::Repeat, Taken::Here]);
+        intake.handle_read(&mut streams, GROUP, 9);
+        assert_eq!((streams.ring().next(), streams.vector().next(GROUP)), (2, 9));
+        let mut passed = Vec::new();
+        intake.poll_passed(1, |item| {
+            passed.push(match item {
+                Passed::Event(event) => event.position().offset,
+                Passed::Position { next, .. } => next,
+                Passed::CaughtUp => 0,
+            });
+            Ok(())
+        });
+        assert_eq!(passed, [5, 6, 9]);
+    }
+}
