@@ -67,6 +67,8 @@ pub mod log {
     pub const FETCH_BYTES_MAX: usize = 4 << 20;
     /// How long a fetch may wait for the first record.
     pub const FETCH_WAIT: Duration = Duration::from_millis(500);
+    /// The same while a shard has no room: it works on 64 batches, which takes it a while.
+    pub const FULL_SHARD_WAIT: Duration = Duration::from_millis(5);
     /// Between two tries while the log is away: the first, and the longest. Each has jitter.
     pub const RETRY_WAIT_FIRST: Duration = Duration::from_millis(250);
     pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);

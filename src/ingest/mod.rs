@@ -2,16 +2,18 @@
 //! partitions.
 //!
 //! Invariants: batches of a partition reach its shard in offset order, each once; a shard that has
-//! no room makes the reading wait, nothing is dropped; an outage is waited out.
+//! no room makes the reading of its own partitions wait, not that of others, and nothing is dropped;
+//! an outage is waited out.
 
 pub mod kafka;
+mod outbound;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use crate::base::{LogShape, Partition, Sharding};
-use crate::lane::{Refusal, RefusalReason, Sender, ToShard};
+use self::outbound::Outbound;
+use crate::base::{LogShape, Partition};
+use crate::lane::{Sender, ToShard};
 use crate::limits::log as limits;
 use crate::ports::{Backoff, Batch, Log, LogError, Want};
 
@@ -49,7 +51,8 @@ impl Ingest {
     /// Serves from `WARM_RECORDS` before the end on, so that the ring knows the latest events, and
     /// reads from `REPEAT_RECORDS` before that on, so that it knows which are repeats. Says
     /// `CaughtUp` to every shard once what the log held then has been read.
-    pub async fn run(self) -> Result<(), IngestError> {
+    pub async fn run(mut self) -> Result<(), IngestError> {
+        let mut outbound = Outbound::new(std::mem::take(&mut self.shards))?;
         let mut backoff = new_backoff();
         let shape = loop {
             match self.log.shape().await {
@@ -57,22 +60,17 @@ impl Ingest {
                 Err(error) => self.wait_out(error, &mut backoff).await?,
             }
         };
-        for shard in &self.shards {
-            deliver(shard, ToShard::Identity(shape.identity)).await?;
-        }
-        let (mut wants, ends) = self.start(&shape).await?;
+        outbound.send_to_all(|| ToShard::Identity(shape.identity))?;
+        let (mut wants, ends) = self.start(&shape, &mut outbound).await?;
         let mut lags = vec![0; wants.len()];
         let mut is_caught_up = false;
         let mut is_away = true;
         loop {
             if !is_caught_up && wants.iter().zip(&ends).all(|(want, end)| want.offset >= *end) {
-                for shard in &self.shards {
-                    deliver(shard, ToShard::CaughtUp).await?;
-                }
+                outbound.send_to_all(|| ToShard::CaughtUp)?;
                 is_caught_up = true;
             }
-            let fetched = self.log.fetch(&wants, limits::FETCH_BYTES_MAX, limits::FETCH_WAIT);
-            let batches = match fetched.await {
+            let batches = match self.fetch(&wants, &mut outbound, &shape).await? {
                 Ok(batches) => batches,
                 Err(LogError::OutOfRange { wanted, bounds }) => {
                     // The log was trimmed under us, or is shorter than it was: go on from what is
@@ -85,7 +83,7 @@ impl Ingest {
                         to = next,
                         "the log does not hold this offset, going on where it does"
                     );
-                    self.skip(&mut wants, wanted.partition, next, &shape).await?;
+                    skip(&mut wants, wanted.partition, next, &shape, &mut outbound)?;
                     continue;
                 }
                 Err(error) => {
@@ -99,14 +97,18 @@ impl Ingest {
                 (self.progress)(Progress::Reading);
             }
             for batch in batches {
-                self.pass_on(batch, &mut wants, &mut lags, &shape).await?;
+                pass_on(batch, &mut wants, &mut lags, &shape, &mut outbound)?;
             }
             self.lag.store(lags.iter().sum(), Ordering::Relaxed);
         }
     }
 
     /// Where each partition is read from, and where it ended.
-    async fn start(&self, shape: &LogShape) -> Result<(Vec<Want>, Vec<u64>), IngestError> {
+    async fn start(
+        &self,
+        shape: &LogShape,
+        outbound: &mut Outbound,
+    ) -> Result<(Vec<Want>, Vec<u64>), IngestError> {
         let mut wants = Vec::new();
         let mut ends = Vec::new();
         for partition in shape.all_partitions() {
@@ -121,45 +123,37 @@ impl Ingest {
             let offset = bounds.start.max(next.saturating_sub(limits::REPEAT_RECORDS));
             wants.push(Want { partition, offset });
             ends.push(bounds.end);
-            for shard in &self.shards {
-                deliver(shard, ToShard::Start { partition, next }).await?;
-            }
+            outbound.send_to_all(|| ToShard::Start { partition, next })?;
         }
         Ok((wants, ends))
     }
 
-    async fn pass_on(
+    /// Reads the partitions whose shards have room, while what waits for the others goes out.
+    async fn fetch(
         &self,
-        batch: Batch,
-        wants: &mut [Want],
-        lags: &mut [u64],
+        wants: &[Want],
+        outbound: &mut Outbound,
         shape: &LogShape,
-    ) -> Result<(), IngestError> {
-        let partition = batch.partition;
-        let Some(at) = wants.iter().position(|want| want.partition == partition) else {
-            return Ok(());
-        };
-        wants[at].offset = batch.next;
-        lags[at] = batch.end.saturating_sub(batch.next);
-        let shard = self.shard_of(partition, shape)?;
-        for piece in pieces(batch) {
-            deliver(shard, ToShard::Batch(piece)).await?;
+    ) -> Result<Result<Vec<Batch>, LogError>, IngestError> {
+        outbound.flush()?;
+        let wanted: Vec<Want> =
+            wants.iter().filter(|want| outbound.has_room(want.partition, shape)).copied().collect();
+        if wanted.is_empty() {
+            tokio::time::sleep(limits::FULL_SHARD_WAIT).await;
+            return Ok(Ok(Vec::new()));
         }
-        Ok(())
-    }
-
-    async fn skip(
-        &self,
-        wants: &mut [Want],
-        partition: Partition,
-        next: u64,
-        shape: &LogShape,
-    ) -> Result<(), IngestError> {
-        if let Some(want) = wants.iter_mut().find(|want| want.partition == partition) {
-            want.offset = next;
+        // A shard that has room again is not kept waiting by partitions that are silent.
+        let is_whole = wanted.len() == wants.len();
+        let wait = if is_whole { limits::FETCH_WAIT } else { limits::FULL_SHARD_WAIT };
+        let mut fetch = self.log.fetch(&wanted, limits::FETCH_BYTES_MAX, wait);
+        loop {
+            tokio::select! {
+                fetched = &mut fetch => return Ok(fetched),
+                () = tokio::time::sleep(limits::FULL_SHARD_WAIT), if !is_whole => {
+                    outbound.flush()?;
+                }
+            }
         }
-        let nothing = Batch { partition, records: Vec::new(), next, end: next };
-        deliver(self.shard_of(partition, shape)?, ToShard::Batch(nothing)).await
     }
 
     /// Waits before the next try, or gives up on what does not heal.
@@ -178,16 +172,37 @@ impl Ingest {
             }
         }
     }
+}
 
-    fn shard_of(
-        &self,
-        partition: Partition,
-        shape: &LogShape,
-    ) -> Result<&Sender<ToShard>, IngestError> {
-        let shards = u16::try_from(self.shards.len()).ok().and_then(Sharding::new);
-        let owner = shards.map(|sharding| sharding.of_partition(partition, shape));
-        owner.and_then(|owner| self.shards.get(usize::from(owner))).ok_or(IngestError::ShardGone)
+fn pass_on(
+    batch: Batch,
+    wants: &mut [Want],
+    lags: &mut [u64],
+    shape: &LogShape,
+    outbound: &mut Outbound,
+) -> Result<(), IngestError> {
+    let partition = batch.partition;
+    let Some(at) = wants.iter().position(|want| want.partition == partition) else {
+        return Ok(());
+    };
+    wants[at].offset = batch.next;
+    lags[at] = batch.end.saturating_sub(batch.next);
+    pieces(batch).try_for_each(|piece| outbound.send(partition, shape, ToShard::Batch(piece)))
+}
+
+/// Goes on at `next`: what lies before it can't be read.
+fn skip(
+    wants: &mut [Want],
+    partition: Partition,
+    next: u64,
+    shape: &LogShape,
+    outbound: &mut Outbound,
+) -> Result<(), IngestError> {
+    if let Some(want) = wants.iter_mut().find(|want| want.partition == partition) {
+        want.offset = next;
     }
+    let nothing = Batch { partition, records: Vec::new(), next, end: next };
+    outbound.send(partition, shape, ToShard::Batch(nothing))
 }
 
 /// Waits between tries while the log is away.
@@ -207,25 +222,10 @@ fn pieces(batch: Batch) -> impl Iterator<Item = Batch> {
     })
 }
 
-/// Hands an item to a shard; waits while the lane is full.
-async fn deliver(shard: &Sender<ToShard>, mut item: ToShard) -> Result<(), IngestError> {
-    loop {
-        match shard.try_send(item) {
-            Ok(()) => return Ok(()),
-            Err(Refusal { reason: RefusalReason::Closed, .. }) => {
-                return Err(IngestError::ShardGone);
-            }
-            Err(Refusal { item: back, reason: RefusalReason::Full }) => {
-                item = back;
-                // The shard works on 64 batches: a millisecond is less than one of them takes.
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::base::{EpochMillis, Position, Topic};
     use crate::ports::{Bounds, NewRecord, Record};
@@ -279,6 +279,82 @@ mod tests {
             let from: Vec<u64> = wants.iter().map(|want| want.offset).collect();
             Err(LogError::Failed(format!("from {from:?}")))
         }
+    }
+
+    /// Every partition has one record of this offset, and the next one as soon as it is asked for.
+    struct Endless;
+
+    #[async_trait::async_trait]
+    impl Log for Endless {
+        async fn shape(&self) -> Result<LogShape, LogError> {
+            let identity = crate::base::LogIdentity([0; 3]);
+            Ok(LogShape { identity, selected_partitions: 2, group_partitions: 2 })
+        }
+
+        async fn bounds(&self, _: Partition) -> Result<Bounds, LogError> {
+            Ok(Bounds { start: 0, end: 0 })
+        }
+
+        async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+            Ok(Vec::new())
+        }
+
+        async fn fetch(
+            &self,
+            wants: &[Want],
+            _: usize,
+            _: Duration,
+        ) -> Result<Vec<Batch>, LogError> {
+            tokio::task::yield_now().await;
+            let batch = |want: &Want| {
+                let (partition, next) = (want.partition, want.offset + 1);
+                Batch { partition, records: Vec::new(), next, end: next }
+            };
+            Ok(wants.iter().map(batch).collect())
+        }
+    }
+
+    #[test]
+    fn a_shard_without_room_holds_up_its_own_partitions_only() {
+        let (mut lanes, mut inputs) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let bell = Arc::new(crate::lane::Doorbell::new().expect("an eventfd"));
+            let (lane, input) = crate::lane::lane("test", 8, bell);
+            lanes.push(lane);
+            inputs.push(input);
+        }
+        let progress = Box::new(|_| ());
+        let log = Arc::new(Endless);
+        let ingest = Ingest { log, shards: lanes, progress, lag: Arc::default() };
+        let full = inputs.remove(0);
+        let reading = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            runtime.expect("a runtime").block_on(ingest.run())
+        });
+        // The first shard takes nothing. The second one's partitions go on all the same.
+        let next_of = |input: ToShard| match input {
+            ToShard::Batch(batch) => Some((batch.partition, batch.next)),
+            _ => None,
+        };
+        let began = std::time::Instant::now();
+        let mut last = std::collections::BTreeMap::new();
+        while last.values().filter(|next| **next >= 1_000).count() < 2 {
+            assert!(began.elapsed() < Duration::from_secs(20), "{last:?}");
+            let Some((partition, next)) = inputs[0].try_recv().and_then(next_of) else { continue };
+            assert_eq!(last.insert(partition, next).unwrap_or(0) + 1, next, "each once, in order");
+        }
+        // Once it takes again, it gets all of its own, each once and in order.
+        let mut first = std::collections::BTreeMap::new();
+        while first.values().filter(|next| **next >= 100).count() < 2 {
+            assert!(began.elapsed() < Duration::from_secs(40), "{first:?}");
+            while inputs[0].try_recv().is_some() {}
+            let Some((partition, next)) = full.try_recv().and_then(next_of) else { continue };
+            assert_eq!(first.insert(partition, next).unwrap_or(0) + 1, next, "each once, in order");
+        }
+        assert!(first.keys().all(|partition| !last.contains_key(partition)));
+        drop((full, inputs));
+        let ended = reading.join().expect("no panic");
+        assert!(matches!(ended, Err(IngestError::ShardGone)), "{ended:?}");
     }
 
     #[test]
