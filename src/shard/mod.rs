@@ -23,8 +23,7 @@ pub use cores::{Cores, CoresError, ShardsWanted, pin};
 pub use peers::{Peers, mesh};
 pub use probe::{BUCKETS_MICROS, Histogram, Probe};
 pub use pump::Shard;
-use runtime::Runtime;
-pub use runtime::{NoGlommio, RuntimeKind, RuntimeWanted};
+pub use runtime::{Next, NoGlommio, Pump, Runtime, RuntimeKind, RuntimeWanted};
 
 /// What a shard is given at start.
 pub struct ShardOptions {
