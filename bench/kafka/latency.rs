@@ -18,7 +18,7 @@ use harness::sse::Stream;
 use harness::wait;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::figures::{Figures, Goal};
+use super::figures::{Figures, Goal, percentile};
 use super::records::{self, For};
 use super::{PARTITIONS, open_log};
 
@@ -213,10 +213,4 @@ fn wait_for_any(streams: &mut [Stream]) -> Vec<usize> {
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     u64::try_from(since.as_nanos()).expect("before 2554")
-}
-
-fn percentile(values: &[f64], share: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
 }

@@ -1,8 +1,9 @@
 //! The clients: one thread that opens streams and drains them, a process of its own, because one
 //! process may have 20,000 descriptors.
 //!
-//! Commands: `open ADDRESS FIRST COUNT`, answered by `opened` once all have their CONNECTED; and
-//! `drain FRAMES`, answered by `drained BYTES` once so many frames have come.
+//! Commands: `open ADDRESS FIRST COUNT`, answered by `opened` once all have their CONNECTED;
+//! `drain FRAMES`, answered by `drained BYTES` once so many frames have come; and `swallow`, which
+//! reads whatever comes and ends with the process only.
 
 use std::io::{self, BufRead, Write};
 use std::net::TcpStream;
@@ -38,6 +39,9 @@ pub fn run(core: usize) -> io::Result<()> {
                 audience.open(address, number(first)?, number(count)?)?;
                 "opened".to_owned()
             }
+            ["swallow"] => loop {
+                audience.drain(u32::MAX)?;
+            },
             ["drain", frames] => format!("drained {}", audience.drain(number(frames)?)?),
             _ => return Err(io::ErrorKind::InvalidInput.into()),
         };
@@ -91,8 +95,7 @@ impl Audience {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
                 let chunk = &self.scratch[..read];
-                // A heartbeat that came with the frame.
-                let chunk = chunk.strip_prefix(b":\n\n").unwrap_or(chunk);
+                let chunk = without_heartbeats(chunk);
                 let ends = chunk.windows(FRAME_END.len()).filter(|part| *part == FRAME_END);
                 let ends = ends.count() as i64;
                 if ends > 0 {
@@ -105,12 +108,26 @@ impl Audience {
     }
 }
 
-/// A user id of 16 bytes and three roles: one that all have, one of 20 and one of 100.
+/// What came behind the heartbeats of a stream that nobody has read for a while.
+fn without_heartbeats(mut chunk: &[u8]) -> &[u8] {
+    while let Some(rest) = chunk.strip_prefix(b":\n\n") {
+        chunk = rest;
+    }
+    chunk
+}
+
+/// A user id of 16 bytes.
+pub fn user(number: u32) -> String {
+    format!("user-{number:011}")
+}
+
+/// A user with three roles: one that all have, one of 20 and one of 100.
 fn request(number: u32) -> String {
     let (site, team) = roles(number);
     format!(
-        "GET /api/user/sse/connect?userId=user-{number:011}&roles=staff,site-{site},team-{team} \
-         HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
+        "GET /api/user/sse/connect?userId={}&roles=staff,site-{site},team-{team} \
+         HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n",
+        user(number)
     )
 }
 

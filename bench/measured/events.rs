@@ -18,10 +18,9 @@ use corecast::limits;
 use corecast::wire::archive::{MemberKind, SharedEvent};
 use corecast::wire::record::{OutgoingRecord, Parser, event_id};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use rustix::time::{ClockId, clock_gettime};
 
 use super::figures::{Figures, Goal};
-use super::{SERVER_CORE, audience};
+use super::{CONTENT_BYTES, SERVER_CORE, audience, cpu_time};
 
 const STREAMS: u32 = 15_000;
 const ROUNDS: usize = 15;
@@ -31,7 +30,6 @@ const BATCHES: usize = 100;
 const BATCHES_KEPT: usize = 10;
 const BATCH: usize = limits::log::BATCH_RECORDS_MAX;
 const ROUND: u64 = (BATCHES * BATCH) as u64;
-const CONTENT_BYTES: usize = 200;
 /// A million events a second and core.
 const GOAL_NS: f64 = 1_000.0;
 
@@ -91,7 +89,7 @@ pub fn measure(figures: &mut Figures) {
 fn targeted_records() -> Vec<Record> {
     let content = "x".repeat(CONTENT_BYTES);
     let record = |number: usize| {
-        let user = user(number as u32 * 7_919 % STREAMS);
+        let user = audience::user(number as u32 * 7_919 % STREAMS);
         let broadcast = BroadcastId::new(1_000_000 + number as u64).expect("small");
         let outgoing = OutgoingRecord {
             event_id: event_id(broadcast, Some(&user), EventType::Created),
@@ -127,10 +125,6 @@ fn round(records: &[Record]) -> impl Iterator<Item = &[Record]> {
     records.chunks(BATCH).cycle().take(BATCHES)
 }
 
-fn user(number: u32) -> String {
-    format!("user-{number:011}")
-}
-
 impl Shard {
     fn new() -> Self {
         let options = StreamsOptions {
@@ -153,7 +147,7 @@ impl Shard {
                 role("staff".to_owned()),
                 role(format!("team-{team}")),
             ];
-            let user = UserId::new(&user(number)).expect("a user id");
+            let user = UserId::new(&audience::user(number)).expect("a user id");
             let open = Open {
                 socket: (),
                 user: &user,
@@ -224,10 +218,4 @@ fn parse_alone(records: &[Record]) -> f64 {
         assert!(std::hint::black_box(parser.parse_any(&record.value)).is_ok());
     }
     (cpu_time() - began).as_nanos() as f64 / ROUND as f64
-}
-
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }

@@ -27,7 +27,7 @@ pub struct Spread {
 
 #[derive(Debug, Serialize)]
 pub struct Figure {
-    pub name: &'static str,
+    pub name: String,
     pub unit: &'static str,
     pub measured: Spread,
     pub baseline_name: &'static str,
@@ -57,11 +57,18 @@ impl Spread {
     }
 }
 
+/// The value below which this share of them is.
+pub fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+}
+
 impl Figures {
     /// Adds a figure: one value a round, and that of the baseline in the same round.
     pub fn add(
         &mut self,
-        (name, unit): (&'static str, &'static str),
+        (name, unit): (impl Into<String>, &'static str),
         measured: &[f64],
         (baseline_name, baseline): (&'static str, &[f64]),
         goal: Goal,
@@ -82,7 +89,7 @@ impl Figures {
         };
         let baseline = Spread::of(baseline);
         self.all.push(Figure {
-            name,
+            name: name.into(),
             unit,
             measured,
             baseline_name,
@@ -139,9 +146,10 @@ impl Figures {
     }
 }
 
-fn shown(spread: Spread) -> String {
-    if spread.least == spread.most {
-        return format!("{:.0}", spread.median);
+fn shown(Spread { least, median, most }: Spread) -> String {
+    let places = if median.abs() < 10.0 { 2 } else { 0 };
+    if least == most {
+        return format!("{median:.places$}");
     }
-    format!("{:.0} ({:.0}-{:.0})", spread.median, spread.least, spread.most)
+    format!("{median:.places$} ({least:.places$}-{most:.places$})")
 }

@@ -7,17 +7,24 @@
 //! measured shortly after each other; the spread shows how busy the machine was.
 //!
 //! Environment: `BENCH_JSON=FILE` writes the figures there too. `BENCH_STREAMS`
-//! lowers the 15,000 streams. A word on the command line runs only `streams` or `events`.
+//! lowers the 15,000 streams. A word on the command line runs only `events`, `streams` or `shards`,
+//! or of the last only `wakes`, `counts` or `skew`.
 
 mod audience;
 mod events;
 mod figures;
 mod peers;
+mod shards;
+mod sides;
+mod skew;
 mod streams;
+mod wakes;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use figures::Figures;
+use rustix::time::{ClockId, clock_gettime};
 
 /// As in the program that is measured.
 #[global_allocator]
@@ -26,6 +33,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// The first core is the server's, and that of what runs in this process.
 const SERVER_CORE: usize = 0;
 const CLIENT_CORE: usize = 1;
+
+const STREAMS_MANY: u32 = 15_000;
+/// Of a message.
+const CONTENT_BYTES: usize = 200;
 
 fn main() -> ExitCode {
     // This program is its own clients and its own baseline: processes of their own.
@@ -44,11 +55,33 @@ fn main() -> ExitCode {
     if wants("streams") {
         streams::measure(&mut figures);
     }
+    let shards = wants("shards");
+    if shards || wants("wakes") {
+        wakes::measure(&mut figures);
+    }
+    if shards || wants("counts") {
+        shards::measure(&mut figures);
+    }
+    if shards || wants("skew") {
+        skew::measure(&mut figures);
+    }
     figures.print();
     if let Some(path) = std::env::var_os("BENCH_JSON") {
         std::fs::write(&path, figures.to_json()).expect("the file for the figures can be written");
     }
     ExitCode::SUCCESS
+}
+
+/// Streams of each server where many are wanted.
+fn streams_many() -> u32 {
+    let many = std::env::var("BENCH_STREAMS").ok().and_then(|count| count.parse().ok());
+    many.unwrap_or(STREAMS_MANY).max(streams::STREAMS_FEW + 1)
+}
+
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 fn ended(result: std::io::Result<()>) -> ExitCode {

@@ -2,10 +2,12 @@
 //! them.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use corecast::shard::RuntimeKind;
 use harness::http;
 use harness::process::Process;
 use harness::wait;
@@ -73,16 +75,18 @@ impl Drop for Peer {
 pub struct Node {
     process: Process,
     pub public: String,
-    admin: String,
+    pub admin: SocketAddr,
     _data: tempfile::TempDir,
 }
 
 impl Node {
-    pub fn start(core: usize) -> Self {
+    /// Starts one with these values of `node.shards` and `node.runtime`.
+    pub fn start(shards: &str, runtime: &str) -> Self {
         let data = tempfile::tempdir().expect("a temporary directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_corecast"));
         for set in [
-            format!("node.shards=[{core}]"),
+            format!("node.shards={shards}"),
+            format!("node.runtime={runtime}"),
             format!("node.data_dir={}", data.path().display()),
             "public.listen=127.0.0.1:0".to_owned(),
             "admin.listen=127.0.0.1:0".to_owned(),
@@ -102,6 +106,7 @@ impl Node {
         };
         let (public, admin) = (listener("public"), listener("admin"));
         process.wait_for_line(PATIENCE, |line| (line == "ready").then_some(()));
+        let admin = admin.parse().expect("an address");
         Self { process, public, admin, _data: data }
     }
 
@@ -113,13 +118,37 @@ impl Node {
     pub fn publish(&self, content: &str) {
         let draft =
             serde_json::json!({ "content": content, "targetType": "ALL", "senderName": "Ops" });
-        let body = draft.to_string();
-        let fields = [("content-type", "application/json")];
-        let admin = self.admin.parse().expect("an address");
-        let answer =
-            http::call(admin, "POST", "/api/admin/broadcasts", &fields, Some(body.as_bytes()));
-        answer.expect_json();
+        create(self.admin, &draft);
     }
+
+    /// What its shards wait with.
+    pub fn runtime(&self) -> &'static str {
+        let metrics = self.metrics();
+        let has = |kind: &RuntimeKind| metrics.contains(&format!("runtime=\"{}\"", kind.name()));
+        RuntimeKind::ALL.into_iter().find(has).expect("it says so").name()
+    }
+
+    /// The counter, of all shards together.
+    pub fn counted(&self, name: &str) -> u64 {
+        let metrics = self.metrics();
+        let series = metrics.lines().filter(|line| line.starts_with(name));
+        let values = series.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        values.sum()
+    }
+
+    fn metrics(&self) -> String {
+        let answer = http::call(self.admin, "GET", "/metrics", &[], None);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.text()
+    }
+}
+
+/// Has a node create a broadcast; returns once it has said that it did.
+pub fn create(admin: SocketAddr, draft: &serde_json::Value) {
+    let body = draft.to_string();
+    let fields = [("content-type", "application/json")];
+    let answer = http::call(admin, "POST", "/api/admin/broadcasts", &fields, Some(body.as_bytes()));
+    answer.expect_json();
 }
 
 /// Bytes of memory of a process, exact: the kernel walks its page tables.
@@ -151,31 +180,46 @@ pub fn kernel_memory() -> f64 {
 /// CPU time so far, nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
-    pub thread: f64,
+    /// Of the threads that were asked for.
+    pub threads: f64,
     pub process: f64,
 }
 
-/// CPU of a process and of its thread of that name, read while that thread sleeps, because the
+/// CPU of a process and of its threads whose names begin so, read while these sleep, because the
 /// kernel books a thread's time when it stops.
-pub fn cpu(process: u32, thread: &str) -> Cpu {
-    wait::until("the thread sleeps", PATIENCE, || {
-        let mut cpu = Cpu { thread: f64::NAN, process: 0.0 };
+pub fn cpu(process: u32, threads: &str) -> Cpu {
+    wait::until("the threads sleep", PATIENCE, || {
+        let mut cpu = Cpu { threads: 0.0, process: 0.0 };
+        let mut is_there = false;
         for task in std::fs::read_dir(format!("/proc/{process}/task")).ok()? {
             let task = task.ok()?.path();
             // A thread may end meanwhile.
             let Ok(schedstat) = std::fs::read_to_string(task.join("schedstat")) else { continue };
             let nanos: f64 = schedstat.split(' ').next()?.parse().ok()?;
             cpu.process += nanos;
-            if std::fs::read_to_string(task.join("comm")).ok()?.trim() == thread {
+            if std::fs::read_to_string(task.join("comm")).ok()?.starts_with(threads) {
                 let stat = std::fs::read_to_string(task.join("stat")).ok()?;
                 let state = stat.rsplit(") ").next()?.chars().next()?;
                 if state != 'S' {
                     return None;
                 }
-                cpu.thread = nanos;
+                cpu.threads += nanos;
+                is_there = true;
             }
         }
-        assert!(!cpu.thread.is_nan(), "process {process} has no thread {thread}");
+        assert!(is_there, "process {process} has no thread {threads}");
         Some(cpu)
     })
+}
+
+/// CPU of the thread of that name so far, nanoseconds, without what it has used since the kernel
+/// last booked it: a few milliseconds.
+pub fn cpu_of_running(process: u32, thread: &str) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("it runs");
+    let nanos = tasks.filter_map(Result::ok).find_map(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let schedstat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        if name.trim() == thread { schedstat.split(' ').next()?.parse().ok() } else { None }
+    });
+    nanos.unwrap_or_else(|| panic!("process {process} has no thread {thread}"))
 }
