@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use corecast::shard::RuntimeKind;
 
-use super::figures::{Figures, Goal};
+use super::figures::{Figures, Goal, Spread};
 use super::peers::{Cpu, Node};
 use super::sides::{Bare, Round, Side, frame_bytes, one_shard};
 use super::streams::CPU_GOAL;
 use super::{CONTENT_BYTES, streams_many};
 
-const ROUNDS: usize = 21;
+const ROUNDS: usize = 31;
 const WARM_UP_ROUNDS: usize = 3;
-/// Two heartbeats of each stream and a little.
-const IDLE: Duration = Duration::from_secs(50);
-/// Parts of it, for the spread.
-const IDLE_PARTS: u32 = 5;
+/// The longest time between two heartbeats of a stream. After a message to all, those of all
+/// streams come close together, so nothing shorter would do.
+const IDLE: Duration = Duration::from_secs(25);
+const IDLE_ROUNDS: u32 = 3;
 /// Percent of a core.
 const IDLE_GOAL: f64 = 2.0;
 
@@ -77,13 +77,13 @@ fn deliveries(
 fn idle(figures: &mut Figures, name: &str, nodes: &[Node; 2], sides: &mut [Side; 2]) {
     let heartbeats = || nodes.each_ref().map(|node| node.counted("corecast_heartbeats_total"));
     let before = heartbeats();
-    let mut parts: Vec<[Cpu; 2]> = Vec::new();
+    let mut rounds: Vec<[Cpu; 2]> = Vec::new();
     let began = Instant::now();
     let mut last = sides.each_ref().map(|side| (Instant::now(), side.cpu()));
-    for part in 1..=IDLE_PARTS {
-        harness::wait::until_due(began + IDLE / IDLE_PARTS * part);
+    for round in 1..=IDLE_ROUNDS {
+        harness::wait::until_due(began + IDLE * round);
         let now = sides.each_ref().map(|side| (Instant::now(), side.cpu()));
-        parts.push([0, 1].map(|side| {
+        rounds.push([0, 1].map(|side| {
             let wall = (now[side].0 - last[side].0).as_nanos() as f64 / 100.0;
             let (before, after) = (last[side].1, now[side].1);
             Cpu {
@@ -95,7 +95,7 @@ fn idle(figures: &mut Figures, name: &str, nodes: &[Node; 2], sides: &mut [Side;
     }
     let sent = [0, 1].map(|side| heartbeats()[side] - before[side]);
     let of = |side: usize, of: fn(&Cpu) -> f64| {
-        parts.iter().map(|part| of(&part[side])).collect::<Vec<f64>>()
+        rounds.iter().map(|round| of(&round[side])).collect::<Vec<f64>>()
     };
     let threads = [0, 1].map(|side| of(side, |cpu| cpu.threads));
     for (side, goal) in [(0, Goal::AtMost(IDLE_GOAL)), (1, Goal::AtMost(IDLE_GOAL))] {
@@ -103,11 +103,10 @@ fn idle(figures: &mut Figures, name: &str, nodes: &[Node; 2], sides: &mut [Side;
         let what = format!("idle CPU, {name}, {ours}");
         figures.add((what, "%"), &threads[side], (other, &threads[1 - side]), goal);
     }
-    let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
-    let [glommio, epoll] = [0, 1].map(|side| mean(of(side, |cpu| cpu.process)));
+    let [glommio, epoll] = [0, 1].map(|side| Spread::of(&of(side, |cpu| cpu.process)).median);
     figures.note(format!(
-        "idle, {name}: percent of a core over {} s, all shard threads together, in which glommio \
-         sent {} and epoll {} heartbeats; means of the whole process {glommio:.2} % and \
+        "idle, {name}: percent of a core, all shard threads together, {IDLE_ROUNDS} times {} s, in \
+         which glommio sent {} and epoll {} heartbeats; the whole process {glommio:.2} % and \
          {epoll:.2} %",
         IDLE.as_secs(),
         sent[0],

@@ -37,11 +37,12 @@ const COOL_TARGETS: usize = 5;
 const BUSY: f64 = 0.8;
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_secs(4);
-/// Creates of the load, on a shard that has time, from which follows how many keep it busy.
-const TRIED: u32 = 60;
-const TRIED_PACE: Duration = Duration::from_millis(40);
+/// The load that is tried first, for how long, and how often what keeps the shard busy is sought.
+const TRIED_PACE: Duration = Duration::from_millis(30);
+const TRIED: Duration = Duration::from_secs(2);
+const TRIES: usize = 4;
 /// More than this a second can't be created in time.
-const CREATES_A_SECOND_MAX: f64 = 120.0;
+const CREATES_A_SECOND_MAX: f64 = 250.0;
 /// Threads that create; each has one request on its way.
 const CREATORS: usize = 4;
 
@@ -99,10 +100,13 @@ pub fn measure(figures: &mut Figures) {
     let streams = cool.iter().map(stream).collect();
     let mut bench = Bench { node, streams, cool, next: 0, pace: TRIED_PACE };
 
-    let tried = bench.run(Some(&hot), TRIED_PACE * TRIED);
-    let a_create = tried.busy[0] * TRIED_PACE.as_secs_f64();
-    let rate = (BUSY / a_create).min(CREATES_A_SECOND_MAX);
-    bench.pace = Duration::from_secs_f64(1.0 / rate);
+    // The more of them, the less each costs, so what was found is tried.
+    let mut rate = 1.0 / TRIED_PACE.as_secs_f64();
+    for _ in 0..TRIES {
+        let tried = bench.run(Some(&hot), TRIED);
+        rate = (rate * BUSY / tried.busy[0]).min(CREATES_A_SECOND_MAX);
+        bench.pace = Duration::from_secs_f64(1.0 / rate);
+    }
     let mut rounds: Vec<[Phase; 3]> = Vec::new();
     for _ in 0..ROUNDS {
         rounds.push(
@@ -139,6 +143,8 @@ pub fn measure(figures: &mut Figures) {
         busy(0, 1),
         rounds[0][2].times.len(),
     ));
+    // Before its node.
+    drop(clients);
 }
 
 impl Bench {
