@@ -1,9 +1,9 @@
 //! Floor 3, control threads: reads the log and hands its records to the shards that own the
 //! partitions.
 //!
-//! Invariants: batches of a partition reach its shard in offset order, each once; a shard that has
-//! no room makes the reading of its own partitions wait, not that of others, and nothing is dropped;
-//! an outage is waited out.
+//! Invariants: batches of a partition reach its shard in offset order, each once; a shard without
+//! room makes the reading of its own partitions wait, not that of others, and nothing is dropped; an
+//! outage is waited out.
 
 pub mod kafka;
 mod outbound;
