@@ -2,7 +2,7 @@
 //! partitions.
 //!
 //! Invariants: batches of a partition reach its shard in offset order, each once; a shard without
-//! room makes the reading of its own partitions wait, not that of others, and nothing is dropped; an
+//! room makes the reading of its own partitions wait, not that of others; nothing is dropped; an
 //! outage is waited out.
 
 pub mod kafka;
