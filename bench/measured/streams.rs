@@ -39,7 +39,8 @@ pub fn measure(figures: &mut Figures) {
     );
     figures.note(format!(
         "memory: one shard on {runtime}; resident bytes of the process, slope from {few} \
-         to {many} idle streams, user ids of 16 bytes, three roles each, without huge pages; private {:.0} B (bare loop {:.0} B). \
+         to {many} idle streams, user ids of \
+         16 bytes, three roles each, without huge pages; private {:.0} B (bare loop {:.0} B). \
          Apart from it the kernel's objects of both ends of a connection: {kernel:.0} B",
         slope.private, bare_slope.private
     ));
@@ -73,8 +74,8 @@ pub fn measure(figures: &mut Figures) {
     let ratios = Spread::of(&values(|round| round[0].threads / round[1].threads));
     figures.note(format!(
         "CPU: one shard on {runtime}; {many} deliveries of {bytes} bytes a round, {ROUNDS} rounds \
-         of each in turn; server on core {SERVER_CORE}, clients on core {CLIENT_CORE}; ratio of a round: median \
-         {:.3}, least {:.3}, most {:.3}",
+         of each in turn; server on core {SERVER_CORE}, clients on core {CLIENT_CORE}; ratio of a \
+         round: median {:.3}, least {:.3}, most {:.3}",
         ratios.median, ratios.least, ratios.most
     ));
 }
