@@ -42,7 +42,7 @@ const TRIED_PACE: Duration = Duration::from_millis(30);
 const TRIED: Duration = Duration::from_secs(2);
 const TRIES: usize = 3;
 /// With more of them the clients' core is full before the shard's is, and everything waits.
-const CREATES_A_SECOND_MAX: f64 = 110.0;
+const CREATES_A_SECOND_MAX: f64 = 75.0;
 /// Threads that create; each has one request on its way.
 const CREATORS: usize = 4;
 
