@@ -195,8 +195,8 @@ pub mod glommio {
     /// How long tasks keep the executor from its timers, if they can always run.
     pub const PREEMPT_TIMER: Duration = Duration::from_millis(10);
     /// A parked executor that missed a task looks again after so long. At 1 ms an idle shard costs
-    /// 5 % of a core, at 10 ms 1 %.
-    pub const GUARD_TICK: Duration = Duration::from_millis(10);
+    /// 5 % of a core, at 10 ms 1 %, which several shards can't afford.
+    pub const GUARD_TICK: Duration = Duration::from_millis(40);
     /// What a shard sleeps when the descriptor is missing that would wake it.
     pub const UNARMED_WAIT: Duration = Duration::from_millis(1);
 }
