@@ -57,7 +57,7 @@ pub fn measure(kafka: &Kafka, figures: &mut Figures) {
         format!("log.partitions={PARTITIONS}"),
     ];
     let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
-    let node = Node::start(env!("CARGO_BIN_EXE_corecast"), &sets);
+    let node = Node::start(harness::shipped::program(), &sets);
     let mut consumer = kafka.java_consumer();
     consumer.follow(&[&format!("{prefix}-selected"), &format!("{prefix}-group")]);
     let mut bench = Bench {

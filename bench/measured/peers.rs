@@ -83,7 +83,7 @@ impl Node {
     /// Starts one with these values of `node.shards` and `node.runtime`.
     pub fn start(shards: &str, runtime: &str) -> Self {
         let data = tempfile::tempdir().expect("a temporary directory");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_corecast"));
+        let mut command = Command::new(harness::shipped::program());
         for set in [
             format!("node.shards={shards}"),
             format!("node.runtime={runtime}"),

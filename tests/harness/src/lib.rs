@@ -13,6 +13,7 @@ pub mod ports;
 pub mod process;
 pub mod refusal;
 pub mod runtime;
+pub mod shipped;
 pub mod sse;
 pub mod thread;
 pub mod wait;
