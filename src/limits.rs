@@ -192,8 +192,10 @@ pub mod glommio {
     /// pins the huge page that they lie in, up to 6 MiB a shard; where the system does not allow
     /// that, they are not pinned.
     pub const IO_MEMORY: usize = 64 << 10;
-    /// How long tasks keep the executor from its timers, if they can always run.
-    pub const PREEMPT_TIMER: Duration = Duration::from_millis(10);
+    /// After so long glommio has a task give way to others, which a shard does not need: it has one,
+    /// and what is ready it asks for itself. Never, in effect: an executor that loses the CPU for
+    /// longer than this just before it runs its tasks goes to sleep without them.
+    pub const PREEMPT_TIMER: Duration = Duration::from_secs(3_600);
     /// A parked executor that missed a task looks again after so long. At 1 ms an idle shard costs
     /// 5 % of a core, at 10 ms 1 %, which several shards can't afford.
     pub const GUARD_TICK: Duration = Duration::from_millis(40);

@@ -6,7 +6,8 @@
 //!
 //! What keeps it sound: a task's waker never leaves this thread (the doorbell is a descriptor in
 //! the set); a task ends by returning and is never cancelled; an executor is made once. A parked
-//! executor may have missed that a task can run, so a ticker wakes it.
+//! executor may have missed that a task can run, so a ticker wakes it. The ticker is a task too, so
+//! what keeps all tasks from running is ruled out: the preempt timer never fires.
 #![allow(unsafe_code)] // Two blocks: a descriptor given away, and a ring asked for and not used.
 
 use std::cell::Cell;
@@ -152,7 +153,33 @@ fn arm(set: BorrowedFd<'_>) -> std::io::Result<TcpStream> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
+
+    /// What `PREEMPT_TIMER` is so long for. If this fails, glommio has been mended.
+    #[test]
+    fn an_executor_whose_preempt_timer_fires_before_its_tasks_run_sleeps_without_them() {
+        if let Err(reason) = look_at_kernel() {
+            return harness::skip("no glommio", &reason.to_string());
+        }
+        let has_run = |timer: Duration| {
+            let (sender, receiver) = mpsc::channel();
+            // One that sleeps is left behind.
+            std::thread::spawn(move || {
+                let builder = LocalExecutorBuilder::new(Placement::Unbound).preempt_timer(timer);
+                builder.make().expect("it is to be had").run(async {
+                    for _ in 0..1_000 {
+                        glommio::executor().yield_now().await;
+                    }
+                    let _ = sender.send(());
+                });
+            });
+            receiver.recv_timeout(Duration::from_secs(2)).is_ok()
+        };
+        assert!(has_run(own_limits::PREEMPT_TIMER));
+        assert!(!has_run(Duration::from_nanos(1)));
+    }
 
     #[test]
     fn a_release_has_its_version_in_front() {
