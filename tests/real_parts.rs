@@ -1,6 +1,7 @@
 //! The node on Apache Kafka and a CQL database: what other producers write is served, what is
 //! created outlives the node, and two nodes are one service.
 
+mod people;
 mod real;
 
 use std::process::Command;
@@ -12,6 +13,7 @@ use harness::cassandra::Cassandra;
 use harness::kafka::{Kafka, Version};
 use harness::node::{Node, command};
 use harness::process::Process;
+use people::{User, close_all_partitions, say, tell};
 use real::{PARTITIONS, PROGRAM, Place, is_missing, line};
 use scylla::client::session_builder::SessionBuilder;
 use serde_json::{Value, json};
@@ -39,7 +41,11 @@ fn place() -> Place {
 }
 
 fn node(place: &Place) -> Node {
-    let node = Node::launch(PROGRAM, &place.sets());
+    node_with(place, &[])
+}
+
+fn node_with(place: &Place, sets: &[&str]) -> Node {
+    let node = Node::launch(PROGRAM, &[&place.sets(), sets].concat());
     node.process.wait_for_line(LONG, |line| (line == "ready").then_some(()));
     node
 }
@@ -219,6 +225,44 @@ fn two_nodes_are_one_service() {
             assert_eq!(last.message().content(), next);
             streams[0] = other;
         }
+    }
+}
+
+/// Nodes of two and of three shards, on which users come and go, most of them in the middle of what
+/// they are to get: everybody gets everything of his once, in the order of each partition.
+#[test]
+fn every_user_is_served_on_whichever_node_he_is_on() {
+    if is_missing() {
+        return;
+    }
+    let place = place();
+    let nodes = ["node.shards=2", "node.shards=3"].map(|shards| node_with(&place, &[shards]));
+    let mut users: Vec<User> = (0..24).map(|number| User::new(number, PARTITIONS)).collect();
+    for round in 0..6 {
+        for (number, user) in users.iter_mut().enumerate() {
+            let is_to_move = round == 0 || (number + round) % 3 > 0;
+            if is_to_move {
+                user.leave();
+                user.connect(&nodes[(number + round) % 2]);
+            }
+        }
+        for (number, node) in nodes.iter().enumerate() {
+            say(node, &mut users, &format!("{round} to all from node {number}"));
+            for user in users.iter_mut().skip(number).step_by(2) {
+                let content = format!("{round} to {}", user.name);
+                tell(node, user, &content);
+            }
+        }
+        for (number, user) in users.iter_mut().enumerate() {
+            (0..(number + round) % 4).for_each(|_| user.read());
+        }
+    }
+    for (phase, node) in nodes.iter().enumerate() {
+        close_all_partitions(node, &mut users, phase);
+    }
+    for user in &mut users {
+        user.read_all();
+        assert_eq!(user.got, user.expected, "{}", user.name);
     }
 }
 

@@ -1,6 +1,8 @@
 //! However many shards a node has, its users notice nothing of it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod people;
+
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,119 +11,21 @@ use std::time::{Duration, Instant};
 use corecast::base::{Sharding, partition_of_key};
 use harness::http::PATIENCE;
 use harness::node::Node;
-use harness::sse::{Event, Stream};
 use harness::wait;
-use serde_json::{Value, json};
+use people::{User, close_all_partitions, say, tell};
+use serde_json::json;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_corecast");
 /// The default of `log.partitions`.
 const PARTITIONS: u16 = 10;
 const USERS: usize = 12;
 
-/// A partition, as far as one user knows them.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Place {
-    Own,
-    Group(u16),
-}
-
-/// Contents by partition, each in its order.
-type Contents = BTreeMap<Place, Vec<String>>;
-
-struct User {
-    name: String,
-    stream: Option<Stream>,
-    cursor: Option<String>,
-    expected: Contents,
-    got: Contents,
-}
-
-impl User {
-    fn new(number: usize) -> Self {
-        let name = format!("user-{number}");
-        Self { name, stream: None, cursor: None, expected: Contents::new(), got: Contents::new() }
-    }
-
-    fn connect(&mut self, node: &Node) {
-        let query = format!("userId={}", self.name);
-        let cursor = self.cursor.take();
-        let fields: Vec<_> = cursor.iter().map(|cursor| ("last-event-id", &**cursor)).collect();
-        self.stream = Some(node.stream_with(&query, &fields));
-    }
-
-    /// Reads one message, which must be the next one of its partition.
-    fn read(&mut self) {
-        let stream = self.stream.as_mut().expect("connected");
-        let message = stream.message();
-        let place = place_of(&message);
-        let got = self.got.entry(place).or_default();
-        got.push(message.content().to_owned());
-        let expected = self.expected.get(&place).map_or(&[][..], Vec::as_slice);
-        assert!(expected.starts_with(got), "{} got {got:?} of {expected:?}", self.name);
-    }
-
-    fn read_all(&mut self) {
-        let count = |contents: &Contents| contents.values().map(Vec::len).sum::<usize>();
-        while count(&self.got) < count(&self.expected) {
-            self.read();
-        }
-    }
-
-    fn leave(&mut self) {
-        self.cursor = self.stream.take().and_then(|stream| stream.last_id);
-    }
-}
-
-fn group_partition(created: &Value) -> u16 {
-    let id = created["broadcastId"].as_u64().or_else(|| created["id"].as_u64()).expect("an id");
-    partition_of_key(id.to_string().as_bytes(), PARTITIONS)
-}
-
-fn place_of(message: &Event) -> Place {
-    match &message.data["userId"] {
-        Value::Null => Place::Group(group_partition(&message.data)),
-        _ => Place::Own,
-    }
-}
-
-/// Something for everybody; returns the partition that it went to.
-fn say(node: &Node, users: &mut [User], content: &str) -> u16 {
-    let partition = group_partition(&node.say(content));
-    for user in users {
-        let contents = user.expected.entry(Place::Group(partition)).or_default();
-        contents.push(content.to_owned());
-    }
-    partition
-}
-
-fn tell(node: &Node, user: &mut User, content: &str) {
-    node.create(&json!({
-        "content": content, "targetType": "SELECTED", "targetIds": [user.name]
-    }));
-    user.expected.entry(Place::Own).or_default().push(content.to_owned());
-}
-
-/// Something last in every partition: what came twice, or to the wrong one, has come before it.
-fn close_all_partitions(node: &Node, users: &mut [User], phase: usize) {
-    let mut open: BTreeSet<u16> = (0..PARTITIONS).collect();
-    for number in 0.. {
-        open.remove(&say(node, users, &format!("{phase} last {number}")));
-        if open.is_empty() {
-            break;
-        }
-    }
-    for user in users {
-        let content = format!("{phase} last of {}", user.name);
-        tell(node, user, &content);
-    }
-}
-
 /// On 1, 2 and 5 shards, over restarts that change their number: everybody gets everything of his
 /// once, each partition in order; half of them, at each restart, in the middle of it.
 #[test]
 fn everybody_gets_his_events_once_and_in_order_whatever_the_number_of_shards() {
     let folder = tempfile::tempdir().expect("a temporary directory");
-    let mut users: Vec<User> = (0..USERS).map(User::new).collect();
+    let mut users: Vec<User> = (0..USERS).map(|number| User::new(number, PARTITIONS)).collect();
     for (phase, shards) in [2, 5, 1, 5, 2].into_iter().enumerate() {
         let sharding = format!("node.shards={shards}");
         let mut node = Node::start_in(PROGRAM, folder.path(), &[&sharding]);
