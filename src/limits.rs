@@ -167,6 +167,9 @@ pub mod shard {
     pub const LONG_TURN: Duration = Duration::from_millis(50);
     /// At least between two log lines about such turns.
     pub const LONG_TURN_LINES: Duration = Duration::from_secs(10);
+    /// Bad records that get a log line of their own in such a time. The others are counted.
+    pub const BAD_RECORD_LINES_MAX: u32 = 100;
+    pub const BAD_RECORD_LINES_TIME: Duration = Duration::from_secs(10);
     /// A stream whose socket takes no byte for so long is closed and comes back with its cursor.
     pub const WRITE_PROGRESS: Duration = Duration::from_secs(30);
     /// One tick of the timer wheel, and its slots: a horizon of 131 s, past the longest heartbeat.
@@ -192,9 +195,9 @@ pub mod glommio {
     /// pins the huge page that they lie in, up to 6 MiB a shard; where the system does not allow
     /// that, they are not pinned.
     pub const IO_MEMORY: usize = 64 << 10;
-    /// After so long glommio has a task give way to others, which a shard does not need: it has one,
-    /// and what is ready it asks for itself. Never, in effect: an executor that loses the CPU for
-    /// longer than this just before it runs its tasks goes to sleep without them.
+    /// After so long glommio has a task give way to others. Never, in effect: a shard has one task,
+    /// and asks the kernel itself for what is ready; and an executor that loses the CPU for longer
+    /// than this just before it runs its tasks goes to sleep without them.
     pub const PREEMPT_TIMER: Duration = Duration::from_secs(3_600);
     /// A parked executor that missed a task looks again after so long. At 1 ms an idle shard costs
     /// 5 % of a core, at 10 ms 1 %, which several shards can't afford.
