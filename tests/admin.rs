@@ -222,6 +222,10 @@ fn lists_are_newest_first_and_paged() {
     {
         node.get(&format!("{PATH}?{bad}")).error(400);
     }
+    let all = node.get(&format!("{PATH}?filter=new&limit=0&cursor=!")).error(400);
+    for name in ["filter: ", "limit: ", "cursor: "] {
+        assert!(all.contains(name), "{name} is not in {all}");
+    }
 }
 
 #[test]

@@ -93,14 +93,19 @@ pub(super) async fn targets(
     listing: Result<Query<Listing>, QueryRejection>,
 ) -> Result<Response, Failure> {
     let (Path(id), Query(listing)) = (id?, listing?);
-    let limit = read_limit(listing.limit.as_deref())?;
+    let limit = read_limit(listing.limit.as_deref());
+    let cursor = listing.cursor.as_deref().map(|text| text.parse::<usize>());
+    let cursor = cursor.transpose().map_err(|_| bad_cursor());
+    let (limit, cursor) = match (limit, cursor) {
+        (Ok(limit), Ok(cursor)) => (limit, cursor),
+        (limit, cursor) => {
+            return Err(Failure::all([limit.err(), cursor.err()].into_iter().flatten()));
+        }
+    };
     let _held = state.room.for_rows(1).await;
     let row = find(&state, &id).await?;
     let ids = &row.broadcast.target.ids;
-    let start = match listing.cursor.as_deref() {
-        None => 0,
-        Some(text) => text.parse::<usize>().map_err(|_| bad_cursor())?.min(ids.len()),
-    };
+    let start = cursor.unwrap_or(0).min(ids.len());
     let end = (start + limit).min(ids.len());
     let next = (end < ids.len()).then(|| end.to_string());
     let path = format!("/api/admin/broadcasts/{}/targets", row.broadcast.id);
@@ -112,17 +117,24 @@ pub(super) async fn list(
     listing: Result<Query<Listing>, QueryRejection>,
 ) -> Result<Response, Failure> {
     let Query(listing) = listing?;
-    let (word, filter) = match listing.filter.as_deref().unwrap_or("all") {
-        "all" => ("all", ListFilter::All),
-        "active" => ("active", ListFilter::Active),
-        "scheduled" => ("scheduled", ListFilter::Scheduled),
+    let filter = match listing.filter.as_deref().unwrap_or("all") {
+        "all" => Ok(("all", ListFilter::All)),
+        "active" => Ok(("active", ListFilter::Active)),
+        "scheduled" => Ok(("scheduled", ListFilter::Scheduled)),
         _ => {
             let message = "filter: must be one of all, active, scheduled";
-            return Err(Failure::new(StatusCode::BAD_REQUEST, message));
+            Err(Failure::new(StatusCode::BAD_REQUEST, message))
         }
     };
-    let limit = read_limit(listing.limit.as_deref())?;
-    let after = listing.cursor.as_deref().map(read_place).transpose()?;
+    let limit = read_limit(listing.limit.as_deref());
+    let after = listing.cursor.as_deref().map(read_place).transpose();
+    let ((word, filter), limit, after) = match (filter, limit, after) {
+        (Ok(filter), Ok(limit), Ok(after)) => (filter, limit, after),
+        (filter, limit, after) => {
+            let wrong = [filter.err(), limit.err(), after.err()];
+            return Err(Failure::all(wrong.into_iter().flatten()));
+        }
+    };
     let (body, next) = read_page(&state, filter, after, limit).await?;
     let body = ([(header::CONTENT_TYPE, api::JSON)], body).into_response();
     Ok(page(body, "/api/admin/broadcasts", Some(word), limit, next.map(write_place)))
