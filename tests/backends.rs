@@ -142,7 +142,9 @@ fn a_lost_broker_costs_no_stream_and_no_event() {
     wait_until_missing(&node, &["log"]);
     assert_beats(&mut open);
     // Its status is written before Kafka is asked, so it exists and is owed.
-    assert_put_off(&create(&node, "owed", &["ann", "ben"]), "log");
+    let owed = create(&node, "owed", &["ann", "ben"]);
+    assert_put_off(&owed, "log");
+    assert!(owed.error(503).contains("do not create it again"), "{owed:?}");
     let list = node.get("/api/admin/broadcasts?filter=all").expect_json();
     assert_eq!((&list[0]["content"], &list[0]["status"]), (&json!("owed"), &json!("ACTIVE")));
     assert_beats(&mut open);

@@ -72,9 +72,10 @@ impl From<CreateError> for Failure {
     fn from(error: CreateError) -> Self {
         let status = match &error {
             CreateError::Log(LogError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
-            CreateError::Log(_) | CreateError::Store(_) | CreateError::NoId => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            CreateError::Log(_)
+            | CreateError::Store(_)
+            | CreateError::NoId
+            | CreateError::Unpublished { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.to_string())
     }

@@ -30,6 +30,12 @@ pub enum CreateError {
     Log(#[from] LogError),
     #[error("no free broadcast id in {} draws", limits::ID_DRAWS_MAX)]
     NoId,
+    /// It exists, and the relay will publish it.
+    #[error(
+        "{reason}; broadcast {id} is kept and will be published once the log answers: do not \
+         create it again"
+    )]
+    Unpublished { id: BroadcastId, reason: LogError },
 }
 
 /// Creates and publishes.
@@ -74,7 +80,12 @@ impl Creator {
         }
         if status == Status::Active {
             under_way.is_owed = true;
-            self.publish(&broadcast, 0).await?;
+            self.publish(&broadcast, 0).await.map_err(|error| match error {
+                CreateError::Log(reason @ (LogError::Away(_) | LogError::Failed(_))) => {
+                    CreateError::Unpublished { id: broadcast.id, reason }
+                }
+                error => error,
+            })?;
             under_way.is_owed = false;
         }
         // It is published: a row that stays is the relay's affair.
