@@ -51,6 +51,25 @@ fn an_empty_text_takes_back_what_was_set_before() {
 }
 
 #[test]
+fn an_empty_text_leaves_every_key_at_its_default() {
+    let defaults: toml::Table = to_toml(&Written::default()).parse().expect("TOML");
+    let sections = defaults.iter().filter_map(|(name, section)| Some((name, section.as_table()?)));
+    let keys = sections.flat_map(|(name, keys)| keys.keys().map(move |key| (name, key)));
+    let (mut sets, mut environment) = (Vec::new(), Vec::new());
+    for (section, key) in keys {
+        sets.push(format!("{section}.{key}="));
+        let name = format!("CORECAST_{section}__{key}").to_uppercase();
+        environment.push((name, String::new()));
+    }
+    assert!(sets.len() > 30, "{sets:?}");
+    for inputs in
+        [Inputs { sets, ..Inputs::default() }, Inputs { environment, ..Inputs::default() }]
+    {
+        assert_eq!(load(&inputs).expect("valid").0, Written::default());
+    }
+}
+
+#[test]
 fn the_file_is_a_valid_configuration() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("corecast.toml");

@@ -99,7 +99,9 @@ pub fn load(inputs: &Inputs) -> Result<(Written, Config), ConfigError> {
             problems.push(Problem::Unknown { source_name, key: key.clone(), nearest });
         }
     }
-    values.retain(|key, _| known.contains_key(key));
+    // An empty text takes back what an earlier layer has set.
+    let is_set = |value: &toml::Value| value.as_str().is_none_or(|text| !text.is_empty());
+    values.retain(|key, (value, _)| known.contains_key(key) && is_set(value));
     check_kinds(&known, &mut values, &mut problems);
     let written = merge(&values, &mut problems);
     let told: BTreeSet<String> = problems.iter().filter_map(Problem::key).collect();
@@ -193,7 +195,7 @@ fn read_environment(
         };
         let key = format!("{}.{}", section.to_lowercase(), key.to_lowercase());
         let is_list = matches!(known.get(&key), Some(toml::Value::Array(_)));
-        let value = if is_list {
+        let value = if is_list && !text.is_empty() {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
             toml::Value::Array(items.map(|item| toml::Value::String(item.to_owned())).collect())
         } else {
