@@ -54,6 +54,7 @@ fn a_node_waits_for_kafka_and_outlives_its_absence() {
     wait::until_true("readiness says that Kafka is lost", LONG, || ready(&admin).0 == 503);
     kafka.restart(0);
     wait::until_true("the node is ready again", LONG, || ready(&admin).0 == 200);
+    node.wait_for_line(LONG, |line| line.contains("the log is back").then_some(()));
     // On the stream that has been open all the time.
     publish(&admin, "after");
     wait_for(&mut stream, "after");

@@ -64,7 +64,7 @@ impl Ingest {
         let (mut wants, ends) = self.start(&shape, &mut outbound).await?;
         let mut lags = vec![0; wants.len()];
         let mut is_caught_up = false;
-        let mut is_away = true;
+        let (mut is_away, mut was_read) = (true, false);
         loop {
             if !is_caught_up && wants.iter().zip(&ends).all(|(want, end)| want.offset >= *end) {
                 outbound.send_to_all(|| ToShard::CaughtUp)?;
@@ -94,8 +94,12 @@ impl Ingest {
             };
             backoff.reset();
             if std::mem::take(&mut is_away) {
+                if was_read {
+                    tracing::info!("the log is back");
+                }
                 (self.progress)(Progress::Reading);
             }
+            was_read = true;
             for batch in batches {
                 pass_on(batch, &mut wants, &mut lags, &shape, &mut outbound)?;
             }
