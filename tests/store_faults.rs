@@ -345,8 +345,13 @@ fn impossible_options_are_refused(cluster: &Cassandra) {
     // More copies than nodes: it waits, and says for what.
     let copies = ScyllaOptions { replication: 3, ..options(cluster) };
     Running::start(copies).wait_until(|progress| {
-        matches!(progress, Progress::Away(reason) if reason.contains("Not enough nodes"))
+        matches!(progress, Progress::Away(reason) if reason.contains("Not enough nodes")
+            && reason.contains("lower the replication of the keyspace"))
     });
+    let foreign = ScyllaOptions { scylla_ddl: true, ..options(cluster) };
+    let ended = Running::start(foreign).wait_for_end();
+    assert!(matches!(ended, OpenError::NoScylla(_)), "{ended}");
+    assert_advice(&ended, &["tablets", "set store.scylla_ddl to false"]);
 }
 
 /// TLS and passwords.

@@ -57,6 +57,8 @@ pub enum OpenError {
          store.datacenter, or make it yourself"
     )]
     Keyspace { keyspace: String, reason: String },
+    #[error("the database is not ScyllaDB ({0}); set store.scylla_ddl to false")]
+    NoScylla(String),
     #[error(
         "keyspace {keyspace} holds a table {table} and none of Corecast's; choose another \
          store.keyspace"
@@ -231,7 +233,13 @@ fn attempt_error(error: &RequestAttemptError) -> StoreError {
         ),
         _ => false,
     };
-    let text = error.to_string();
+    let mut text = error.to_string();
+    if matches!(error, RequestAttemptError::DbError(DbError::Unavailable { .. }, _)) {
+        text.push_str(
+            "; start more of its nodes, or lower the replication of the keyspace, which \
+             store.replication sets when it is made",
+        );
+    }
     if passes { StoreError::Away(text) } else { StoreError::Failed(text) }
 }
 

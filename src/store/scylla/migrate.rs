@@ -249,7 +249,12 @@ impl Migration<'_> {
     /// What the operator has to do about a statement that failed, if anything.
     fn refused(&self, error: &ExecutionError) -> ConnectError {
         let keyspace = self.options.keyspace.clone();
+        let is_of_scylla =
+            |reason: &str| ["tablets", "Unknown property"].iter().any(|sign| reason.contains(sign));
         match db_error(error) {
+            Some((_, reason)) if self.options.scylla_ddl && is_of_scylla(reason) => {
+                OpenError::NoScylla(reason.to_owned()).into()
+            }
             Some((DbError::Unauthorized, reason)) => {
                 OpenError::Permission(reason.to_owned()).into()
             }
