@@ -93,6 +93,9 @@ pub mod kafka {
     /// A broker that has not said by then who leads what is frozen or slow: the next one is asked
     /// beside it. Healthy ones answer in milliseconds.
     pub const NEXT_BROKER_WAIT: Duration = Duration::from_millis(500);
+    /// What is known of the topics is asked again after so long, also while nothing fails: that a
+    /// topic has got more partitions no broker tells by itself.
+    pub const METADATA_AGE: Duration = Duration::from_secs(10);
     /// For an answer, beyond what the request itself waits.
     pub const REQUEST_TIME: Duration = Duration::from_secs(5);
     /// For a produce, with all its tries: longer than a broker's session (9 s by default), after

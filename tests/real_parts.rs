@@ -280,6 +280,25 @@ fn topics_that_are_not_as_configured_end_the_process() {
 }
 
 #[test]
+fn partitions_that_are_added_are_told_of_and_cost_no_stream() {
+    if is_missing() {
+        return;
+    }
+    let place = place();
+    let node = node(&place);
+    let mut stream = node.stream("userId=ann");
+    let more = (PARTITIONS + 1).to_string();
+    world().kafka.topics(&["--alter", "--topic", &place.group, "--partitions", &more]);
+    let told = |line: &str| line.contains("has got more partitions").then(|| line.to_owned());
+    let line = node.process.wait_for_line(LONG, told);
+    for part in [&*place.group, "partitions=4", "configured=3", "set log.partitions"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    node.say("still served");
+    assert_eq!(stream.message().content(), "still served");
+}
+
+#[test]
 fn a_keyspace_of_a_newer_release_ends_the_process() {
     if is_missing() {
         return;

@@ -157,6 +157,7 @@ impl Fetcher {
         flights: &mut Vec<Flight>,
     ) -> Instant {
         let now = Instant::now();
+        self.cluster.renew(known);
         let mut state = self.lock();
         let state = &mut *state;
         state.sweep();
