@@ -177,7 +177,6 @@ fn everything_that_is_wrong_is_said_at_once() {
         (["--set", "log.partitions=70000"], "too large"),
         (["--set", "=5"], "SECTION.KEY=VALUE"),
         (["--set", "node.shards=[5000]"], "0 to 1023"),
-        (["--set", "node.data_dir="], "node.data_dir"),
         (["--set", "log.partitions=30"], "log.partitions"),
         (["--set", "limits.streams_max=250001"], "limits.streams_max"),
     ] {

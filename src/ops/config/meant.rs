@@ -173,9 +173,6 @@ fn check_ranges(written: &Written, report: &mut impl FnMut(&str, String)) {
     within("limits.ring_bytes_max", lowered.ring_bytes_max, 1, shard::RING_BYTES_MAX as u64);
     let progress = shard::WRITE_PROGRESS.as_secs();
     within("limits.write_progress_s", u64::from(lowered.write_progress_s), 1, progress);
-    if written.node.data_dir.is_empty() {
-        report("node.data_dir", "must not be empty".to_owned());
-    }
 }
 
 fn address(key: &str, text: &str, report: &mut impl FnMut(&str, String)) -> Option<SocketAddr> {
