@@ -170,9 +170,9 @@ pub mod shard {
     pub const LONG_TURN: Duration = Duration::from_millis(50);
     /// At least between two log lines about such turns.
     pub const LONG_TURN_LINES: Duration = Duration::from_secs(10);
-    /// Bad records that get a log line of their own in such a time. The others are counted.
-    pub const BAD_RECORD_LINES_MAX: u32 = 100;
-    pub const BAD_RECORD_LINES_TIME: Duration = Duration::from_secs(10);
+    /// Records of a kind (bad, or not served) that a shard tells of in such a time.
+    pub const RECORDS_TOLD_MAX: u32 = 100;
+    pub const RECORDS_TOLD_TIME: Duration = Duration::from_secs(10);
     /// A stream whose socket takes no byte for so long is closed and comes back with its cursor.
     pub const WRITE_PROGRESS: Duration = Duration::from_secs(30);
     /// One tick of the timer wheel, and its slots: a horizon of 131 s, past the longest heartbeat.

@@ -29,10 +29,11 @@ pub enum ToShard {
 pub enum FromShard {
     /// A request that is no stream: its socket, and the bytes that were read from it.
     Request { socket: OwnedFd, bytes: Bytes },
-    /// A record that could not be decoded. The next one is served.
-    BadRecord { position: Position, reason: String },
-    /// A record that this release does not serve.
-    Unserved { position: Position, reason: &'static str },
+    /// A record that could not be decoded, and how many before it were not told of. The next one
+    /// is served.
+    BadRecord { position: Position, reason: String, others: u64 },
+    /// A record that this release does not serve, and how many before it were not told of.
+    Unserved { position: Position, reason: &'static str, others: u64 },
     /// The shard serves streams.
     Serving { shard: u16 },
     /// A turn took longer than it should.

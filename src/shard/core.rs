@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::peers::{Handed, Peers};
 use super::probe::{self, Probe};
+use super::told::Told;
 use crate::base::{EpochMillis, Moment, Position};
 use crate::domain::{CloseReason, Decoder, Finding, Intake, Open, Outcome, Passed, Streams, Taken};
 use crate::edge::{
@@ -36,6 +37,8 @@ pub(super) struct Core {
     pub peers: Peers,
     pub access: AccessRules,
     pub reports: Sender<FromShard>,
+    pub bad_told: Told,
+    pub unserved_told: Told,
     pub probe: Arc<Probe>,
     pub is_serving: bool,
     pub wall: EpochMillis,
@@ -46,7 +49,7 @@ pub(super) struct Core {
 impl Core {
     /// Decodes records and appends their events to the ring. A record's fate follows from its
     /// bytes alone; whatever it is, the position advances.
-    pub fn take_batch(&mut self, batch: &Batch) {
+    pub fn take_batch(&mut self, batch: &Batch, now: Moment) {
         for record in &batch.records {
             let position = Position { partition: batch.partition, offset: record.offset };
             let value = record.value.as_deref();
@@ -61,11 +64,17 @@ impl Core {
                 }
                 Finding::Ignore(reason) => {
                     probe::add(&self.probe.unserved_records, 1);
-                    self.report(FromShard::Unserved { position, reason: reason.name() });
+                    if let Some(others) = self.unserved_told.take(now) {
+                        let reason = reason.name();
+                        self.report(FromShard::Unserved { position, reason, others });
+                    }
                 }
                 Finding::Bad(reason) => {
                     probe::add(&self.probe.bad_records, 1);
-                    self.report(FromShard::BadRecord { position, reason: reason.to_string() });
+                    if let Some(others) = self.bad_told.take(now) {
+                        let reason = reason.to_string();
+                        self.report(FromShard::BadRecord { position, reason, others });
+                    }
                 }
             }
         }

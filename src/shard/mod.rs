@@ -9,6 +9,7 @@ mod peers;
 mod probe;
 mod pump;
 mod runtime;
+mod told;
 
 use std::net::TcpListener;
 use std::sync::{Arc, mpsc};

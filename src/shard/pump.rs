@@ -13,6 +13,7 @@ use super::ShardOptions;
 use super::core::Core;
 use super::probe;
 use super::runtime::{Next, Pump};
+use super::told::Told;
 use crate::base::Moment;
 use crate::domain::{CloseReason, Decoder, Intake, Streams, Vector};
 use crate::edge::{Door, Token, watch};
@@ -61,6 +62,8 @@ impl<C: Clock> Shard<C> {
             peers: options.peers,
             access: options.access,
             reports: options.reports,
+            bad_told: Told::default(),
+            unserved_told: Told::default(),
             probe: options.probe,
             is_serving: false,
             wall: clock.wall(),
@@ -89,7 +92,7 @@ impl<C: Clock> Shard<C> {
                 Some(ToShard::Start { partition, next }) => {
                     self.core.intake.handle_start(&mut self.core.streams, partition, next);
                 }
-                Some(ToShard::Batch(batch)) => self.core.take_batch(&batch),
+                Some(ToShard::Batch(batch)) => self.core.take_batch(&batch, now),
                 Some(ToShard::CaughtUp) => self.core.intake.handle_caught_up(),
                 Some(ToShard::Drain { window }) => {
                     self.door.close();
