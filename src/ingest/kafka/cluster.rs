@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -41,8 +40,6 @@ pub(super) struct Cluster {
     trouble: Mutex<Option<String>>,
     /// Why this can't be the log any more.
     failed: OnceLock<String>,
-    /// The last answer that was asked again because of its age, by its generation.
-    renewed: AtomicU64,
 }
 
 /// One answer of the cluster.
@@ -50,7 +47,6 @@ pub(super) struct Cluster {
 pub(super) struct Known {
     /// Counts the answers.
     pub generation: u64,
-    learned_at: Option<Instant>,
     /// Address by id.
     pub brokers: BTreeMap<i32, String>,
     /// In the order of `Topic::ALL`.
@@ -103,16 +99,6 @@ impl Cluster {
             asking: tokio::sync::Mutex::default(),
             trouble: Mutex::default(),
             failed: OnceLock::new(),
-            renewed: AtomicU64::new(0),
-        }
-    }
-
-    /// Asks again on the side, once, if this answer is old.
-    pub fn renew(self: &Arc<Self>, known: &Known) {
-        let is_old = known.learned_at.is_some_and(|at| at.elapsed() > limits::METADATA_AGE);
-        let generation = known.generation;
-        if is_old && self.renewed.swap(generation, Ordering::Relaxed) != generation {
-            self.refresh_aside(generation);
         }
     }
 
@@ -395,7 +381,6 @@ impl Cluster {
         let brokers = brokers.map(|one| (one.node_id.0, address(&one.host, one.port))).collect();
         let mut next = Known { brokers, ..(*self.known()).clone() };
         next.generation += 1;
-        next.learned_at = Some(Instant::now());
         let mut trouble = None;
         for topic in Topic::ALL {
             let name = self.topic_name(topic);

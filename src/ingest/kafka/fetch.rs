@@ -47,6 +47,8 @@ struct State {
     next_send: HashMap<i32, Instant>,
     brokers: HashMap<i32, Trouble>,
     partitions: HashMap<Partition, Trouble>,
+    /// When the cluster was last asked for what nobody tells by himself.
+    renewed_at: Option<Instant>,
     /// Which partition stands first in a request: that one is given at least one batch.
     turn: usize,
 }
@@ -157,10 +159,14 @@ impl Fetcher {
         flights: &mut Vec<Flight>,
     ) -> Instant {
         let now = Instant::now();
-        self.cluster.renew(known);
         let mut state = self.lock();
         let state = &mut *state;
         state.sweep();
+        let renewed_at = state.renewed_at.get_or_insert(now);
+        if now.duration_since(*renewed_at) > limits::METADATA_AGE {
+            *renewed_at = now;
+            self.cluster.refresh_aside(known.generation);
+        }
         // Far away: without trouble nothing has to be asked again before an answer.
         let mut wake = now + wait_max + limits::REQUEST_TIME * 2;
         let leaders: HashSet<i32> = wants
