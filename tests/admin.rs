@@ -246,6 +246,10 @@ fn all_targets_can_be_paged() {
     assert_eq!(next_of(&node.get(&format!("{PATH}/{id}/targets?limit=1000&cursor=1500"))), None);
     node.get(&format!("{PATH}/{id}/targets?cursor=x")).error(400);
     node.get(&format!("{PATH}/{id}/targets?limit=0")).error(400);
+    let all = node.get(&format!("{PATH}/x/targets?limit=0&cursor=x")).error(400);
+    for name in ["id: ", "limit: ", "cursor: "] {
+        assert!(all.contains(name), "{name} is not in {all}");
+    }
     node.get(&format!("{PATH}/1/targets")).error(404);
     let to_all = node.say("to all")["id"].clone();
     assert_eq!(node.get(&format!("{PATH}/{to_all}/targets")).expect_json(), json!([]));

@@ -82,7 +82,7 @@ pub(super) async fn show(
 ) -> Result<Response, Failure> {
     let Path(id) = id?;
     let _held = state.room.for_rows(1).await;
-    let row = find(&state, &id).await?;
+    let row = find(&state, read_id(&id)?).await?;
     Ok(Json(response(&row)).into_response())
 }
 
@@ -93,17 +93,12 @@ pub(super) async fn targets(
     listing: Result<Query<Listing>, QueryRejection>,
 ) -> Result<Response, Failure> {
     let (Path(id), Query(listing)) = (id?, listing?);
-    let limit = read_limit(listing.limit.as_deref());
     let cursor = listing.cursor.as_deref().map(|text| text.parse::<usize>());
     let cursor = cursor.transpose().map_err(|_| bad_cursor());
-    let (limit, cursor) = match (limit, cursor) {
-        (Ok(limit), Ok(cursor)) => (limit, cursor),
-        (limit, cursor) => {
-            return Err(Failure::all([limit.err(), cursor.err()].into_iter().flatten()));
-        }
-    };
+    let ((id, limit), cursor) =
+        both(both(read_id(&id), read_limit(listing.limit.as_deref())), cursor)?;
     let _held = state.room.for_rows(1).await;
-    let row = find(&state, &id).await?;
+    let row = find(&state, id).await?;
     let ids = &row.broadcast.target.ids;
     let start = cursor.unwrap_or(0).min(ids.len());
     let end = (start + limit).min(ids.len());
@@ -126,15 +121,9 @@ pub(super) async fn list(
             Err(Failure::new(StatusCode::BAD_REQUEST, message))
         }
     };
-    let limit = read_limit(listing.limit.as_deref());
     let after = listing.cursor.as_deref().map(read_place).transpose();
-    let ((word, filter), limit, after) = match (filter, limit, after) {
-        (Ok(filter), Ok(limit), Ok(after)) => (filter, limit, after),
-        (filter, limit, after) => {
-            let wrong = [filter.err(), limit.err(), after.err()];
-            return Err(Failure::all(wrong.into_iter().flatten()));
-        }
-    };
+    let (((word, filter), limit), after) =
+        both(both(filter, read_limit(listing.limit.as_deref())), after)?;
     let (body, next) = read_page(&state, filter, after, limit).await?;
     let body = ([(header::CONTENT_TYPE, api::JSON)], body).into_response();
     Ok(page(body, "/api/admin/broadcasts", Some(word), limit, next.map(write_place)))
@@ -182,11 +171,14 @@ fn place(filter: ListFilter, row: &BroadcastRow) -> ListPlace {
     ListPlace { at: at.unwrap_or(row.broadcast.created_at), id: row.broadcast.id }
 }
 
-async fn find(state: &AdminState, id: &str) -> Result<BroadcastRow, Failure> {
-    let not_found = || Failure::new(StatusCode::NOT_FOUND, format!("there is no broadcast {id}"));
-    let id: BroadcastId = id.parse().map_err(|()| {
+fn read_id(text: &str) -> Result<BroadcastId, Failure> {
+    text.parse().map_err(|()| {
         Failure::new(StatusCode::BAD_REQUEST, "id: must be an integer of at most 2^53-1")
-    })?;
+    })
+}
+
+async fn find(state: &AdminState, id: BroadcastId) -> Result<BroadcastRow, Failure> {
+    let not_found = || Failure::new(StatusCode::NOT_FOUND, format!("there is no broadcast {id}"));
     state.store.broadcast(id).await?.ok_or_else(not_found)
 }
 
@@ -241,6 +233,15 @@ fn check_json(headers: &HeaderMap) -> Result<(), Failure> {
     }
     let message = "the body must be application/json";
     Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message))
+}
+
+/// Two parts of one request; an error that names whatever is wrong with them.
+fn both<A, B>(a: Result<A, Failure>, b: Result<B, Failure>) -> Result<(A, B), Failure> {
+    match (a, b) {
+        (Ok(a), Ok(b)) => Ok((a, b)),
+        (Err(a), Err(b)) => Err(Failure { message: format!("{}; {}", a.message, b.message), ..a }),
+        (Err(wrong), _) | (_, Err(wrong)) => Err(wrong),
+    }
 }
 
 fn read_limit(text: Option<&str>) -> Result<usize, Failure> {

@@ -27,12 +27,6 @@ impl Failure {
         Self { status, message: message.into(), allow: None }
     }
 
-    /// Of several rules that a request violates.
-    pub fn all(wrong: impl Iterator<Item = Self>) -> Self {
-        let messages: Vec<String> = wrong.map(|failure| failure.message).collect();
-        Self::new(StatusCode::BAD_REQUEST, messages.join("; "))
-    }
-
     /// What was asked for may still be done.
     pub fn late() -> Self {
         let message = "log or store did not answer in time; what was asked for may still happen";
