@@ -80,11 +80,9 @@ impl Creator {
         }
         if status == Status::Active {
             under_way.is_owed = true;
-            self.publish(&broadcast, 0).await.map_err(|error| match error {
-                CreateError::Log(reason @ (LogError::Away(_) | LogError::Failed(_))) => {
-                    CreateError::Unpublished { id: broadcast.id, reason }
-                }
-                error => error,
+            self.publish(&broadcast, 0).await.map_err(|reason| match reason {
+                LogError::TooLarge { .. } => CreateError::Log(reason),
+                reason => CreateError::Unpublished { id: broadcast.id, reason },
             })?;
             under_way.is_owed = false;
         }
@@ -124,7 +122,7 @@ impl Creator {
         &self,
         broadcast: &Broadcast,
         first: usize,
-    ) -> Result<(), CreateError> {
+    ) -> Result<(), LogError> {
         if broadcast.target.r#type != TargetType::Selected {
             let record = self.record(broadcast, None);
             self.log.append(vec![record]).await?;
