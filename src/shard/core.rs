@@ -222,9 +222,10 @@ impl Core {
         answer
     }
 
-    pub fn report(&self, report: FromShard) {
-        // A full lane loses a log line; the probe has counted what it was about.
-        let _ = self.reports.try_send(report);
+    /// Whether the lane had room. What is refused may be a log line: the probe has counted what it
+    /// was about.
+    pub fn report(&self, report: FromShard) -> bool {
+        self.reports.try_send(report).is_ok()
     }
 
     pub fn publish(&self, door: &Door) {

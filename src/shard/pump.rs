@@ -41,6 +41,8 @@ pub struct Shard<C> {
     door: Door,
     inputs: Receiver<ToShard>,
     phase: Phase,
+    /// It serves, and the control threads have not been told: readiness waits for that.
+    owes_serving: bool,
     clock: C,
     core: Core,
 }
@@ -75,6 +77,7 @@ impl<C: Clock> Shard<C> {
             door,
             inputs: options.inputs,
             phase: Phase::Starting,
+            owes_serving: false,
             clock,
             core,
         })
@@ -122,7 +125,10 @@ impl<C: Clock> Shard<C> {
             self.phase = Phase::Serving;
             self.core.is_serving = true;
             probe::set(&self.core.probe.serving, 1);
-            self.core.report(FromShard::Serving { shard: self.number });
+            self.owes_serving = true;
+        }
+        if self.owes_serving {
+            self.owes_serving = !self.core.report(FromShard::Serving { shard: self.number });
         }
     }
 
@@ -169,7 +175,7 @@ impl<C: Clock> Shard<C> {
             Phase::Starting | Phase::Serving => None,
         };
         // Nobody rings when a full lane has room again.
-        let full = (self.core.intake.waiting() > 0)
+        let full = (self.core.intake.waiting() > 0 || self.owes_serving)
             .then(|| self.clock.moment().plus(limits::FULL_LANE_WAIT));
         let deadlines = [self.core.streams.poll_timeout(), self.door.poll_timeout(), drained, full];
         Next::Wait(deadlines.into_iter().flatten().min())
@@ -202,5 +208,71 @@ impl<C: Clock> Pump for Shard<C> {
             self.core.report(FromShard::LongTurn { shard: self.number, took });
         }
         self.next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::base::{LogIdentity, LogShape};
+    use crate::domain::{RingLimits, StreamsOptions};
+    use crate::edge::AccessRules;
+    use crate::lane::{Doorbell, lane};
+    use crate::ports::SystemClock;
+    use crate::shard::{Probe, RuntimeWanted, mesh};
+
+    #[test]
+    fn that_a_shard_serves_is_said_as_soon_as_the_lane_has_room() {
+        let bell = || Arc::new(Doorbell::new().expect("a doorbell"));
+        let own = bell();
+        let identity = LogIdentity([1, 2, 3]);
+        let shape = LogShape { identity, selected_partitions: 1, group_partitions: 1 };
+        let (input, inputs) = lane("control_to_shard", 8, own.clone());
+        let (reports, reported) = lane("shard_to_control", 1, bell());
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("a socket");
+        let options = ShardOptions {
+            number: 0,
+            cpu: 0,
+            runtime: RuntimeWanted::Auto,
+            streams: StreamsOptions {
+                shape,
+                ring: RingLimits { frames: 8, bytes: 1 << 20 },
+                streams_max: 8,
+                heartbeat: Duration::from_secs(25),
+                write_progress: Duration::from_secs(30),
+                seed: 1,
+            },
+            access: AccessRules { allow_anonymous: true },
+            listener,
+            heads_max: 8,
+            inputs,
+            peers: mesh(&[own]).expect("one shard").remove(0),
+            reports: reports.clone(),
+            probe: Arc::new(Probe::default()),
+        };
+        let mut shard = Shard::new(options, SystemClock).expect("the kernel has what it needs");
+        let took = Duration::from_secs(1);
+        reports.try_send(FromShard::LongTurn { shard: 0, took }).expect("there is room for one");
+        input.try_send(ToShard::Identity(identity)).expect("room");
+        for partition in shape.all_partitions() {
+            input.try_send(ToShard::Start { partition, next: 0 }).expect("room");
+        }
+        input.try_send(ToShard::CaughtUp).expect("room");
+        let mut next = Next::Turn;
+        while next == Next::Turn {
+            next = shard.turn(&[]);
+        }
+        let Next::Wait(Some(until)) = next else { panic!("it looks again soon, not {next:?}") };
+        assert!(until <= SystemClock.moment().plus(Duration::from_secs(1)));
+        assert!(matches!(reported.try_recv(), Some(FromShard::LongTurn { .. })));
+        shard.turn(&[]);
+        assert!(matches!(reported.try_recv(), Some(FromShard::Serving { shard: 0 })));
+        shard.turn(&[]);
+        assert!(reported.try_recv().is_none(), "it is said once");
     }
 }
