@@ -37,6 +37,8 @@ pub enum RequestError {
     Head(#[from] HeadError),
     #[error(transparent)]
     Access(#[from] access::AccessError),
+    #[error("the query is not UTF-8 once it is percent-decoded")]
+    Query,
     #[error("connectionId has 1 to {} bytes and no control characters", limits::NAME_BYTES_MAX)]
     Connection,
 }
@@ -46,7 +48,7 @@ impl RequestError {
         match self {
             Self::Head(error) => error.status(),
             Self::Access(error) => error.status(),
-            Self::Connection => StatusCode::BAD_REQUEST,
+            Self::Query | Self::Connection => StatusCode::BAD_REQUEST,
         }
     }
 }
@@ -63,6 +65,9 @@ pub fn read_stream_request(
         let hosts = head.values("host").map(|host| std::str::from_utf8(host).unwrap_or("?"));
         access::check_local(hosts.chain(head.authority), head.names())?;
     }
+    // Decoding the form would put a sign of replacement there: another user's name, perhaps.
+    let decoded = percent_encoding::percent_decode_str(head.query);
+    decoded.decode_utf8().map_err(|_| RequestError::Query)?;
     let pairs: Vec<(String, String)> =
         url::form_urlencoded::parse(head.query.as_bytes()).into_owned().collect();
     let value = |name: &str| {
@@ -128,6 +133,8 @@ mod tests {
         for (target, fields, status) in [
             ("/api/sse/connect", "", 400),
             ("/api/sse/connect?userId=a&connectionId=%0a", "", 400),
+            ("/api/sse/connect?userId=%ff", "", 400),
+            ("/api/sse/connect?userId=a&roles=%c3", "", 400),
             ("/api/sse/connect?userId=a", "X-Forwarded-For: 1.2.3.4\r\n", 403),
             ("http://example.com/api/sse/connect?userId=a", "", 403),
             ("/api/sse/connect?userId=a", "Content-Length: 3\r\n", 400),
