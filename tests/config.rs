@@ -31,7 +31,7 @@ fn an_empty_text_takes_back_what_was_set_before() {
             ("CORECAST_STORE__KIND".to_owned(), "scylla".to_owned()),
             ("CORECAST_STORE__NODES".to_owned(), "db-1:9042".to_owned()),
             ("CORECAST_STORE__DATACENTER".to_owned(), "dc1".to_owned()),
-            ("CORECAST_STORE__TLS_CA".to_owned(), "ca.pem".to_owned()),
+            ("CORECAST_STORE__TLS_CA".to_owned(), "Cargo.toml".to_owned()),
             ("CORECAST_NODE__ID".to_owned(), "edge-1".to_owned()),
         ],
         sets: pairs.iter().map(|pair| (*pair).to_owned()).collect(),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::meant::check_file;
 use super::written::{self, Written};
 use crate::ingest::kafka::{KafkaOptions, SaslLogin, SaslMechanism, TlsFiles};
 
@@ -47,6 +48,14 @@ pub(super) fn mean(
     }
     if log.fetch_pace_ms > FETCH_PACE_MS_MAX {
         report("log.fetch_pace_ms", "must be 0 to 10000");
+    }
+    for (key, path) in [
+        ("log.tls_ca", &log.tls_ca),
+        ("log.tls_cert", &log.tls_cert),
+        ("log.tls_key", &log.tls_key),
+        ("log.sasl_password_file", &log.sasl_password_file),
+    ] {
+        check_file(key, path, &mut |key, message| report(key, &message));
     }
     let tls = tls(log, &mut report);
     let sasl = sasl(log, &mut report);
@@ -159,6 +168,9 @@ fn is_topic(name: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// Tests run where it is.
+    const FILE: &str = "Cargo.toml";
+
     fn written() -> written::Log {
         let brokers = vec!["a:9092".to_owned(), "[::1]:9093".to_owned()];
         written::Log { kind: "kafka".to_owned(), brokers, ..Written::default().log }
@@ -179,10 +191,10 @@ mod tests {
         assert_eq!((options.partitions, options.tls, options.sasl), (10, None, None));
         let text = str::to_owned;
         let secured = written::Log {
-            tls_ca: text("ca.pem"),
+            tls_ca: text(FILE),
             sasl_mechanism: text("SCRAM-SHA-512"),
             sasl_username: text("u"),
-            sasl_password_file: text("p"),
+            sasl_password_file: text(FILE),
             ..written()
         };
         let options = mean(&secured, "node", &mut |_, _| {}).expect("no problem");
@@ -206,16 +218,17 @@ mod tests {
             (&["log.fetch_pace_ms"], written::Log { fetch_pace_ms: 10_001, ..written() }),
             (
                 &["log.tls_key"],
-                written::Log { tls_ca: text("c"), tls_cert: text("c"), ..written() },
+                written::Log { tls_ca: text(FILE), tls_cert: text(FILE), ..written() },
             ),
             (
                 &["log.tls_ca"],
-                written::Log { tls_cert: text("c"), tls_key: text("k"), ..written() },
+                written::Log { tls_cert: text(FILE), tls_key: text(FILE), ..written() },
             ),
             (
                 &["log.sasl_mechanism", "log.sasl_username", "log.sasl_password_file"],
                 written::Log { sasl_mechanism: text("MD5"), ..written() },
             ),
+            (&["log.tls_ca"], written::Log { tls_ca: text("absent.pem"), ..written() }),
             (&["log.sasl_username"], written::Log { sasl_username: text("u"), ..written() }),
         ];
         for (expected, log) in cases {

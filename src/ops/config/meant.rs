@@ -285,6 +285,8 @@ fn store(written: &written::Store, report: &mut impl FnMut(&str, String)) -> Sto
             None
         }
     };
+    check_file("store.password_file", &written.password_file, report);
+    check_file("store.tls_ca", &written.tls_ca, report);
     StoreConfig::Scylla(ScyllaOptions {
         nodes: written.nodes.clone(),
         keyspace: written.keyspace.clone(),
@@ -299,6 +301,17 @@ fn store(written: &written::Store, report: &mut impl FnMut(&str, String)) -> Sto
 /// An empty text is a value that is not set.
 fn set(text: &str) -> Option<&str> {
     Some(text).filter(|text| !text.is_empty())
+}
+
+/// A file that is named can be read, or the start would fail over it later.
+pub(super) fn check_file(key: &str, path: &str, report: &mut impl FnMut(&str, String)) {
+    let Some(path) = set(path) else { return };
+    let opened = std::fs::File::open(path).and_then(|file| file.metadata());
+    match opened {
+        Ok(found) if found.is_dir() => report(key, format!("{path} is a directory, not a file")),
+        Ok(_) => {}
+        Err(error) => report(key, format!("{path} can't be read: {error}")),
+    }
 }
 
 fn is_host_and_port(text: &str) -> bool {
@@ -347,7 +360,10 @@ mod tests {
             ("keyspace = \"1a\"", "store.keyspace"),
             ("replication = 0", "store.replication"),
             ("username = \"u\"", "store.username"),
-            ("password_file = \"f\"", "store.password_file"),
+            ("password_file = \"Cargo.toml\"", "store.password_file"),
+            ("tls_ca = \"absent.pem\"", "store.tls_ca"),
+            ("tls_ca = \"src\"", "store.tls_ca"),
+            ("username = \"u\"\npassword_file = \"absent\"", "store.password_file"),
         ] {
             let section = if line.starts_with("nodes") {
                 format!("kind = \"scylla\"\n{line}")
