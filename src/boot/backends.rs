@@ -30,6 +30,12 @@ impl Backends {
         let embedded = (log_is_embedded || store_is_embedded)
             .then(|| open_embedded(&config.data_dir, config.log.partitions(), clock.clone()))
             .transpose()?;
+        if log_is_embedded && !store_is_embedded {
+            tracing::warn!(
+                "the log is this node's alone: no other node may use its keyspace, because each \
+                 publishes what it finds there; nodes that share it need log.kind = \"kafka\""
+            );
+        }
         let log: Arc<dyn Log> = match (&config.log, &embedded) {
             (LogConfig::Kafka(options), _) => Arc::new(KafkaLog::new((**options).clone())?),
             (LogConfig::Embedded { .. }, Some(embedded)) => embedded.log(),
