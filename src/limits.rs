@@ -178,6 +178,10 @@ pub mod shard {
     /// One tick of the timer wheel, and its slots: a horizon of 131 s, past the longest heartbeat.
     pub const WHEEL_TICK: Duration = Duration::from_millis(64);
     pub const WHEEL_SLOTS: usize = 2_048;
+    /// Heartbeats that go out together, and how far apart they would have been: about 1.5 ms of
+    /// writes in one turn.
+    pub const HEARTBEATS_TOGETHER: u64 = 256;
+    pub const HEARTBEATS_WITHIN: Duration = Duration::from_millis(512);
     /// Heartbeats between two blocks that carry only an id.
     pub const HEARTBEATS_PER_ID: u8 = 10;
     /// How long a draining shard waits for its streams to take their last bytes.

@@ -84,7 +84,7 @@ impl<S> Streams<S> {
             (stream.set, stream.place_in_set) = (set, place_in_set);
         }
         self.queue.push_back(index);
-        self.wheel.set(index, now.plus(self.heartbeat(serial)));
+        self.wheel.set(index, self.beat_at(now, serial));
         self.counters.opened += 1;
         self.counters.resumed += u64::from(start.resumed);
         Ok(StreamKey { index, serial })
