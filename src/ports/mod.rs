@@ -1,15 +1,19 @@
 //! Floor 2: the seams to the world, as traits. Implementations stand on floor 3.
 //!
-//! `Log` and `Store` are called on the control threads only; `Clock` everywhere.
+//! `Log`, `Ownership`, `Store` and `Inbox` are called on the control threads only; `Clock` everywhere.
 
 mod backoff;
 mod clock;
 mod descriptors;
+mod inbox;
 mod log;
+mod ownership;
 mod store;
 
 pub use backoff::Backoff;
 pub use clock::{Clock, SystemClock};
 pub use descriptors::Descriptors;
+pub use inbox::{Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Place, Progress};
 pub use log::{Batch, Bounds, Header, Log, LogError, NewRecord, Record, Want};
+pub use ownership::{Commit, Mark, Owned, Ownership, Standing, Tenure};
 pub use store::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};

@@ -1,0 +1,121 @@
+//! The inbox: what is kept of messages for users who are not here.
+//!
+//! Rows are written by whoever learns something, in any order, again and again, and merge as a
+//! maximum. `tests/inbox_suite.rs` states what every implementation must do. `Ok` of a write means
+//! durable.
+
+use async_trait::async_trait;
+
+use super::StoreError;
+use crate::base::{BroadcastId, EpochMillis, LogIdentity, Partition, Position, Status, UserId};
+use crate::domain::Broadcast;
+
+/// How far a message has come to its user, within one attempt. In rising order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Delivery {
+    Pending,
+    /// It stands in the dead letters.
+    Failed,
+    Delivered,
+}
+
+/// Where a message stands in the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    pub log: LogIdentity,
+    pub position: Position,
+    pub appended_at: EpochMillis,
+}
+
+/// How far, and in which attempt. A later attempt is above all of an earlier one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Progress {
+    pub attempt: u32,
+    pub delivery: Delivery,
+}
+
+/// What somebody has learnt of one message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InboxWrite {
+    pub user: UserId,
+    pub broadcast: BroadcastId,
+    /// Stored rows keep the smallest offset.
+    pub place: Option<Place>,
+    pub progress: Progress,
+    /// When that was. The earliest DELIVERED stays.
+    pub at: EpochMillis,
+    /// The row may be forgotten from then on.
+    pub keep_until: EpochMillis,
+}
+
+/// One message of one user. What only DELIVERED has been written of is no row yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InboxRow {
+    pub broadcast: BroadcastId,
+    pub place: Option<Place>,
+    pub progress: Progress,
+    pub delivered_at: Option<EpochMillis>,
+}
+
+/// A record of the group topic that created a broadcast, and until when it is of interest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GroupRow {
+    pub broadcast: BroadcastId,
+    pub place: Place,
+    pub keep_until: EpochMillis,
+}
+
+/// What a message of a broadcast says; without the audience of a SELECTED one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Content {
+    /// `target.ids` is empty for SELECTED.
+    pub broadcast: Broadcast,
+    /// An older producer's broadcast has none and counts as ACTIVE.
+    pub status: Option<Status>,
+}
+
+#[async_trait]
+pub trait Inbox: Send + Sync {
+    /// Idempotent; several of one row merge as if they had come one by one.
+    async fn write_inbox(&self, writes: &[InboxWrite]) -> Result<(), StoreError>;
+
+    /// The rows of a user behind `after`, by broadcast, at most `limit`; fewer only at the end.
+    /// Rows past `keep_until` may be missing.
+    async fn inbox(
+        &self,
+        user: &UserId,
+        after: Option<BroadcastId>,
+        limit: usize,
+    ) -> Result<Vec<InboxRow>, StoreError>;
+
+    /// Idempotent: the place is the key.
+    async fn write_group(&self, rows: &[GroupRow]) -> Result<(), StoreError>;
+
+    /// The rows of a partition of the group topic from an offset on, in offset order, at most
+    /// `limit`; fewer only at the end. Rows past `keep_until` may be missing.
+    async fn group(
+        &self,
+        log: LogIdentity,
+        partition: u16,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<GroupRow>, StoreError>;
+
+    /// In the order of the ids; `None` for one that nobody has claimed.
+    async fn contents(&self, ids: &[BroadcastId]) -> Result<Vec<Option<Content>>, StoreError>;
+
+    /// Notes up to where a user has been served: next offsets. They merge as a maximum.
+    async fn write_cursor(
+        &self,
+        user: &UserId,
+        log: LogIdentity,
+        next: &[(Partition, u64)],
+    ) -> Result<(), StoreError>;
+
+    /// What was noted of this log, by partition.
+    async fn cursor(
+        &self,
+        user: &UserId,
+        log: LogIdentity,
+    ) -> Result<Vec<(Partition, u64)>, StoreError>;
+}
