@@ -15,7 +15,7 @@ use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableT
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
 use kafka_protocol::messages::{CreateTopicsRequest, MetadataRequest, MetadataResponse, TopicName};
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::protocol::{Request, StrBytes, VersionRange};
 use uuid::Uuid;
 
 use super::KafkaOptions;
@@ -74,8 +74,8 @@ struct Asking {
 
 /// One answer, and the connection that it came by. Without an error: that of a connection which
 /// was idle, and says nothing of the broker.
-type Asked = Result<(Connection, MetadataResponse), Option<BrokerError>>;
-type AskedSoon<'a> = Pin<Box<dyn Future<Output = Asked> + Send + 'a>>;
+type Asked<A> = Result<(Connection, A), Option<BrokerError>>;
+type AskedSoon<'a, A> = Pin<Box<dyn Future<Output = Asked<A>> + Send + 'a>>;
 
 impl Known {
     pub fn topic_id(&self, topic: Topic) -> Option<Uuid> {
@@ -205,8 +205,7 @@ impl Cluster {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One question, at the broker that answered last and else at any: each is asked when the one
-    /// before it has failed, or has said nothing for a while. The first answer counts.
+    /// What the cluster knows of the topics: asked at the broker that answered last, else at any.
     async fn ask(&self, asking: &mut Asking) -> Result<MetadataResponse, BrokerError> {
         let topics = Topic::ALL.map(|topic| {
             let name = TopicName(StrBytes::from_string(self.topic_name(topic).to_owned()));
@@ -215,24 +214,39 @@ impl Cluster {
         let request = MetadataRequest::default()
             .with_topics(Some(topics.to_vec()))
             .with_allow_auto_topic_creation(false);
-        let mut asked: Vec<AskedSoon<'_>> = Vec::new();
-        if let Some(connection) = asking.connection.take() {
-            asked.push(Box::pin(ask_over(connection, &request)));
+        let last = asking.connection.take();
+        let (connection, answer) = self.ask_any(last, &request, versions::METADATA).await?;
+        asking.connection = Some(connection);
+        Ok(answer)
+    }
+
+    /// One question, over the connection if there is one and else at any broker: each is asked when
+    /// the one before it has failed, or has said nothing for a while. The first answer counts.
+    pub async fn ask_any<R>(
+        &self,
+        idle: Option<Connection>,
+        request: &R,
+        versions: VersionRange,
+    ) -> Result<(Connection, R::Response), BrokerError>
+    where
+        R: Request + Sync,
+        R::Response: Send,
+    {
+        let mut asked: Vec<AskedSoon<'_, R::Response>> = Vec::new();
+        if let Some(connection) = idle {
+            asked.push(Box::pin(ask_over(connection, request, versions)));
         }
         let mut others = self.candidates().into_iter();
         let mut worst: Option<BrokerError> = None;
         loop {
             if asked.is_empty() {
                 match others.next() {
-                    Some(address) => asked.push(Box::pin(self.ask_at(address, &request))),
+                    Some(address) => asked.push(Box::pin(self.ask_at(address, request, versions))),
                     None => break,
                 }
             }
             match tokio::time::timeout(limits::NEXT_BROKER_WAIT, first_of(&mut asked)).await {
-                Ok(Ok((connection, answer))) => {
-                    asking.connection = Some(connection);
-                    return Ok(answer);
-                }
+                Ok(Ok(answered)) => return Ok(answered),
                 // A wrong password says more than a broker that is down.
                 Ok(Err(Some(error)))
                     if worst.as_ref().is_none_or(|worst| rank(&error) > rank(worst)) =>
@@ -242,8 +256,8 @@ impl Cluster {
                 Ok(Err(_)) => {}
                 Err(_) => {
                     let next = others.next();
-                    let next = next.map(|address| Box::pin(self.ask_at(address, &request)) as _);
-                    asked.extend(next);
+                    let ask = |address| Box::pin(self.ask_at(address, request, versions)) as _;
+                    asked.extend(next.map(ask));
                 }
             }
         }
@@ -253,9 +267,14 @@ impl Cluster {
         }))
     }
 
-    async fn ask_at(&self, address: String, request: &MetadataRequest) -> Asked {
+    async fn ask_at<R: Request>(
+        &self,
+        address: String,
+        request: &R,
+        versions: VersionRange,
+    ) -> Asked<R::Response> {
         let mut connection = self.connect(&address).await?;
-        let answer = connection.call(request, versions::METADATA, limits::CONNECT_TIME).await?;
+        let answer = connection.call(request, versions, limits::CONNECT_TIME).await?;
         Ok((connection, answer))
     }
 
@@ -370,13 +389,6 @@ impl Cluster {
     /// Takes over an answer. Fails if it says that the log is not the one that it was, or not the
     /// one that is configured.
     fn learn(&self, answer: &MetadataResponse) -> Result<(), LogError> {
-        let address = |host: &StrBytes, port: i32| {
-            if host.contains(':') {
-                format!("[{}]:{port}", host.as_str())
-            } else {
-                format!("{}:{port}", host.as_str())
-            }
-        };
         let brokers = answer.brokers.iter();
         let brokers = brokers.map(|one| (one.node_id.0, address(&one.host, one.port))).collect();
         let mut next = Known { brokers, ..(*self.known()).clone() };
@@ -467,13 +479,26 @@ impl Cluster {
     }
 }
 
-async fn ask_over(mut connection: Connection, request: &MetadataRequest) -> Asked {
-    let answer = connection.call(request, versions::METADATA, limits::CONNECT_TIME).await;
+async fn ask_over<R: Request>(
+    mut connection: Connection,
+    request: &R,
+    versions: VersionRange,
+) -> Asked<R::Response> {
+    let answer = connection.call(request, versions, limits::CONNECT_TIME).await;
     answer.map(|answer| (connection, answer)).map_err(|_| None)
 }
 
+/// Where a broker says that one is, as one connects to it.
+pub(super) fn address(host: &StrBytes, port: i32) -> String {
+    if host.contains(':') {
+        format!("[{}]:{port}", host.as_str())
+    } else {
+        format!("{}:{port}", host.as_str())
+    }
+}
+
 /// The first of them that ends; the others go on when this is called again.
-async fn first_of(asked: &mut Vec<AskedSoon<'_>>) -> Asked {
+async fn first_of<A>(asked: &mut Vec<AskedSoon<'_, A>>) -> Asked<A> {
     std::future::poll_fn(|context| {
         for at in 0..asked.len() {
             if let Poll::Ready(answer) = asked[at].as_mut().poll(context) {
