@@ -13,10 +13,12 @@
 //! | `outbox` | broadcast id (8) | JSON `{v, createdAt}` |
 //! | `broadcast` | broadcast id (8) | JSON `{v, broadcast}` |
 //! | `status` | broadcast id (8) | JSON `{v, status}` |
+//! | `checkpoint` | topic (1), partition (2) | JSON `{v, next}` |
 //! | `list` | list (1), time (8), id (8), both inverted in newest-first lists | empty |
 
 mod commit;
 mod log;
+mod ownership;
 mod rows;
 mod store;
 
@@ -27,11 +29,12 @@ use std::sync::Arc;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use crate::base::{LogIdentity, LogShape};
-use crate::ports::{Clock, Descriptors, Log, Store};
+use crate::ports::{Clock, Descriptors, Log, Ownership, Store};
 
 use commit::Committer;
 
 pub use log::EmbeddedLog;
+pub use ownership::EmbeddedOwnership;
 pub use store::EmbeddedStore;
 
 /// Where, and how many partitions each topic gets when the log is made.
@@ -70,10 +73,12 @@ pub enum OpenError {
     Broken { path: PathBuf, reason: String },
 }
 
-/// The open database. Log and store share it; it closes with the last of them.
+/// The open database. Log, store and ownership share it; it closes with the last of them.
 pub struct Embedded {
     log: Arc<EmbeddedLog>,
     store: Arc<EmbeddedStore>,
+    shape: LogShape,
+    checkpoints: Keyspace,
     committer: Committer,
 }
 
@@ -85,6 +90,7 @@ struct Keyspaces {
     outbox: Keyspace,
     broadcast: Keyspace,
     status: Keyspace,
+    checkpoint: Keyspace,
     list: Keyspace,
 }
 
@@ -104,6 +110,8 @@ impl Embedded {
             .map_err(|error| open_error(path, error.into()))?;
         Ok(Self {
             log: Arc::new(EmbeddedLog::new(shape, keyspaces.log.clone(), committer.clone())),
+            shape,
+            checkpoints: keyspaces.checkpoint.clone(),
             store: Arc::new(EmbeddedStore::new(keyspaces, committer.clone())),
             committer,
         })
@@ -115,6 +123,12 @@ impl Embedded {
 
     pub fn store(&self) -> Arc<dyn Store> {
         self.store.clone()
+    }
+
+    /// For one run of the node. Without `takes_part` it owns nothing, but tells checkpoints.
+    pub fn ownership(&self, takes_part: bool) -> Arc<dyn Ownership> {
+        let (checkpoints, committer) = (self.checkpoints.clone(), self.committer.clone());
+        Arc::new(EmbeddedOwnership::new(self.shape, checkpoints, committer, takes_part))
     }
 
     /// Waits until a write has failed, which poisons the database: the reason. Keeps nothing open.
@@ -132,6 +146,7 @@ impl Keyspaces {
             outbox: open("outbox")?,
             broadcast: open("broadcast")?,
             status: open("status")?,
+            checkpoint: open("checkpoint")?,
             list: open("list")?,
         })
     }

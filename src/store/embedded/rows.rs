@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{BroadcastId, EpochMillis, Status};
+use crate::base::{BroadcastId, EpochMillis, Partition, Status, Topic};
 use crate::domain::Broadcast;
 use crate::ports::ListPlace;
 
@@ -47,6 +47,12 @@ struct OutboxJson {
 struct BroadcastJson<B> {
     v: u32,
     broadcast: B,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CheckpointJson {
+    v: u32,
+    next: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -100,6 +106,29 @@ pub fn write_status(status: Status) -> Vec<u8> {
 
 pub fn read_status(bytes: &[u8]) -> Result<Status, RowError> {
     read::<StatusJson>(bytes).map(|row| row.status)
+}
+
+/// Everything below `next` is durable.
+pub fn write_checkpoint(next: u64) -> Vec<u8> {
+    json(&CheckpointJson { v: VERSION, next })
+}
+
+pub fn read_checkpoint(bytes: &[u8]) -> Result<u64, RowError> {
+    read::<CheckpointJson>(bytes).map(|row| row.next)
+}
+
+pub fn partition_key(partition: Partition) -> [u8; 3] {
+    let [high, low] = partition.index.to_be_bytes();
+    [partition.topic as u8, high, low]
+}
+
+pub fn read_partition(key: &[u8]) -> Result<Partition, RowError> {
+    let partition = match *key {
+        [topic, high, low] => Topic::from_number(topic)
+            .map(|topic| Partition { topic, index: u16::from_be_bytes([high, low]) }),
+        _ => None,
+    };
+    partition.ok_or_else(|| RowError::Malformed("key is no partition".to_owned()))
 }
 
 pub fn id_key(id: BroadcastId) -> [u8; 8] {
@@ -158,6 +187,7 @@ mod tests {
     use crate::domain::Target;
 
     const AT: EpochMillis = EpochMillis(1_795_514_400_123);
+    const PARTITION: Partition = Partition { topic: Topic::Group, index: 258 };
 
     fn broadcast() -> Broadcast {
         Broadcast {
@@ -193,6 +223,8 @@ mod tests {
             ("outbox", text(write_outbox(AT))),
             ("broadcast", text(write_broadcast(&broadcast()))),
             ("status", text(write_status(Status::Active))),
+            ("checkpoint", text(write_checkpoint(1_234))),
+            ("partition key", hex(&partition_key(PARTITION))),
             ("id key", hex(&id_key(broadcast().id))),
             ("list key all", hex(&list_key(List::All, place))),
             ("list key active", hex(&list_key(List::Active, place))),
@@ -210,6 +242,11 @@ mod tests {
         assert_eq!(read_broadcast(&write_broadcast(&broadcast())), Ok(broadcast()));
         assert_eq!(read_status(&write_status(Status::Expired)), Ok(Status::Expired));
         assert_eq!(read_status(b"{\"v\":2,\"state\":1}"), Err(RowError::Newer(2)));
+        assert_eq!(read_checkpoint(&write_checkpoint(u64::MAX)), Ok(u64::MAX));
+        assert_eq!(read_partition(&partition_key(PARTITION)), Ok(PARTITION));
+        for key in [&[][..], &[2, 0, 0], &[0, 0, 0, 0]] {
+            assert!(matches!(read_partition(key), Err(RowError::Malformed(_))), "{key:?}");
+        }
         assert!(matches!(read_status(b"{\"v\":1}"), Err(RowError::Malformed(_))));
         for list in [List::All, List::Active, List::Scheduled] {
             let place = ListPlace { at: AT, id: broadcast().id };
