@@ -126,6 +126,39 @@ pub mod kafka {
     pub const PARKED_MAX: usize = 64;
 }
 
+/// Owning partitions, as a member of Kafka's consumer groups.
+pub mod ownership {
+    use super::{Duration, kafka};
+
+    /// A member that has said nothing for so long is taken for dead: the least that brokers allow
+    /// by default.
+    pub const SESSION_TIME: Duration = Duration::from_secs(6);
+    /// Between two heartbeats: how late a member learns that partitions move.
+    pub const HEARTBEAT_PACE: Duration = Duration::from_secs(1);
+    /// For the answer to a heartbeat. One may stay away, and the session still goes on.
+    pub const HEARTBEAT_TIME: Duration = Duration::from_secs(2);
+    const _: () = assert!(
+        2 * (HEARTBEAT_PACE.as_millis() + HEARTBEAT_TIME.as_millis()) <= SESSION_TIME.as_millis()
+    );
+    /// Longest wait before a coordinator is asked again that was away: it counts the sessions from
+    /// its return, and a waiting member asks no more often than one that is well.
+    pub const AWAY_WAIT_MAX: Duration = HEARTBEAT_PACE;
+    /// How long the coordinator waits for all members to join again: longer than for a dead one.
+    pub const REBALANCE_TIME: Duration = Duration::from_secs(10);
+    const _: () = assert!(REBALANCE_TIME.as_secs() > SESSION_TIME.as_secs());
+    /// For the answer to a join, which the coordinator holds until all have joined; and how long a
+    /// commit waits for that.
+    pub const JOIN_TIME: Duration =
+        Duration::from_secs(REBALANCE_TIME.as_secs() + kafka::REQUEST_TIME.as_secs());
+    /// Joins in a row without an assignment, before a member waits: as many others came or went
+    /// meanwhile.
+    pub const JOINS_MAX: usize = 16;
+    /// Between two looks at whether somebody outside has done what was needed.
+    pub const REFUSED_WAIT: Duration = Duration::from_secs(3);
+    /// How long leaving may take. Without it the others go on after `SESSION_TIME`.
+    pub const LEAVE_TIME: Duration = Duration::from_secs(2);
+}
+
 /// One shard: its ring, its streams, its turn.
 pub mod shard {
     use super::{Duration, log};

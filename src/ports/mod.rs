@@ -1,6 +1,7 @@
 //! Floor 2: the seams to the world, as traits. Implementations stand on floor 3.
 //!
-//! `Log`, `Ownership`, `Store` and `Inbox` are called on the control threads only; `Clock` everywhere.
+//! `Log`, `Ownership`, `Store` and `Inbox` are called on the control threads only; `Clock`
+//! everywhere.
 
 mod backoff;
 mod clock;

@@ -48,7 +48,8 @@ pub enum Standing {
 #[async_trait]
 pub trait Ownership: Send + Sync {
     /// Takes part in owning until it is dropped; tells of every change. Ends only with what does
-    /// not heal. While the log is away what is owned stays owned.
+    /// not heal. While the log is away what is owned stays owned. For a node that is not to take
+    /// part it waits and tells nothing.
     async fn run(&self, told: &(dyn Fn(Standing) + Sync)) -> LogError;
 
     /// What is owned now, as soon as that is not `known`.
@@ -58,7 +59,8 @@ pub trait Ownership: Send + Sync {
     async fn checkpoints(&self) -> Result<BTreeMap<Partition, u64>, LogError>;
 
     /// Moves checkpoints. `Ok` means durable, in the order of the marks. A lost partition does not
-    /// hold up the others. On an error any of them may have moved.
+    /// hold up the others. On an error any of them may have moved. Waits while it is being settled
+    /// who owns what from now on.
     async fn commit(&self, marks: &[Mark]) -> Result<Vec<Commit>, LogError>;
 
     /// Gives everything to the others, who go on at once. `run` then does nothing any more.

@@ -1,5 +1,5 @@
 //! One connection to one broker, for what rskafka does not do: fetch, topic ids, retention,
-//! headers as they are.
+//! headers as they are, consumer groups.
 //!
 //! One request is in flight at a time. A call that was given up, or failed, leaves the connection
 //! broken: nothing may be called on it again.
@@ -35,6 +35,15 @@ pub(super) mod versions {
     pub const CREATE_TOPICS: VersionRange = VersionRange { min: 5, max: 7 };
     /// From 13 on topics are named by id; a produce goes to the name, as rskafka's do.
     pub const PRODUCE: VersionRange = VersionRange { min: 7, max: 12 };
+    pub const FIND_COORDINATOR: VersionRange = VersionRange { min: 4, max: 4 };
+    pub const JOIN_GROUP: VersionRange = VersionRange { min: 7, max: 9 };
+    pub const SYNC_GROUP: VersionRange = VersionRange { min: 5, max: 5 };
+    pub const HEARTBEAT: VersionRange = VersionRange { min: 4, max: 4 };
+    pub const LEAVE_GROUP: VersionRange = VersionRange { min: 4, max: 5 };
+    pub const OFFSET_COMMIT: VersionRange = VersionRange { min: 8, max: 9 };
+    pub const OFFSET_FETCH: VersionRange = VersionRange { min: 8, max: 9 };
+    pub const DESCRIBE_GROUPS: VersionRange = VersionRange { min: 5, max: 5 };
+    pub const CONSUMER_GROUP_DESCRIBE: VersionRange = VersionRange { min: 0, max: 1 };
     pub const SASL_HANDSHAKE: VersionRange = VersionRange { min: 1, max: 1 };
     pub const SASL_AUTHENTICATE: VersionRange = VersionRange { min: 1, max: 2 };
 }

@@ -1,4 +1,4 @@
-//! The log in Kafka.
+//! The log in Kafka, and owning its partitions through consumer groups (`group`).
 //!
 //! Fetching, topics and their ids, and records with headers go over connections of our own
 //! (`connection.rs`), everything else through rskafka (`produce.rs`), every call under a timeout.
@@ -13,6 +13,7 @@
 mod cluster;
 mod connection;
 mod fetch;
+mod group;
 mod produce;
 mod records;
 mod security;
@@ -25,6 +26,7 @@ use async_trait::async_trait;
 
 use cluster::Cluster;
 use fetch::{Fetched, Fetcher};
+pub use group::{KafkaGroups, KafkaOwnership};
 use produce::Producer;
 pub use security::{SaslLogin, SaslMechanism, TlsFiles};
 

@@ -1,0 +1,193 @@
+//! Ownership in Kafka: a node is a member of two consumer groups, one a topic, by the classic
+//! protocol. What Kafka's own tools show of them is true: members, partitions, lag.
+//!
+//! Invariants: a partition has at most one owner that can commit; what moves is read on from its
+//! checkpoint; what stays goes on through a rebalance, with its tenure; another program's consumers
+//! in a group keep the node out, and it says so.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `coordinator.rs` | the broker that counts the members, and what its errors mean |
+//! | `member.rs` | join, heartbeat, leave |
+//! | `others.rs` | members that are not ours |
+//! | `membership.rs` | what is owned, as tasks share it |
+//! | `assign.rs`, `protocol.rs` | who gets what, and its bytes |
+//! | `offsets.rs` | checkpoints |
+
+mod assign;
+mod coordinator;
+mod member;
+mod membership;
+mod offsets;
+mod others;
+mod protocol;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+
+use coordinator::Coordinator;
+use member::Group;
+use membership::Memberships;
+
+use super::cluster::Cluster;
+use super::security::Security;
+use super::{KafkaOptions, OptionsError};
+use crate::base::{Partition, Topic};
+use crate::ports::{Commit, LogError, Mark, Owned, Ownership, Standing};
+
+/// The consumer groups whose members own partitions.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KafkaGroups {
+    /// Of the topic for selected users.
+    pub selected: String,
+    /// Of the topic for groups.
+    pub group: String,
+}
+
+/// The names of the contract.
+impl Default for KafkaGroups {
+    fn default() -> Self {
+        Self {
+            selected: "broadcast-service-group-selected".to_owned(),
+            group: "broadcast-service-group-group".to_owned(),
+        }
+    }
+}
+
+pub struct KafkaOwnership {
+    cluster: Arc<Cluster>,
+    takes_part: bool,
+    memberships: Arc<Memberships>,
+    /// In the order of `Topic::ALL`.
+    groups: [Group; 2],
+}
+
+impl KafkaOwnership {
+    /// Reads the files of TLS and password. Connects to nobody. Without `takes_part` it never
+    /// joins and owns nothing, but tells checkpoints.
+    pub fn new(
+        options: KafkaOptions,
+        groups: KafkaGroups,
+        takes_part: bool,
+    ) -> Result<Self, OptionsError> {
+        let security = Security::load(&options)?;
+        let cluster = Arc::new(Cluster::new(options, security));
+        let memberships = Arc::new(Memberships::new());
+        let group = |topic, name| Group {
+            topic,
+            coordinator: Coordinator::new(cluster.clone(), name),
+            cluster: cluster.clone(),
+            memberships: memberships.clone(),
+            commits: tokio::sync::Mutex::default(),
+        };
+        let groups = [group(Topic::Selected, groups.selected), group(Topic::Group, groups.group)];
+        Ok(Self { cluster, takes_part, memberships, groups })
+    }
+}
+
+/// What both groups come to, told once for both.
+#[derive(Default)]
+struct Standings {
+    each: [Option<Standing>; 2],
+    told: Option<Standing>,
+}
+
+impl Standings {
+    /// What has to be told now, if anything has.
+    fn take(&mut self, topic: Topic, standing: Standing) -> Option<Standing> {
+        self.each[topic as usize] = Some(standing);
+        let find = |is_it: fn(&Standing) -> bool| {
+            self.each.iter().flatten().find(|standing| is_it(standing))
+        };
+        let both = self.each.iter().all(|standing| standing == &Some(Standing::Member));
+        let now = find(|standing| matches!(standing, Standing::Refused(_)))
+            .or_else(|| find(|standing| matches!(standing, Standing::Away(_))))
+            .or(both.then_some(&Standing::Member))
+            .cloned();
+        if now.is_none() || now == self.told {
+            return None;
+        }
+        self.told.clone_from(&now);
+        now
+    }
+}
+
+#[async_trait]
+impl Ownership for KafkaOwnership {
+    async fn run(&self, told: &(dyn Fn(Standing) + Sync)) -> LogError {
+        if !self.takes_part {
+            return std::future::pending().await;
+        }
+        let standings = Mutex::new(Standings::default());
+        let tell = |topic: Topic, standing: Standing| {
+            let mut standings = standings.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(now) = standings.take(topic, standing) {
+                told(now);
+            }
+        };
+        let [selected, group] = &self.groups;
+        tokio::select! {
+            () = self.memberships.until_left() => std::future::pending().await,
+            error = selected.take_part(&tell) => error,
+            error = group.take_part(&tell) => error,
+        }
+    }
+
+    async fn owned(&self, known: &Owned) -> Owned {
+        self.memberships.owned(known).await
+    }
+
+    async fn checkpoints(&self) -> Result<BTreeMap<Partition, u64>, LogError> {
+        self.cluster.ready().await?;
+        let [selected, group] = &self.groups;
+        let (mut all, others) = tokio::try_join!(selected.checkpoints(), group.checkpoints())?;
+        all.extend(others);
+        Ok(all)
+    }
+
+    async fn commit(&self, marks: &[Mark]) -> Result<Vec<Commit>, LogError> {
+        let of_topic = |topic: Topic| -> Vec<Mark> {
+            marks.iter().copied().filter(|mark| mark.partition.topic == topic).collect()
+        };
+        let [selected, group] = Topic::ALL.map(of_topic);
+        let (selected, group) = tokio::join!(
+            self.groups[Topic::Selected as usize].commit(&selected),
+            self.groups[Topic::Group as usize].commit(&group)
+        );
+        let mut outcomes = [selected?.into_iter(), group?.into_iter()];
+        let outcome = |mark: &Mark| outcomes[mark.partition.topic as usize].next();
+        Ok(marks.iter().filter_map(outcome).collect())
+    }
+
+    async fn leave(&self) {
+        let [selected, group] = self.memberships.leave();
+        tokio::join!(self.groups[0].leave(&selected), self.groups[1].leave(&group));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worse_of_two_standings_is_told_once() {
+        let away = |reason: &str| Standing::Away(reason.to_owned());
+        let refused = || Standing::Refused("r".to_owned());
+        let mut standings = Standings::default();
+        for (topic, standing, told) in [
+            (Topic::Group, Standing::Member, None),
+            (Topic::Selected, away("a"), Some(away("a"))),
+            (Topic::Selected, away("a"), None),
+            (Topic::Group, refused(), Some(refused())),
+            (Topic::Selected, Standing::Member, None),
+            (Topic::Selected, away("b"), None),
+            (Topic::Group, Standing::Member, Some(away("b"))),
+            (Topic::Selected, Standing::Member, Some(Standing::Member)),
+            (Topic::Group, Standing::Member, None),
+        ] {
+            assert_eq!(standings.take(topic, standing.clone()), told, "{topic:?} {standing:?}");
+        }
+    }
+}
