@@ -24,6 +24,7 @@ public class Consumer {
     private final String brokers;
     private KafkaConsumer<byte[], byte[]> following;
     private List<String> followed;
+    private KafkaConsumer<byte[], byte[]> member;
 
     private Consumer(String brokers) {
         this.brokers = brokers;
@@ -50,6 +51,8 @@ public class Consumer {
             case "follow": return follow(words);
             case "take": return take(words);
             case "drain": return drain(words);
+            case "join": return join(words);
+            case "leave": return leave();
             default: throw new IllegalArgumentException(command);
         }
     }
@@ -101,6 +104,28 @@ public class Consumer {
             }
             return count + " " + bytes + " " + (System.nanoTime() - began);
         }
+    }
+
+    private String join(String[] words) {
+        Map<String, Object> config = config();
+        config.put("group.id", words[0]);
+        config.put("group.protocol", words[2]);
+        member = new KafkaConsumer<>(config);
+        try {
+            member.subscribe(List.of(words[1]));
+            while (member.assignment().isEmpty()) {
+                member.poll(Duration.ofMillis(100));
+            }
+        } catch (RuntimeException failure) {
+            member.close();
+            throw failure;
+        }
+        return "";
+    }
+
+    private String leave() {
+        member.close();
+        return "";
     }
 
     private Map<String, Object> config() {

@@ -87,6 +87,19 @@ impl JavaConsumer {
         Drained { records: next(), bytes: next(), took: Duration::from_nanos(next()) }
     }
 
+    /// Joins a consumer group and waits until it has partitions of the topic, or gives the client's
+    /// reason. `protocol`: `classic` or `consumer`.
+    pub fn join(&mut self, group: &str, topic: &str, protocol: &str) -> Result<(), String> {
+        self.tell(&["join", group, topic, protocol]);
+        self.outcome().map(drop)
+    }
+
+    /// Leaves it again.
+    pub fn leave(&mut self) {
+        self.tell(&["leave"]);
+        self.answer();
+    }
+
     fn tell(&mut self, command: &[&str]) {
         self.asked += 1;
         let line = format!("{}\t{}\n", self.asked, command.join("\t"));
@@ -95,10 +108,16 @@ impl JavaConsumer {
 
     /// Waits for the end of the last command. Panics if it failed.
     fn answer(&self) -> String {
+        self.outcome().unwrap_or_else(|reason| panic!("the java consumer: {reason}"))
+    }
+
+    fn outcome(&self) -> Result<String, String> {
         let mark = format!("{}\t", self.asked);
         let answer =
             self.process.wait_for_line(ANSWER, |line| line.strip_prefix(&mark).map(str::to_owned));
-        let done = answer.strip_prefix("done");
-        done.unwrap_or_else(|| panic!("the java consumer: {answer}")).trim().to_owned()
+        match answer.strip_prefix("done") {
+            Some(done) => Ok(done.trim().to_owned()),
+            None => Err(answer),
+        }
     }
 }
