@@ -140,7 +140,9 @@ impl ScyllaStore {
         if lock(&self.noted).contains(&(list, bucket)) {
             return Ok(());
         }
-        let values = (list.name(), time_column(bucket), written_at(bucket));
+        // A list's day may be to come, and ScyllaDB takes nothing that is written days ahead.
+        let written = written_at(bucket.min(self.clock.wall()));
+        let values = (list.name(), time_column(bucket), written);
         execute(&connected.session, &connected.statements.insert_bucket, values).await?;
         let mut noted = lock(&self.noted);
         if noted.len() >= limits::BUCKETS_NOTED_MAX {
