@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::EpochMillis;
 use crate::limits;
 
 /// Longest user id, bytes of UTF-8.
@@ -18,6 +19,9 @@ pub struct BroadcastId(u64);
 
 impl BroadcastId {
     pub const MAX: u64 = (1 << 53) - 1;
+    /// 2020-01-01T00:00:00Z, from which the milliseconds count.
+    pub const EPOCH_MS: u64 = 1_577_836_800_000;
+    pub const RANDOM_BITS: u32 = 12;
 
     /// `None` beyond 2^53-1.
     pub const fn new(value: u64) -> Option<Self> {
@@ -26,6 +30,11 @@ impl BroadcastId {
 
     pub const fn get(self) -> u64 {
         self.0
+    }
+
+    /// When it was drawn. An older producer's id says anything up to the year 2089.
+    pub const fn drawn_at(self) -> EpochMillis {
+        EpochMillis(Self::EPOCH_MS + (self.0 >> Self::RANDOM_BITS))
     }
 }
 
@@ -112,6 +121,7 @@ mod tests {
     #[test]
     fn broadcast_ids_are_javascript_integers() {
         assert_eq!("9007199254740991".parse(), Ok(BroadcastId(BroadcastId::MAX)));
+        assert_eq!(BroadcastId(1_000 << 12 | 4_095).drawn_at(), EpochMillis(1_577_836_801_000));
         for bad in ["", "9007199254740992", "-1", "+1", " 1", "1e3", "99999999999999999999999"] {
             assert_eq!(bad.parse::<BroadcastId>(), Err(()), "{bad:?}");
         }

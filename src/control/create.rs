@@ -18,10 +18,6 @@ use crate::ports::{
 };
 use crate::wire::record::{OutgoingRecord, event_id};
 
-/// 2020-01-01T00:00:00Z.
-const ID_EPOCH_MS: u64 = 1_577_836_800_000;
-const ID_RANDOM_BITS: u32 = 12;
-
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     #[error(transparent)]
@@ -249,7 +245,7 @@ impl Drop for UnderWay<'_> {
 
 /// 41 bits of milliseconds and 12 random ones.
 fn draw_id(at: EpochMillis) -> BroadcastId {
-    let millis = at.0.saturating_sub(ID_EPOCH_MS) & ((1 << 41) - 1);
-    let random = uuid::Uuid::new_v4().as_u128() as u64 & ((1 << ID_RANDOM_BITS) - 1);
-    BroadcastId::new(millis << ID_RANDOM_BITS | random).expect("41 + 12 bits are 53")
+    let millis = at.0.saturating_sub(BroadcastId::EPOCH_MS) & ((1 << 41) - 1);
+    let random = uuid::Uuid::new_v4().as_u128() as u64 & ((1 << BroadcastId::RANDOM_BITS) - 1);
+    BroadcastId::new(millis << BroadcastId::RANDOM_BITS | random).expect("41 + 12 bits are 53")
 }
