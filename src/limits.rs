@@ -347,6 +347,39 @@ pub mod store {
     pub const POSITION_STEP: Duration = Duration::from_secs(60);
 }
 
+/// What is kept for users who are not here.
+pub mod inbox {
+    use super::{Duration, contract};
+
+    const DAY_S: u64 = 24 * 3_600;
+    /// Rows of one batch, all of one partition. Each takes up to three statements, and those the
+    /// longest user id and 96 bytes besides: half of the 50 KiB beyond which a batch is refused.
+    pub const BATCH_ROWS: usize = 24;
+    const _: () = assert!(BATCH_ROWS * 3 * (contract::USER_ID_BYTES_MAX + 96) <= 25 << 10);
+    /// Rows of some 100 bytes that are read in one statement.
+    pub const ROWS_READ: usize = 1_000;
+    /// The least and the most that a row is kept. The least is what nodes' clocks may differ; the
+    /// most is the longest retention that can be configured.
+    pub const KEEP_MIN: Duration = Duration::from_secs(3_600);
+    pub const KEEP_MAX: Duration = Duration::from_secs(3_650 * DAY_S);
+    /// How much longer than its row a cell is kept that says how the row stands: writers' clocks
+    /// and ends may differ by as much.
+    pub const STATE_OUTLIVES: Duration = Duration::from_secs(DAY_S);
+    /// Seconds since 1970 up to which rows may be kept: 2038-01-14. Cassandra refuses what would
+    /// expire after 2038-01-19; state, and notes of buckets, end up to two days after rows.
+    pub const END_S_MAX: u64 = (1 << 31) - 1 - 5 * DAY_S;
+    /// How far an id may be ahead of the clock and still say when it was drawn. ScyllaDB refuses
+    /// what is written three days ahead.
+    pub const ID_AHEAD_MAX: Duration = Duration::from_secs(2 * DAY_S);
+    /// Offsets of one partition of group rows, as a power of two. A row that has expired counts as
+    /// three cells until it is compacted away, and a read that meets 100,000 is refused.
+    pub const GROUP_BUCKET_BITS: u32 = 14;
+    const _: () = assert!((1 << GROUP_BUCKET_BITS) * 3 <= 100_000 / 2);
+    /// Stored cursors of users who stay away are forgotten after 400 days: they have been past all
+    /// that is kept for a year.
+    pub const CURSOR_KEEP: Duration = Duration::from_secs(400 * DAY_S);
+}
+
 /// The admin API and the calls of users that are no stream.
 pub mod admin {
     use super::{Duration, contract};

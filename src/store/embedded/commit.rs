@@ -4,13 +4,15 @@
 //! transaction of the embedded store. Group commit after D. DeWitt et al., "Implementation
 //! Techniques for Main Memory Database Systems" (1984), section 5.2.
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, PersistMode};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::rows::RowError;
 use super::{Keyspaces, log};
 use crate::base::{EpochMillis, LogShape, Partition, Position, partition_of_key};
 use crate::limits::log as limits;
@@ -30,6 +32,17 @@ pub(super) struct Row {
     pub value: Option<Vec<u8>>,
 }
 
+/// A row that is joined with the one that stands there. Its keyspace holds only such rows.
+pub(super) struct JoinedRow {
+    pub keyspace: Keyspace,
+    pub key: Vec<u8>,
+    pub value: Vec<u8>,
+    pub join: Join,
+}
+
+/// Makes one row of two: the same in any order, and however often one of them comes.
+pub(super) type Join = fn(stored: &[u8], new: &[u8]) -> Result<Vec<u8>, RowError>;
+
 /// What a row's writing depends on.
 pub(super) enum Condition {
     None,
@@ -46,6 +59,10 @@ enum Operation {
         rows: Vec<Row>,
         condition: Condition,
         reply: oneshot::Sender<Result<Claim, StoreError>>,
+    },
+    Join {
+        rows: Vec<JoinedRow>,
+        reply: oneshot::Sender<Result<(), StoreError>>,
     },
 }
 
@@ -129,6 +146,15 @@ impl Committer {
         sent.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
+
+    /// On an error some of the rows may have been joined; doing it again does no harm.
+    pub async fn join(&self, rows: Vec<JoinedRow>) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || StoreError::Failed("the embedded store has stopped".to_owned());
+        let sent = self.operations.send(Operation::Join { rows, reply }).await;
+        sent.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
 }
 
 struct Writer {
@@ -145,7 +171,11 @@ struct Writer {
 enum Waiting {
     Append(oneshot::Sender<Result<Vec<Position>, LogError>>, Vec<Position>),
     Write(oneshot::Sender<Result<Claim, StoreError>>, Claim),
+    Join(oneshot::Sender<Result<(), StoreError>>),
 }
+
+/// Joined rows of one batch by keyspace and key, so that each is put into it once.
+type JoinedRows = HashMap<(u64, Vec<u8>), (Keyspace, Vec<u8>)>;
 
 impl Writer {
     fn run(mut self, mut inbox: mpsc::Receiver<Operation>) {
@@ -153,6 +183,7 @@ impl Writer {
             let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
             let mut waiting = Vec::new();
             let mut written = HashSet::new();
+            let mut joined = JoinedRows::new();
             let mut bytes = 0;
             let mut ends = self.ends.clone();
             let mut next = Some(first);
@@ -168,8 +199,17 @@ impl Writer {
                             Err(error) => drop(reply.send(Err(error))),
                         }
                     }
+                    Operation::Join { rows, reply } => {
+                        match join_rows(&mut joined, rows, &mut bytes) {
+                            Ok(()) => waiting.push(Waiting::Join(reply)),
+                            Err(error) => drop(reply.send(Err(error))),
+                        }
+                    }
                 }
                 next = if bytes < limits::COMMIT_BYTES_MAX { inbox.try_recv().ok() } else { None };
+            }
+            for ((_, key), (keyspace, value)) in joined {
+                batch.insert(&keyspace, key, value);
             }
             let committed = batch.commit().map_err(|error| error.to_string());
             if committed.is_ok() && ends != self.ends {
@@ -238,6 +278,33 @@ impl Writer {
     }
 }
 
+/// Joins the rows with what this batch holds of them already, or else with what is stored.
+fn join_rows(
+    joined: &mut JoinedRows,
+    rows: Vec<JoinedRow>,
+    bytes: &mut usize,
+) -> Result<(), StoreError> {
+    for JoinedRow { keyspace, key, value, join } in rows {
+        *bytes += key.len() + value.len();
+        match joined.entry((keyspace.id(), key)) {
+            Entry::Occupied(mut entry) => {
+                let (_, stands) = entry.get_mut();
+                *stands = join(stands, &value)?;
+            }
+            Entry::Vacant(entry) => {
+                let stored = keyspace.get(&entry.key().1);
+                let stored = stored.map_err(|error| StoreError::Failed(error.to_string()))?;
+                let value = match stored {
+                    Some(stored) => join(&stored, &value)?,
+                    None => value,
+                };
+                entry.insert((keyspace, value));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Tells everybody. Who no longer waits is not told.
 fn answer(waiting: Vec<Waiting>, committed: &Result<(), String>) {
     for waiting in waiting {
@@ -248,6 +315,10 @@ fn answer(waiting: Vec<Waiting>, committed: &Result<(), String>) {
                 drop(reply.send(Err(LogError::Failed(reason.clone()))));
             }
             (Waiting::Write(reply, _), Err(reason)) => {
+                drop(reply.send(Err(StoreError::Failed(reason.clone()))));
+            }
+            (Waiting::Join(reply), Ok(())) => drop(reply.send(Ok(()))),
+            (Waiting::Join(reply), Err(reason)) => {
                 drop(reply.send(Err(StoreError::Failed(reason.clone()))));
             }
         }

@@ -15,8 +15,16 @@
 //! | `status` | broadcast id (8) | JSON `{v, status}` |
 //! | `checkpoint` | topic (1), partition (2) | JSON `{v, next}` |
 //! | `list` | list (1), time (8), id (8), both inverted in newest-first lists | empty |
+//! | `inbox` | user id, 0 (1), broadcast id (8) | JSON, `inbox_rows.rs` |
+//! | `group_message` | log identity (3), partition (2), offset (8) | JSON, `inbox_rows.rs` |
+//! | `cursor` | user id, 0 (1), log identity (3), topic (1), partition (2) | JSON `{v, next}` |
+//!
+//! Rows of the last three are joined with what stands there. Those past their `keepUntil` are no
+//! longer read; nothing removes them yet.
 
 mod commit;
+mod inbox;
+mod inbox_rows;
 mod log;
 mod ownership;
 mod rows;
@@ -29,7 +37,7 @@ use std::sync::Arc;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use crate::base::{LogIdentity, LogShape};
-use crate::ports::{Clock, Descriptors, Log, Ownership, Store};
+use crate::ports::{Clock, Descriptors, Inbox, Log, Ownership, Store};
 
 use commit::Committer;
 
@@ -92,6 +100,9 @@ struct Keyspaces {
     status: Keyspace,
     checkpoint: Keyspace,
     list: Keyspace,
+    inbox: Keyspace,
+    group_message: Keyspace,
+    cursor: Keyspace,
 }
 
 impl Embedded {
@@ -106,13 +117,13 @@ impl Embedded {
         let keyspaces = Keyspaces::open(&database).map_err(|error| open_error(path, error))?;
         let shape = log_shape(&database, &keyspaces, options)?;
         let ends = log::ends(&keyspaces.log, &shape).map_err(|error| open_error(path, error))?;
-        let committer = commit::start(database, keyspaces.clone(), shape, ends, clock)
+        let committer = commit::start(database, keyspaces.clone(), shape, ends, clock.clone())
             .map_err(|error| open_error(path, error.into()))?;
         Ok(Self {
             log: Arc::new(EmbeddedLog::new(shape, keyspaces.log.clone(), committer.clone())),
             shape,
             checkpoints: keyspaces.checkpoint.clone(),
-            store: Arc::new(EmbeddedStore::new(keyspaces, committer.clone())),
+            store: Arc::new(EmbeddedStore::new(keyspaces, committer.clone(), clock)),
             committer,
         })
     }
@@ -148,6 +159,9 @@ impl Keyspaces {
             status: open("status")?,
             checkpoint: open("checkpoint")?,
             list: open("list")?,
+            inbox: open("inbox")?,
+            group_message: open("group_message")?,
+            cursor: open("cursor")?,
         })
     }
 }

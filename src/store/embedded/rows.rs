@@ -7,7 +7,7 @@ use crate::domain::Broadcast;
 use crate::ports::ListPlace;
 
 pub const META_LOG: &[u8] = b"log";
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// Which list an entry of the keyspace `list` belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -162,12 +162,12 @@ pub fn list_id(key: &[u8]) -> Result<BroadcastId, RowError> {
     BroadcastId::new(number).ok_or_else(malformed)
 }
 
-fn json(row: &impl Serialize) -> Vec<u8> {
+pub(super) fn json(row: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(row).expect("rows are JSON")
 }
 
 /// Looks at the version before the shape: a newer release may have changed it.
-fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, RowError> {
+pub(super) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, RowError> {
     #[derive(Deserialize)]
     struct Version {
         v: u32,

@@ -1,5 +1,7 @@
 //! The embedded store: rows by id, and lists as keyspace entries in list order.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use fjall::Keyspace;
 
@@ -8,20 +10,23 @@ use super::commit::{Committer, Condition, Row};
 use super::rows::{self, List, RowError};
 use crate::base::{BroadcastId, Status};
 use crate::domain::Broadcast;
-use crate::ports::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};
+use crate::ports::{
+    BroadcastRow, Claim, Clock, ListFilter, ListPlace, OutboxRow, Store, StoreError,
+};
 
 pub struct EmbeddedStore {
-    keyspaces: Keyspaces,
-    committer: Committer,
+    pub(super) keyspaces: Keyspaces,
+    pub(super) committer: Committer,
+    pub(super) clock: Arc<dyn Clock>,
 }
 
 impl EmbeddedStore {
-    pub(super) fn new(keyspaces: Keyspaces, committer: Committer) -> Self {
-        Self { keyspaces, committer }
+    pub(super) fn new(keyspaces: Keyspaces, committer: Committer, clock: Arc<dyn Clock>) -> Self {
+        Self { keyspaces, committer, clock }
     }
 
     /// Reads off the async threads: a row may have to come from the disk.
-    async fn read<T: Send + 'static>(
+    pub(super) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Keyspaces) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -126,21 +131,29 @@ fn row_of(keyspace: &Keyspace, id: BroadcastId, value: Option<Vec<u8>>) -> Row {
     Row { keyspace: keyspace.clone(), key: rows::id_key(id).to_vec(), value }
 }
 
-fn broadcast_of(keyspaces: &Keyspaces, id: BroadcastId) -> Result<Option<Broadcast>, StoreError> {
+pub(super) fn broadcast_of(
+    keyspaces: &Keyspaces,
+    id: BroadcastId,
+) -> Result<Option<Broadcast>, StoreError> {
     let bytes = keyspaces.broadcast.get(rows::id_key(id)).map_err(failed)?;
     Ok(bytes.map(|bytes| rows::read_broadcast(&bytes)).transpose()?)
 }
 
+pub(super) fn status_of(
+    keyspaces: &Keyspaces,
+    id: BroadcastId,
+) -> Result<Option<Status>, StoreError> {
+    let bytes = keyspaces.status.get(rows::id_key(id)).map_err(failed)?;
+    Ok(bytes.map(|bytes| rows::read_status(&bytes)).transpose()?)
+}
+
 /// `None` without a status: it does not exist.
 fn row(keyspaces: &Keyspaces, id: BroadcastId) -> Result<Option<BroadcastRow>, StoreError> {
-    let Some(status) = keyspaces.status.get(rows::id_key(id)).map_err(failed)? else {
-        return Ok(None);
-    };
-    let status = rows::read_status(&status)?;
+    let Some(status) = status_of(keyspaces, id)? else { return Ok(None) };
     Ok(broadcast_of(keyspaces, id)?.map(|broadcast| BroadcastRow { broadcast, status }))
 }
 
-fn failed(error: fjall::Error) -> StoreError {
+pub(super) fn failed(error: fjall::Error) -> StoreError {
     StoreError::Failed(error.to_string())
 }
 

@@ -1,0 +1,363 @@
+//! Rows and keys of the inbox in the embedded store, as bytes
+//! (`tests/golden/tables/embedded_inbox.tsv`), and what two rows of one key make together.
+//!
+//! A write is a row that says only what its writer has learnt. Joining takes the greater or the
+//! smaller of each thing, so order and repetition make no difference.
+
+use serde::{Deserialize, Serialize};
+
+use super::rows::{RowError, VERSION, json, read, read_id};
+use crate::base::{BroadcastId, EpochMillis, LogIdentity, Partition, Position, Topic, UserId};
+use crate::ports::{Delivery, GroupRow, InboxRow, InboxWrite, Place, Progress};
+
+/// Ends the user id in a key: no user id holds it.
+const USER_END: u8 = 0;
+const PARTITION_BYTES: usize = 3;
+const GROUP_KEY_BYTES: usize = 13;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct InboxJson {
+    v: u32,
+    /// Whether more than DELIVERED was written: without that it is no row yet.
+    is_row: bool,
+    attempt: u32,
+    #[serde(with = "DeliveryWord")]
+    delivery: Delivery,
+    place: Option<PlaceJson>,
+    delivered_at: Option<EpochMillis>,
+    keep_until: EpochMillis,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Delivery", rename_all = "UPPERCASE")]
+enum DeliveryWord {
+    Pending,
+    Failed,
+    Delivered,
+}
+
+/// In the order of its fields: the smallest offset is the smallest place.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PlaceJson {
+    offset: u64,
+    topic: u8,
+    partition: u16,
+    log: [u8; 3],
+    appended_at: EpochMillis,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct GroupJson {
+    v: u32,
+    id: BroadcastId,
+    appended_at: EpochMillis,
+    keep_until: EpochMillis,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CursorJson {
+    v: u32,
+    next: u64,
+}
+
+/// An inbox row as it is stored, which may be none yet.
+pub struct StoredInboxRow {
+    pub row: Option<InboxRow>,
+    pub keep_until: EpochMillis,
+}
+
+pub fn write_inbox(write: &InboxWrite) -> Vec<u8> {
+    let InboxWrite { place, progress, at, keep_until, .. } = write;
+    let is_delivered = progress.delivery == Delivery::Delivered;
+    json(&InboxJson {
+        v: VERSION,
+        is_row: !is_delivered,
+        attempt: progress.attempt,
+        delivery: progress.delivery,
+        place: place.map(|place| PlaceJson {
+            offset: place.position.offset,
+            topic: place.position.partition.topic as u8,
+            partition: place.position.partition.index,
+            log: place.log.0,
+            appended_at: place.appended_at,
+        }),
+        delivered_at: is_delivered.then_some(*at),
+        keep_until: *keep_until,
+    })
+}
+
+pub fn join_inbox(stored: &[u8], new: &[u8]) -> Result<Vec<u8>, RowError> {
+    let (stored, new) = (read::<InboxJson>(stored)?, read::<InboxJson>(new)?);
+    let progress = stored.progress().max(new.progress());
+    Ok(json(&InboxJson {
+        v: VERSION,
+        is_row: stored.is_row || new.is_row,
+        attempt: progress.attempt,
+        delivery: progress.delivery,
+        place: least(stored.place, new.place),
+        delivered_at: least(stored.delivered_at, new.delivered_at),
+        keep_until: stored.keep_until.max(new.keep_until),
+    }))
+}
+
+pub fn read_inbox(key: &[u8], value: &[u8]) -> Result<StoredInboxRow, RowError> {
+    let stored = read::<InboxJson>(value)?;
+    let (progress, keep_until) = (stored.progress(), stored.keep_until);
+    let start = key.len().saturating_sub(size_of::<u64>());
+    let broadcast = read_id(&key[start..])?;
+    let place = stored.place.map(PlaceJson::read).transpose()?;
+    let delivered_at = stored.delivered_at;
+    let row = InboxRow { broadcast, place, progress, delivered_at };
+    Ok(StoredInboxRow { row: stored.is_row.then_some(row), keep_until })
+}
+
+impl InboxJson {
+    fn progress(&self) -> Progress {
+        Progress { attempt: self.attempt, delivery: self.delivery }
+    }
+}
+
+impl PlaceJson {
+    fn read(self) -> Result<Place, RowError> {
+        let topic = read_topic(self.topic)?;
+        let partition = Partition { topic, index: self.partition };
+        let position = Position { partition, offset: self.offset };
+        Ok(Place { log: LogIdentity(self.log), position, appended_at: self.appended_at })
+    }
+}
+
+/// The smaller of those that are there.
+fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+    one.into_iter().chain(other).min()
+}
+
+pub fn write_group(row: &GroupRow) -> Vec<u8> {
+    let appended_at = row.place.appended_at;
+    json(&GroupJson { v: VERSION, id: row.broadcast, appended_at, keep_until: row.keep_until })
+}
+
+/// What stands at one place is the same whoever says it, but for how long it is of interest.
+pub fn join_group(stored: &[u8], new: &[u8]) -> Result<Vec<u8>, RowError> {
+    let (stored, new) = (read::<GroupJson>(stored)?, read::<GroupJson>(new)?);
+    let rank = |row: &GroupJson| (row.keep_until, row.id, row.appended_at);
+    Ok(json(if rank(&stored) >= rank(&new) { &stored } else { &new }))
+}
+
+pub fn read_group(key: &[u8], value: &[u8]) -> Result<GroupRow, RowError> {
+    let malformed = || RowError::Malformed("key is no place in the group topic".to_owned());
+    let key: &[u8; GROUP_KEY_BYTES] = key.try_into().map_err(|_| malformed())?;
+    let [first, second, third, high, low, offset @ ..] = *key;
+    let index = u16::from_be_bytes([high, low]);
+    let partition = Partition { topic: Topic::Group, index };
+    let position = Position { partition, offset: u64::from_be_bytes(offset) };
+    let row = read::<GroupJson>(value)?;
+    Ok(GroupRow {
+        broadcast: row.id,
+        place: Place {
+            log: LogIdentity([first, second, third]),
+            position,
+            appended_at: row.appended_at,
+        },
+        keep_until: row.keep_until,
+    })
+}
+
+pub fn write_cursor(next: u64) -> Vec<u8> {
+    json(&CursorJson { v: VERSION, next })
+}
+
+pub fn join_cursor(stored: &[u8], new: &[u8]) -> Result<Vec<u8>, RowError> {
+    let (stored, new) = (read::<CursorJson>(stored)?, read::<CursorJson>(new)?);
+    Ok(write_cursor(stored.next.max(new.next)))
+}
+
+pub fn read_cursor(key: &[u8], value: &[u8]) -> Result<(Partition, u64), RowError> {
+    let malformed = || RowError::Malformed("key is no partition of a cursor".to_owned());
+    let (_, end) = key.split_last_chunk::<PARTITION_BYTES>().ok_or_else(malformed)?;
+    let [topic, high, low] = *end;
+    let partition = Partition { topic: read_topic(topic)?, index: u16::from_be_bytes([high, low]) };
+    Ok((partition, read::<CursorJson>(value)?.next))
+}
+
+/// What all keys of a user begin with.
+pub fn user_key(user: &UserId) -> Vec<u8> {
+    let mut key = Vec::with_capacity(user.as_str().len() + 1 + size_of::<u64>());
+    key.extend_from_slice(user.as_str().as_bytes());
+    key.push(USER_END);
+    key
+}
+
+/// Keys of a user rise with the broadcast.
+pub fn inbox_key(user: &UserId, broadcast: BroadcastId) -> Vec<u8> {
+    let mut key = user_key(user);
+    key.extend_from_slice(&broadcast.get().to_be_bytes());
+    key
+}
+
+/// Keys of a partition rise with the offset.
+pub fn group_key(log: LogIdentity, partition: u16, offset: u64) -> [u8; GROUP_KEY_BYTES] {
+    let mut key = [0; GROUP_KEY_BYTES];
+    key[..3].copy_from_slice(&log.0);
+    key[3..5].copy_from_slice(&partition.to_be_bytes());
+    key[5..].copy_from_slice(&offset.to_be_bytes());
+    key
+}
+
+/// What all keys of a user's cursor begin with.
+pub fn cursor_key(user: &UserId, log: LogIdentity) -> Vec<u8> {
+    let mut key = user_key(user);
+    key.extend_from_slice(&log.0);
+    key
+}
+
+pub fn cursor_partition_key(user: &UserId, log: LogIdentity, partition: Partition) -> Vec<u8> {
+    let mut key = cursor_key(user, log);
+    key.push(partition.topic as u8);
+    key.extend_from_slice(&partition.index.to_be_bytes());
+    key
+}
+
+fn read_topic(number: u8) -> Result<Topic, RowError> {
+    let malformed = || RowError::Malformed(format!("{number} is no topic"));
+    Topic::from_number(number).ok_or_else(malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const AT: EpochMillis = EpochMillis(1_795_514_400_123);
+    const KEEP_UNTIL: EpochMillis = EpochMillis(1_798_106_400_123);
+    const LOG: LogIdentity = LogIdentity([1, 2, 255]);
+
+    fn user() -> UserId {
+        UserId::new("ann").expect("a user id")
+    }
+
+    fn place(topic: Topic, offset: u64) -> Place {
+        let position = Position { partition: Partition { topic, index: 258 }, offset };
+        Place { log: LOG, position, appended_at: AT }
+    }
+
+    fn write(attempt: u32, delivery: Delivery, offset: Option<u64>) -> InboxWrite {
+        InboxWrite {
+            user: user(),
+            broadcast: BroadcastId::new(42).expect("small"),
+            place: offset.map(|offset| place(Topic::Selected, offset)),
+            progress: Progress { attempt, delivery },
+            at: AT,
+            keep_until: KEEP_UNTIL,
+        }
+    }
+
+    fn group_row() -> GroupRow {
+        let broadcast = BroadcastId::new(42).expect("small");
+        GroupRow { broadcast, place: place(Topic::Group, 65_536), keep_until: KEEP_UNTIL }
+    }
+
+    fn text(row: Vec<u8>) -> String {
+        String::from_utf8(row).expect("JSON")
+    }
+
+    /// One row a line: name and text.
+    #[test]
+    fn golden_rows() {
+        let golden = include_str!("../../../tests/golden/tables/embedded_inbox.tsv");
+        let hex = |key: &[u8]| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let write = |delivery, offset| text(write_inbox(&write(3, delivery, offset)));
+        let partition = Partition { topic: Topic::Group, index: 258 };
+        let id = BroadcastId::new(42).expect("small");
+        let rows = [
+            ("inbox pending", write(Delivery::Pending, Some(7))),
+            ("inbox failed", write(Delivery::Failed, None)),
+            ("inbox delivered", write(Delivery::Delivered, None)),
+            ("group message", text(write_group(&group_row()))),
+            ("cursor", text(write_cursor(1 << 47))),
+            ("inbox key", hex(&inbox_key(&user(), id))),
+            ("group key", hex(&group_key(LOG, 258, 65_536))),
+            ("cursor key", hex(&cursor_partition_key(&user(), LOG, partition))),
+        ];
+        let lines: Vec<&str> = golden.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(lines.len(), rows.len());
+        for (line, (name, row)) in lines.iter().zip(rows) {
+            assert_eq!(*line, format!("{name}\t{row}"));
+        }
+    }
+
+    #[test]
+    fn rows_are_read_as_written_and_newer_ones_refused() {
+        let written = write(3, Delivery::Failed, Some(7));
+        let key = inbox_key(&written.user, written.broadcast);
+        let row = read_inbox(&key, &write_inbox(&written)).expect("a row");
+        let InboxWrite { broadcast, place, progress, .. } = written;
+        assert_eq!(row.row, Some(InboxRow { broadcast, place, progress, delivered_at: None }));
+        assert_eq!(row.keep_until, KEEP_UNTIL);
+        let key = group_key(LOG, 258, 65_536);
+        assert_eq!(read_group(&key, &write_group(&group_row())), Ok(group_row()));
+        let partition = Partition { topic: Topic::Selected, index: 9 };
+        let key = cursor_partition_key(&user(), LOG, partition);
+        assert_eq!(read_cursor(&key, &write_cursor(5)), Ok((partition, 5)));
+        let newer = b"{\"v\":2,\"state\":1}";
+        for join in [join_inbox, join_group, join_cursor] {
+            assert_eq!(join(newer, newer), Err(RowError::Newer(2)));
+            assert!(matches!(join(b"{\"v\":1}", newer), Err(RowError::Malformed(_))));
+        }
+        for key in [&b""[..], b"ann", &[0xff; 40]] {
+            assert!(read_inbox(key, &write_inbox(&write(0, Delivery::Pending, None))).is_err());
+            assert!(read_group(key, &write_group(&group_row())).is_err());
+            assert!(read_cursor(key, &write_cursor(1)).is_err());
+        }
+    }
+
+    fn any_inbox() -> impl Strategy<Value = Vec<u8>> {
+        let delivery =
+            prop_oneof![Just(Delivery::Pending), Just(Delivery::Failed), Just(Delivery::Delivered)];
+        let place = proptest::option::of((0..3_u64, 0..2_u8));
+        (0..3_u32, delivery, place, 0..3_u64, 0..3_u64).prop_map(
+            |(attempt, delivery, offset, at, keep)| {
+                let mut write = write(attempt, delivery, None);
+                write.place = offset
+                    .map(|(offset, log)| Place { log: LogIdentity([log; 3]), ..place_at(offset) });
+                write.at = EpochMillis(at);
+                write.keep_until = EpochMillis(keep);
+                write_inbox(&write)
+            },
+        )
+    }
+
+    fn place_at(offset: u64) -> Place {
+        place(Topic::Selected, offset)
+    }
+
+    fn any_group() -> impl Strategy<Value = Vec<u8>> {
+        (0..3_u64, 0..3_u64).prop_map(|(id, keep)| {
+            let broadcast = BroadcastId::new(id).expect("small");
+            write_group(&GroupRow { broadcast, keep_until: EpochMillis(keep), ..group_row() })
+        })
+    }
+
+    fn check_join(join: super::super::commit::Join, [a, b, c]: [&[u8]; 3]) {
+        let join = |one: &[u8], other: &[u8]| join(one, other).expect("rows of this release");
+        assert_eq!(text(join(a, b)), text(join(b, a)));
+        assert_eq!(text(join(&join(a, b), c)), text(join(a, &join(b, c))));
+        assert_eq!(text(join(a, a)), text(a.to_vec()));
+    }
+
+    proptest! {
+        #[test]
+        fn joining_knows_no_order(
+            inbox in [any_inbox(), any_inbox(), any_inbox()],
+            group in [any_group(), any_group(), any_group()],
+            cursor in [0..9_u64, 0..9, 0..9],
+        ) {
+            check_join(join_inbox, inbox.each_ref().map(Vec::as_slice));
+            check_join(join_group, group.each_ref().map(Vec::as_slice));
+            let cursor = cursor.map(write_cursor);
+            check_join(join_cursor, cursor.each_ref().map(Vec::as_slice));
+        }
+    }
+}
