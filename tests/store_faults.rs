@@ -10,9 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use corecast::base::{BroadcastId, EpochMillis, Status};
+use corecast::base::{BroadcastId, EpochMillis, Status, UserId};
 use corecast::domain::Broadcast;
-use corecast::ports::{Claim, ListFilter, OutboxRow, Store, StoreError};
+use corecast::ports::{
+    Claim, Delivery, Inbox, InboxWrite, ListFilter, OutboxRow, Progress as Standing, Store,
+    StoreError,
+};
 use corecast::store::scylla::{Login, OpenError, Progress, ScyllaOptions};
 use harness::cassandra::{Cassandra, Setup};
 use harness::{maven, wait};
@@ -163,6 +166,7 @@ fn one_node_comes_goes_and_holds_other_things() {
     many_nodes_make_one_schema(&cluster, &raw);
     a_lock_of_a_dead_node_passes(&cluster, &raw);
     keyspaces_of_others_are_refused(&cluster, &raw);
+    older_keyspaces_are_brought_up(&cluster, &raw);
     newer_keyspaces_are_judged(&cluster, &raw);
     broken_keyspaces_are_refused(&cluster, &raw);
     impossible_options_are_refused(&cluster);
@@ -268,6 +272,63 @@ fn keyspaces_of_others_are_refused(cluster: &Cassandra, raw: &Session) {
     Running::start(options.clone()).wait_until(is_serving);
 }
 
+/// From the layout of the first release, while a node of that release goes on.
+fn older_keyspaces_are_brought_up(cluster: &Cassandra, raw: &Session) {
+    let options = options(cluster);
+    let keyspace = &options.keyspace;
+    let older = Running::start(options.clone());
+    older.wait_until(is_serving);
+    let ids: Vec<BroadcastId> = (0..20).map(|number| existing(&*older.store, number)).collect();
+    block_on(older.store.put_outbox(&outbox_row(now(), 1))).expect("serving");
+    let newer_tables = ["inbox", "group_message", "group_bucket", "stored_cursor"];
+    for table in newer_tables {
+        change(raw, &format!("DROP TABLE {keyspace}.{table}"));
+    }
+    change(
+        raw,
+        &format!(
+            "UPDATE {keyspace}.corecast_schema SET layout = 1, oldest = 1 WHERE part = 'schema' \
+             IF EXISTS"
+        ),
+    );
+    // Two that start at one time make one step.
+    let newer: Vec<Running> = (0..2).map(|_| Running::start(options.clone())).collect();
+    for running in &newer {
+        running.wait_until(is_serving);
+    }
+    let layout = format!(
+        "SELECT CAST(layout AS text) FROM {keyspace}.corecast_schema WHERE part = 'schema'"
+    );
+    assert_eq!(texts(raw, &layout), ["2"]);
+    let oldest = layout.replace("layout AS", "oldest AS");
+    assert_eq!(texts(raw, &oldest), ["1"], "a node of the first release may start again");
+    let made =
+        format!("SELECT table_name FROM system_schema.tables WHERE keyspace_name = '{keyspace}'");
+    let made = texts(raw, &made);
+    for table in newer_tables {
+        assert!(made.iter().any(|name| name == table), "{table} is missing in {made:?}");
+    }
+    let row = InboxWrite {
+        user: UserId::new("ann").expect("a user id"),
+        broadcast: ids[0],
+        place: None,
+        progress: Standing { attempt: 0, delivery: Delivery::Pending },
+        at: now(),
+        keep_until: EpochMillis(now().0 + 24 * 3_600_000),
+    };
+    block_on(newer[0].store.write_inbox(std::slice::from_ref(&row))).expect("serving");
+    let inbox = block_on(newer[1].store.inbox(&row.user, None, 10)).expect("serving");
+    assert_eq!(inbox.len(), 1);
+    for store in [&newer[0].store, &newer[1].store, &older.store] {
+        assert_eq!(block_on(store.outbox(10)).expect("serving").len(), 1);
+        for id in &ids {
+            let kept = block_on(store.broadcast(*id)).expect("serving");
+            assert_eq!(kept.expect("kept").broadcast.content, format!("content of {id}"));
+        }
+    }
+    existing(&*older.store, 100);
+}
+
 fn newer_keyspaces_are_judged(cluster: &Cassandra, raw: &Session) {
     let options = options(cluster);
     let keyspace = &options.keyspace;
@@ -278,7 +339,7 @@ fn newer_keyspaces_are_judged(cluster: &Cassandra, raw: &Session) {
         change(
             raw,
             &format!(
-                "UPDATE {keyspace}.corecast_schema SET layout = 2, oldest = {oldest} \
+                "UPDATE {keyspace}.corecast_schema SET layout = 3, oldest = {oldest} \
              WHERE part = 'schema' IF EXISTS"
             ),
         );
@@ -286,7 +347,7 @@ fn newer_keyspaces_are_judged(cluster: &Cassandra, raw: &Session) {
     // What a later release may do: add columns and tables.
     change(raw, &format!("ALTER TABLE {keyspace}.broadcast ADD colour text"));
     change(raw, &format!("ALTER TABLE {keyspace}.broadcast_status ADD reason text"));
-    change(raw, &format!("CREATE TABLE {keyspace}.inbox (id bigint PRIMARY KEY)"));
+    change(raw, &format!("CREATE TABLE {keyspace}.colour (id bigint PRIMARY KEY)"));
     newer(1);
     let before = Running::start(options.clone());
     before.wait_until(is_serving);
@@ -297,8 +358,10 @@ fn newer_keyspaces_are_judged(cluster: &Cassandra, raw: &Session) {
     }
     existing(&*before.store, 2);
     newer(2);
+    Running::start(options.clone()).wait_until(is_serving);
+    newer(3);
     let ended = Running::start(options.clone()).wait_for_end();
-    assert!(matches!(ended, OpenError::Newer { stored: 2, oldest: 2, ours: 1, .. }), "{ended}");
+    assert!(matches!(ended, OpenError::Newer { stored: 3, oldest: 3, ours: 2, .. }), "{ended}");
     assert_advice(&ended, &["newer release", "run the newer release"]);
 }
 

@@ -5,11 +5,16 @@
 //! mend. Tables: `schema.rs`. What is unknown is never guessed: `lwt.rs`.
 
 mod connect;
+mod cursor;
 mod errors;
+mod group;
+mod inbox;
+mod inbox_statements;
 mod lists;
 mod lwt;
 mod migrate;
 mod outbox;
+mod ranks;
 mod rows;
 mod schema;
 mod statements;
@@ -30,6 +35,7 @@ use crate::ports::{
     Backoff, BroadcastRow, Claim, Clock, ListFilter, ListPlace, OutboxRow, Store, StoreError,
 };
 use errors::{ConnectError, invalid_statement, prepare_error};
+use group::NotedBuckets;
 use lists::List;
 use lwt::Insert;
 use migrate::Migration;
@@ -60,6 +66,7 @@ pub struct ScyllaStore {
     /// Buckets that this process has noted.
     noted: Mutex<HashSet<(List, EpochMillis)>>,
     outbox_position: Mutex<Option<EpochMillis>>,
+    group_buckets: Mutex<NotedBuckets>,
 }
 
 impl ScyllaStore {
@@ -73,6 +80,7 @@ impl ScyllaStore {
             missing: Mutex::new("not connected yet".to_owned()),
             noted: Mutex::new(HashSet::new()),
             outbox_position: Mutex::new(None),
+            group_buckets: Mutex::default(),
         }
     }
 

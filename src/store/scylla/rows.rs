@@ -105,14 +105,26 @@ impl BroadcastColumns {
     }
 
     /// The broadcast, with the chunks of its audience.
-    pub fn read(self, chunks: Vec<Vec<String>>) -> Result<Broadcast, StoreError> {
-        let number = self.id;
-        let malformed = |what: &str| malformed(&format!("broadcast {number}: {what}"));
-        let mut ids = self.target_ids.unwrap_or_default();
+    pub fn read(mut self, chunks: Vec<Vec<String>>) -> Result<Broadcast, StoreError> {
+        let mut ids = self.target_ids.take().unwrap_or_default();
         ids.extend(chunks.into_iter().flatten());
         if count_column(ids.len()) != self.target_count.unwrap_or(0) {
-            return Err(malformed("its audience is not complete"));
+            return Err(malformed(&format!("broadcast {}: its audience is not complete", self.id)));
         }
+        self.read_with(ids)
+    }
+
+    /// The broadcast, without the audience of a SELECTED one.
+    pub fn read_content(self) -> Result<Broadcast, StoreError> {
+        if self.target_type.as_deref() == Some(TargetType::Selected.word()) {
+            return self.read_with(Vec::new());
+        }
+        self.read(Vec::new())
+    }
+
+    fn read_with(self, ids: Vec<String>) -> Result<Broadcast, StoreError> {
+        let number = self.id;
+        let malformed = |what: &str| malformed(&format!("broadcast {number}: {what}"));
         let target_type = self.target_type.unwrap_or_default();
         let priority = self.priority.unwrap_or_default();
         Ok(Broadcast {

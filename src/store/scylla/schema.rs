@@ -10,7 +10,7 @@
 use super::ScyllaOptions;
 
 /// The layout that this release makes.
-pub const LAYOUT: i32 = 1;
+pub const LAYOUT: i32 = 2;
 /// The oldest layout whose releases can still run on it.
 pub const OLDEST: i32 = 1;
 
@@ -32,85 +32,129 @@ pub struct Table {
 }
 
 /// In order; each only adds.
-pub const STEPS: &[Step] = &[Step {
-    layout: 1,
-    tables: &[
-        // The content of a broadcast; never changes. `claim` is drawn by whoever claims the id.
-        // Key: the broadcast. Grows by one row a broadcast, of at most about 0.7 MB: up to 1,000
-        // targets stand in the row, more in `audience`.
-        Table {
-            name: "broadcast",
-            body: "id bigint PRIMARY KEY, claim uuid, created_at timestamp, correlation_id text, \
-                   sender_id text, sender_name text, content text, target_type text, \
-                   target_ids frozen<list<text>>, target_count int, target_chunks int, \
-                   priority text, category text, scheduled_at timestamp, expires_at timestamp, \
-                   fire_and_forget boolean",
-            with: "",
-        },
-        // Targets of a large SELECTED audience, 1,000 a row.
-        // Key: broadcast and number of the chunk, so that the partitions of one audience are
-        // spread. Grows by at most 1,000 rows a broadcast, each of at most 256 KB.
-        Table {
-            name: "audience",
-            body: "id bigint, chunk int, target_ids frozen<list<text>>, PRIMARY KEY ((id, chunk))",
-            with: "",
-        },
-        // Where a broadcast stands; without a row it does not exist.
-        // Key: the broadcast. Grows by one small row a broadcast. Lightweight transactions only.
-        Table {
-            name: "broadcast_status",
-            body: "id bigint PRIMARY KEY, claim uuid, status text, changed_at timestamp",
-            with: "",
-        },
-        // The list of all. Key: the day of creation. A partition grows by a row of some 50 bytes a
-        // broadcast of that day: 45 MB at ten a second.
-        Table {
-            name: "broadcast_list",
-            body: "bucket timestamp, created_at timestamp, id bigint, \
-                   PRIMARY KEY ((bucket), created_at, id)",
-            with: "CLUSTERING ORDER BY (created_at DESC, id DESC)",
-        },
-        // What may be active; the status row says whether it is. Key: the day on which it expires,
-        // so that what has ended is left behind as whole partitions. Read by merging the days.
-        Table {
-            name: "active_list",
-            body: "bucket timestamp, created_at timestamp, id bigint, \
-                   PRIMARY KEY ((bucket), created_at, id)",
-            with: "CLUSTERING ORDER BY (created_at DESC, id DESC)",
-        },
-        // What may be scheduled; the status row says whether it is. Key: the day for which it is
-        // scheduled.
-        Table {
-            name: "scheduled_list",
-            body: "bucket timestamp, scheduled_at timestamp, id bigint, \
-                   PRIMARY KEY ((bucket), scheduled_at, id)",
-            with: "CLUSTERING ORDER BY (scheduled_at ASC, id ASC)",
-        },
-        // What is still to be published. Rows are marked, not deleted, and read from a stored
-        // position on: a queue of deleted rows would be read through each time. Without `v` a row
-        // is only a mark. Key: the hour of creation. A partition grows by 40 bytes a broadcast of
-        // that hour; it is dropped as a whole after 30 days, in 30 windows.
-        Table {
-            name: "outbox",
-            body: "bucket timestamp, created_at timestamp, id bigint, v int, done boolean, \
-                   PRIMARY KEY ((bucket), created_at, id)",
-            with: "CLUSTERING ORDER BY (created_at ASC, id ASC) AND \
-                   default_time_to_live = 2592000 AND \
-                   compaction = {'class': 'TimeWindowCompactionStrategy', \
-                   'compaction_window_unit': 'DAYS', 'compaction_window_size': '1'}",
-        },
-        // Which buckets of a list or of the outbox hold rows, so that nobody looks into empty ones.
-        // Key: the list. Grows by a row a day (365 a year), the outbox by one an hour (8,760).
-        Table {
-            name: "bucket",
-            body: "list text, bucket timestamp, v int, PRIMARY KEY ((list), bucket)",
-            with: "CLUSTERING ORDER BY (bucket ASC)",
-        },
-        // Where readers of queues go on; the write timestamp is the position, so that they merge
-        // as a maximum. Key: the queue. Does not grow.
-        Table { name: "position", body: "name text PRIMARY KEY, at timestamp", with: "" },
-    ],
-}];
+pub const STEPS: &[Step] =
+    &[Step { layout: 1, tables: BROADCASTS }, Step { layout: 2, tables: INBOX }];
+
+/// Broadcasts, and what is still to be published.
+const BROADCASTS: &[Table] = &[
+    // The content of a broadcast; never changes. `claim` is drawn by whoever claims the id.
+    // Key: the broadcast. Grows by one row a broadcast, of at most about 0.7 MB: up to 1,000
+    // targets stand in the row, more in `audience`.
+    Table {
+        name: "broadcast",
+        body: "id bigint PRIMARY KEY, claim uuid, created_at timestamp, correlation_id text, \
+               sender_id text, sender_name text, content text, target_type text, \
+               target_ids frozen<list<text>>, target_count int, target_chunks int, \
+               priority text, category text, scheduled_at timestamp, expires_at timestamp, \
+               fire_and_forget boolean",
+        with: "",
+    },
+    // Targets of a large SELECTED audience, 1,000 a row.
+    // Key: broadcast and number of the chunk, so that the partitions of one audience are
+    // spread. Grows by at most 1,000 rows a broadcast, each of at most 256 KB.
+    Table {
+        name: "audience",
+        body: "id bigint, chunk int, target_ids frozen<list<text>>, PRIMARY KEY ((id, chunk))",
+        with: "",
+    },
+    // Where a broadcast stands; without a row it does not exist.
+    // Key: the broadcast. Grows by one small row a broadcast. Lightweight transactions only.
+    Table {
+        name: "broadcast_status",
+        body: "id bigint PRIMARY KEY, claim uuid, status text, changed_at timestamp",
+        with: "",
+    },
+    // The list of all. Key: the day of creation. A partition grows by a row of some 50 bytes a
+    // broadcast of that day: 45 MB at ten a second.
+    Table {
+        name: "broadcast_list",
+        body: "bucket timestamp, created_at timestamp, id bigint, \
+               PRIMARY KEY ((bucket), created_at, id)",
+        with: "CLUSTERING ORDER BY (created_at DESC, id DESC)",
+    },
+    // What may be active; the status row says whether it is. Key: the day on which it expires,
+    // so that what has ended is left behind as whole partitions. Read by merging the days.
+    Table {
+        name: "active_list",
+        body: "bucket timestamp, created_at timestamp, id bigint, \
+               PRIMARY KEY ((bucket), created_at, id)",
+        with: "CLUSTERING ORDER BY (created_at DESC, id DESC)",
+    },
+    // What may be scheduled; the status row says whether it is. Key: the day for which it is
+    // scheduled.
+    Table {
+        name: "scheduled_list",
+        body: "bucket timestamp, scheduled_at timestamp, id bigint, \
+               PRIMARY KEY ((bucket), scheduled_at, id)",
+        with: "CLUSTERING ORDER BY (scheduled_at ASC, id ASC)",
+    },
+    // What is still to be published. Rows are marked, not deleted, and read from a stored
+    // position on: a queue of deleted rows would be read through each time. Without `v` a row
+    // is only a mark. Key: the hour of creation. A partition grows by 40 bytes a broadcast of
+    // that hour; it is dropped as a whole after 30 days, in 30 windows.
+    Table {
+        name: "outbox",
+        body: "bucket timestamp, created_at timestamp, id bigint, v int, done boolean, \
+               PRIMARY KEY ((bucket), created_at, id)",
+        with: "CLUSTERING ORDER BY (created_at ASC, id ASC) AND \
+               default_time_to_live = 2592000 AND \
+               compaction = {'class': 'TimeWindowCompactionStrategy', \
+               'compaction_window_unit': 'DAYS', 'compaction_window_size': '1'}",
+    },
+    // Which buckets of a list or of the outbox hold rows, so that nobody looks into empty ones.
+    // Key: the list. Grows by a row a day (365 a year), the outbox by one an hour (8,760).
+    Table {
+        name: "bucket",
+        body: "list text, bucket timestamp, v int, PRIMARY KEY ((list), bucket)",
+        with: "CLUSTERING ORDER BY (bucket ASC)",
+    },
+    // Where readers of queues go on; the write timestamp is the position, so that they merge
+    // as a maximum. Key: the queue. Does not grow.
+    Table { name: "position", body: "name text PRIMARY KEY, at timestamp", with: "" },
+];
+
+/// What is kept for users who are not here. Cells merge by their write timestamps, which are ranks
+/// of what they say (`ranks.rs`); nothing is deleted, all expires. Ranks are no times, so none of
+/// these tables is compacted by windows of time.
+const INBOX: &[Table] = &[
+    // A message of a user and how it stands. Without `v` a row is none yet, or no longer: the other
+    // cells outlive it by a day. Key: the user. A partition grows by some 150 bytes a message of
+    // that user, until the message is past its time: 0.5 MB at a hundred a day for a month.
+    Table {
+        name: "inbox",
+        body: "user_id text, id bigint, v int, place frozen<tuple<blob, tinyint, int, bigint, \
+               timestamp>>, progress frozen<tuple<bigint, tinyint>>, delivered_at timestamp, \
+               PRIMARY KEY ((user_id), id)",
+        with: "CLUSTERING ORDER BY (id ASC)",
+    },
+    // A record of the group topic that created a broadcast. Key: 16,384 offsets of a partition of
+    // one log. A partition grows by at most as many rows of 60 bytes: 1 MB.
+    Table {
+        name: "group_message",
+        body: "log blob, partition_index int, bucket bigint, log_offset bigint, id bigint, \
+               appended_at timestamp, keep_until timestamp, \
+               PRIMARY KEY ((log, partition_index, bucket), log_offset)",
+        with: "CLUSTERING ORDER BY (log_offset ASC)",
+    },
+    // Which buckets of `group_message` hold rows, so that nobody looks into empty ones. Key: the
+    // partition of one log. Grows by a row of 40 bytes every 16,384 records; they expire with the
+    // last row of their bucket.
+    Table {
+        name: "group_bucket",
+        body: "log blob, partition_index int, bucket bigint, v int, \
+               PRIMARY KEY ((log, partition_index), bucket)",
+        with: "CLUSTERING ORDER BY (bucket ASC)",
+    },
+    // Up to where a user has been served. Key: the user and the log. A partition has a row for each
+    // partition that the user's streams have met, about a dozen; forgotten after 400 days.
+    Table {
+        name: "stored_cursor",
+        body: "user_id text, log blob, topic tinyint, partition_index int, next bigint, \
+               PRIMARY KEY ((user_id, log), topic, partition_index)",
+        with: "CLUSTERING ORDER BY (topic ASC, partition_index ASC) AND \
+               default_time_to_live = 34560000",
+    },
+];
 
 /// Key: `schema` for what was made, `lock` for who is making it. Two rows.
 const META_TABLE: Table = Table {
@@ -157,6 +201,7 @@ pub fn create(table: &Table, options: &ScyllaOptions) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::inbox;
 
     fn statements(options: &ScyllaOptions) -> Vec<String> {
         let mut all = vec![create_keyspace(options), create_meta(options)];
@@ -194,5 +239,8 @@ mod tests {
         assert!(layouts.iter().zip(1..).all(|(layout, number)| *layout == number));
         assert_eq!(layouts.last(), Some(&LAYOUT));
         const { assert!(OLDEST <= LAYOUT) };
+        let cursors = INBOX.iter().find(|table| table.name == "stored_cursor").expect("a table");
+        let keep = format!("default_time_to_live = {}", inbox::CURSOR_KEEP.as_secs());
+        assert!(cursors.with.contains(&keep));
     }
 }

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use scylla::client::session::Session;
 use scylla::deserialize::row::DeserializeRow;
 use scylla::errors::PrepareError;
+use scylla::serialize::batch::BatchValues;
 use scylla::serialize::row::SerializeRow;
+use scylla::statement::batch::{Batch, BatchStatement, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::{Consistency, Statement};
 use tokio::task::JoinSet;
 
 use super::errors::store_error;
+use super::inbox_statements::InboxStatements;
 use crate::limits::store as limits;
 use crate::ports::StoreError;
 
@@ -41,11 +44,12 @@ pub(super) struct Statements {
     pub set_position: PreparedStatement,
     pub position: PreparedStatement,
     pub probe: PreparedStatement,
+    pub inbox: InboxStatements,
 }
 
 /// How a statement may be run.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     /// Repeatable: tried again, and beside a slow first try.
     Plain,
     /// A lightweight transaction: once, and what happened is looked up.
@@ -57,15 +61,7 @@ enum Kind {
 impl Statements {
     pub async fn prepare(session: &Session, keyspace: &str) -> Result<Self, PrepareError> {
         use Kind::{Plain, Serial, Transaction};
-        let prepare = async |kind: Kind, text: &str| {
-            let text = text.replace("KS.", &format!("{keyspace}."));
-            let mut prepared = session.prepare(Statement::new(text)).await?;
-            prepared.set_is_idempotent(kind != Transaction);
-            if kind == Serial {
-                prepared.set_consistency(Consistency::LocalSerial);
-            }
-            Ok::<_, PrepareError>(prepared)
-        };
+        let prepare = async |kind: Kind, text: &str| prepare(session, keyspace, kind, text).await;
         Ok(Self {
             insert_broadcast: prepare(
                 Transaction,
@@ -186,8 +182,25 @@ impl Statements {
             position: prepare(Plain, "SELECT at FROM KS.position WHERE name = ?").await?,
             probe: prepare(Plain, "SELECT layout FROM KS.corecast_schema WHERE part = 'schema'")
                 .await?,
+            inbox: InboxStatements::prepare(session, keyspace).await?,
         })
     }
+}
+
+/// In the text, `KS.` stands for the keyspace.
+pub(super) async fn prepare(
+    session: &Session,
+    keyspace: &str,
+    kind: Kind,
+    text: &str,
+) -> Result<PreparedStatement, PrepareError> {
+    let text = text.replace("KS.", &format!("{keyspace}."));
+    let mut prepared = session.prepare(Statement::new(text)).await?;
+    prepared.set_is_idempotent(kind != Kind::Transaction);
+    if kind == Kind::Serial {
+        prepared.set_consistency(Consistency::LocalSerial);
+    }
+    Ok(prepared)
 }
 
 /// Runs a statement that answers nothing.
@@ -197,6 +210,18 @@ pub(super) async fn execute(
     values: impl SerializeRow,
 ) -> Result<(), StoreError> {
     let done = session.execute_unpaged(statement, values).await;
+    done.map(drop).map_err(|error| store_error(&error))
+}
+
+/// Runs statements of one partition, all repeatable, which are applied together.
+pub(super) async fn execute_together(
+    session: &Session,
+    statements: Vec<BatchStatement>,
+    values: impl BatchValues,
+) -> Result<(), StoreError> {
+    let mut batch = Batch::new_with_statements(BatchType::Unlogged, statements);
+    batch.set_is_idempotent(true);
+    let done = session.batch(&batch, values).await;
     done.map(drop).map_err(|error| store_error(&error))
 }
 
