@@ -12,7 +12,7 @@ use corecast::limits::contract;
 use corecast::ports::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};
 use harness::cassandra::Cassandra;
 use harness::maven;
-use store::{CqlStores, EmbeddedStores, Stores, block_on, broadcast, id_at, now};
+use store::{CqlStores, EmbeddedStores, Stores, at_once, block_on, broadcast, id_at, now};
 
 type Case = (&'static str, fn(&dyn Stores));
 
@@ -518,19 +518,4 @@ async fn paged(store: &dyn Store, filter: ListFilter, limit: usize) -> Vec<Broad
         after = Some(ListPlace { at, id: last.id });
         all.extend(rows.iter().map(|row| row.broadcast.id));
     }
-}
-
-/// Starts all of them, then waits for all of them; answers in the order of the items.
-async fn at_once<I, T, F>(items: &[I], start: impl Fn(I) -> F) -> Vec<T>
-where
-    I: Clone,
-    T: Send + 'static,
-    F: Future<Output = T> + Send + 'static,
-{
-    let tasks: Vec<_> = items.iter().map(|item| tokio::spawn(start(item.clone()))).collect();
-    let mut answers = Vec::with_capacity(tasks.len());
-    for task in tasks {
-        answers.push(task.await.expect("no task panics"));
-    }
-    answers
 }

@@ -8,14 +8,19 @@ use std::time::Duration;
 
 use corecast::base::{BroadcastId, EpochMillis, Priority, TargetType};
 use corecast::domain::{Broadcast, Target};
-use corecast::ports::{Clock, Store, SystemClock};
+use corecast::ports::{Clock, Inbox, Store, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use corecast::store::scylla::{OpenError, Progress, ScyllaOptions, ScyllaStore};
 use harness::wait;
 
 /// Makes stores that are empty.
 pub trait Stores {
-    fn fresh(&self) -> Arc<dyn Store>;
+    /// One store, by both of its ports.
+    fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>);
+
+    fn fresh(&self) -> Arc<dyn Store> {
+        self.fresh_both().0
+    }
 }
 
 /// In folders that go with this.
@@ -25,11 +30,12 @@ pub struct EmbeddedStores {
 }
 
 impl Stores for EmbeddedStores {
-    fn fresh(&self) -> Arc<dyn Store> {
+    fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>) {
         let folder = tempfile::tempdir().expect("a folder");
         let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 1 };
         self.folders.borrow_mut().push(folder);
-        Embedded::open(&options, Arc::new(SystemClock)).expect("it opens").store()
+        let embedded = Embedded::open(&options, Arc::new(SystemClock)).expect("it opens");
+        (embedded.store(), embedded.inbox())
     }
 }
 
@@ -40,12 +46,12 @@ pub struct CqlStores {
 }
 
 impl Stores for CqlStores {
-    fn fresh(&self) -> Arc<dyn Store> {
+    fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>) {
         let replication = self.replication;
         let options = ScyllaOptions { replication, ..ScyllaOptions::new(self.nodes.clone()) };
         let running = Running::start(ScyllaOptions { keyspace: draw_keyspace(), ..options });
         running.wait_until(|progress| *progress == Progress::Serving);
-        running.store
+        (running.store.clone(), running.store)
     }
 }
 
@@ -106,6 +112,21 @@ pub fn runtime() -> &'static tokio::runtime::Runtime {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder.worker_threads(2).enable_all().build().expect("a runtime")
     })
+}
+
+/// Starts all of them, then waits for all of them; answers in the order of the items.
+pub async fn at_once<I, T, F>(items: &[I], start: impl Fn(I) -> F) -> Vec<T>
+where
+    I: Clone,
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let tasks: Vec<_> = items.iter().map(|item| tokio::spawn(start(item.clone()))).collect();
+    let mut answers = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        answers.push(task.await.expect("no task panics"));
+    }
+    answers
 }
 
 pub fn now() -> EpochMillis {
