@@ -13,15 +13,23 @@ mod store;
 use std::sync::Arc;
 use std::time::Instant;
 
-use corecast::base::{BroadcastId, EpochMillis, Status};
-use corecast::ports::{Claim, OutboxRow, Store};
+use corecast::base::{
+    BroadcastId, EpochMillis, LogIdentity, Partition, Position, Status, Topic, UserId,
+};
+use corecast::ports::{
+    Claim, Delivery, Inbox, InboxWrite, OutboxRow, Place, Progress as Standing, Store,
+};
 use corecast::store::scylla::{Progress, ScyllaOptions, ScyllaStore};
 use figures::{Figures, Goal};
 use harness::cassandra::Cassandra;
 use harness::maven;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
+use scylla::serialize::SerializationError;
+use scylla::serialize::row::{RowSerializationContext, SerializeRow};
+use scylla::serialize::writers::RowWriter;
 use scylla::statement::Consistency;
+use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use scylla::value::CqlTimestamp;
 use store::{Running, block_on, broadcast, draw_keyspace, id_at, now};
@@ -32,6 +40,13 @@ const ROUNDS: usize = 5;
 const WRITES: u64 = 20_000;
 const CLAIMS: u64 = 1_000;
 const READS: u64 = 5_000;
+const INBOX_ROWS: usize = 20_000;
+/// What the owner of a partition has of a batch of records, of so many users. Two such calls keep
+/// as many statements in flight as the bare loop does.
+const INBOX_CALL_ROWS: usize = 500;
+const INBOX_CALLS: usize = 2;
+/// What one user is written at once.
+const INBOX_USER_ROWS: usize = 20;
 const GOAL: f64 = 0.6;
 
 fn main() {
@@ -80,9 +95,59 @@ fn main() {
         |_| rate(reads(), &store, read_by_store),
         |_| rate(reads(), &bare, read_by_loop),
     );
+    compare_inbox(&mut figures, &store, &bare);
     figures.print();
     if let Some(path) = std::env::var_os("BENCH_JSON") {
         std::fs::write(&path, figures.to_json()).expect("the file for the figures can be written");
+    }
+}
+
+/// Rows of an owner: PENDING, with a place.
+fn compare_inbox(figures: &mut Figures, store: &Arc<ScyllaStore>, bare: &Arc<Bare>) {
+    let rows = |round: u64, side: u64, a_user: usize| -> Vec<InboxWrite> {
+        let first = (round * 2 + side) as usize * INBOX_ROWS;
+        (first..first + INBOX_ROWS).map(|at| pending(at, a_user)).collect()
+    };
+    let calls = |rows: Vec<InboxWrite>, count: usize| -> Vec<Vec<InboxWrite>> {
+        rows.chunks(count).map(<[_]>::to_vec).collect()
+    };
+    compare(
+        figures,
+        "inbox rows written, one a user",
+        |round| {
+            let calls = calls(rows(round, 0, 1), INBOX_CALL_ROWS).into_iter();
+            INBOX_CALL_ROWS as f64 * rate_of(INBOX_CALLS, calls, store, write_inbox_by_store)
+        },
+        |round| rate(calls(rows(round, 1, 1), 1).into_iter(), bare, write_inbox_by_loop),
+    );
+    compare(
+        figures,
+        "inbox rows written, 20 a user",
+        |round| {
+            let calls = calls(rows(round, 0, INBOX_USER_ROWS), INBOX_USER_ROWS).into_iter();
+            INBOX_USER_ROWS as f64 * rate(calls, store, write_inbox_by_store)
+        },
+        |round| {
+            let calls = calls(rows(round, 1, INBOX_USER_ROWS), INBOX_USER_ROWS).into_iter();
+            INBOX_USER_ROWS as f64 * rate(calls, bare, write_inbox_by_loop)
+        },
+    );
+}
+
+fn pending(at: usize, a_user: usize) -> InboxWrite {
+    let user = format!("{a_user}-user-{:020}", at / a_user);
+    let partition = Partition { topic: Topic::Selected, index: (at % 10) as u16 };
+    InboxWrite {
+        user: UserId::new(&user).expect("a user id"),
+        broadcast: id_at(now(), at as u64 % 4_096),
+        place: Some(Place {
+            log: LogIdentity([1, 2, 3]),
+            position: Position { partition, offset: at as u64 },
+            appended_at: now(),
+        }),
+        progress: Standing { attempt: 0, delivery: Delivery::Pending },
+        at: now(),
+        keep_until: EpochMillis(now().0 + 30 * 24 * 3_600_000),
     }
 }
 
@@ -102,17 +167,32 @@ fn compare(
     figures.add((name, "rows/s"), &our_rates, baseline, Goal::RatioAtLeast(GOAL));
 }
 
-/// Calls a second. Workers take the items in turn.
+/// Calls a second.
 fn rate<I, S, F>(items: impl Iterator<Item = I>, side: &Arc<S>, call: fn(Arc<S>, I) -> F) -> f64
 where
     I: Send + 'static,
     S: Send + Sync + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let mut shares: Vec<Vec<I>> = (0..IN_FLIGHT).map(|_| Vec::new()).collect();
+    rate_of(IN_FLIGHT, items, side, call)
+}
+
+/// The same by so many workers, who take the items in turn.
+fn rate_of<I, S, F>(
+    workers: usize,
+    items: impl Iterator<Item = I>,
+    side: &Arc<S>,
+    call: fn(Arc<S>, I) -> F,
+) -> f64
+where
+    I: Send + 'static,
+    S: Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut shares: Vec<Vec<I>> = (0..workers).map(|_| Vec::new()).collect();
     let mut count = 0;
     for item in items {
-        shares[count % IN_FLIGHT].push(item);
+        shares[count % workers].push(item);
         count += 1;
     }
     let began = Instant::now();
@@ -146,6 +226,10 @@ async fn create_status(store: Arc<ScyllaStore>, id: BroadcastId) {
     store.create_status(id, Status::Active).await.expect("it is written");
 }
 
+async fn write_inbox_by_store(store: Arc<ScyllaStore>, writes: Vec<InboxWrite>) {
+    store.write_inbox(&writes).await.expect("they are written");
+}
+
 async fn read_by_store(store: Arc<ScyllaStore>, id: BroadcastId) {
     assert!(store.broadcast(id).await.expect("it is read").is_some());
 }
@@ -158,6 +242,8 @@ struct Bare {
     claim: PreparedStatement,
     content: PreparedStatement,
     status: PreparedStatement,
+    row: PreparedStatement,
+    place: PreparedStatement,
 }
 
 impl Bare {
@@ -186,6 +272,16 @@ impl Bare {
             )
             .await,
             status: prepare("SELECT status FROM KS.broadcast_status WHERE id = ?").await,
+            row: prepare(
+                "UPDATE KS.inbox USING TIMESTAMP ? AND TTL ? SET v = 1, progress = ? \
+                 WHERE user_id = ? AND id = ?",
+            )
+            .await,
+            place: prepare(
+                "UPDATE KS.inbox USING TIMESTAMP ? AND TTL ? SET place = ? \
+                 WHERE user_id = ? AND id = ?",
+            )
+            .await,
             session,
         }
     }
@@ -230,4 +326,50 @@ async fn read_by_loop(bare: Arc<Bare>, id: BroadcastId) {
     let content = content.expect("it is read").into_rows_result().expect("rows");
     let row = content.single_row::<scylla::value::Row>().expect("a content");
     assert_eq!(row.columns.len(), 15);
+}
+
+/// Rank, time to live, value, user, broadcast.
+type Values<'a, V> = (i64, i32, V, &'a str, i64);
+
+enum Cells<'a> {
+    Row(Values<'a, (i64, i8)>),
+    Place(Values<'a, ([u8; 3], i8, i32, i64, CqlTimestamp)>),
+}
+
+impl SerializeRow for Cells<'_> {
+    fn serialize(
+        &self,
+        context: &RowSerializationContext<'_>,
+        writer: &mut RowWriter<'_>,
+    ) -> Result<(), SerializationError> {
+        match self {
+            Self::Row(values) => values.serialize(context, writer),
+            Self::Place(values) => values.serialize(context, writer),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+/// Of one user: one batch.
+async fn write_inbox_by_loop(bare: Arc<Bare>, writes: Vec<InboxWrite>) {
+    const MONTH_S: i32 = 30 * 24 * 3_600;
+    let mut batch = Batch::new(BatchType::Unlogged);
+    batch.set_consistency(Consistency::LocalQuorum);
+    let mut values = Vec::with_capacity(2 * writes.len());
+    for write in &writes {
+        let (user, id) = (write.user.as_str(), write.broadcast.get().cast_signed());
+        let Place { log, position, appended_at } = write.place.expect("one");
+        let (appended_at, offset) = (appended_at.0.cast_signed(), position.offset.cast_signed());
+        let rank = appended_at * 1_000;
+        values.push(Cells::Row((rank, MONTH_S, (0, 0), user, id)));
+        batch.append_statement(bare.row.clone());
+        let index = i32::from(position.partition.index);
+        let place = (log.0, 0, index, offset, CqlTimestamp(appended_at));
+        values.push(Cells::Place((rank - offset, MONTH_S, place, user, id)));
+        batch.append_statement(bare.place.clone());
+    }
+    bare.session.batch(&batch, values).await.expect("they are written");
 }
