@@ -6,11 +6,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::base::{EpochMillis, EventType, LogShape, Position, TargetType, Topic, UserId};
-use crate::limits::{contract, log as limits};
-use crate::wire::archive::{Archiver, Audience, Event, MemberKind, SharedEvent};
+use super::judge::{BadRecord, Says, Unserved, Verdict, judge, parse};
+use crate::base::{EpochMillis, LogShape, Position};
+use crate::wire::archive::{Archiver, Event, SharedEvent};
 use crate::wire::frame::{self, Message};
-use crate::wire::record::{DeliveryRecord, Parser, event_id};
+use crate::wire::record::{DeliveryRecord, Parser};
 
 /// What becomes of a record.
 #[derive(Debug)]
@@ -18,53 +18,6 @@ pub enum Finding {
     Serve(SharedEvent),
     Ignore(Unserved),
     Bad(BadRecord),
-}
-
-/// Well formed, and not served by this release.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Unserved {
-    /// CANCELLED, EXPIRED, FAILED.
-    EventType,
-    /// An older producer's group event, whose audience must be looked up.
-    NoAudience,
-    /// A targeted event that is not in its user's partition.
-    ForeignPartition,
-}
-
-impl Unserved {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::EventType => "event type",
-            Self::NoAudience => "no audience",
-            Self::ForeignPartition => "foreign partition",
-        }
-    }
-}
-
-/// Why a record can never be served.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum BadRecord {
-    #[error("no value")]
-    Empty,
-    #[error("value of {bytes} bytes is over {limit}", limit = limits::RECORD_VALUE_BYTES_MAX)]
-    TooLarge { bytes: usize },
-    /// Not UTF-8, not JSON, wrong types, no broadcastId, unknown eventType.
-    #[error("not a MessageDeliveryEvent: {0}")]
-    Malformed(String),
-    #[error("userId {0}")]
-    User(crate::base::UserIdError),
-    #[error("eventId is not a UUID")]
-    EventId,
-    #[error("CREATED without a message")]
-    NoMessage,
-    #[error("targetType {0} without userId")]
-    NoUser(&'static str),
-    #[error("more than {} targetIds", contract::TARGET_NAMES_MAX)]
-    TooManyNames,
-    #[error("an event for a group in the selected topic")]
-    WrongTopic,
-    #[error("decoding it panicked")]
-    Panicked,
 }
 
 /// Decodes with buffers that it reuses. One a shard.
@@ -88,10 +41,7 @@ impl Decoder {
         appended_at: EpochMillis,
         value: Option<&[u8]>,
     ) -> Finding {
-        match self.try_decode(position, appended_at, value) {
-            Ok(finding) => finding,
-            Err(bad) => Finding::Bad(bad),
-        }
+        self.try_decode(position, appended_at, value).unwrap_or_else(Finding::Bad)
     }
 
     /// The same; a panic is a bad record.
@@ -102,13 +52,12 @@ impl Decoder {
         value: Option<&[u8]>,
     ) -> Finding {
         let shape = self.shape;
-        caught(
+        let decoded = caught(
             self,
-            |decoder| decoder.decode(position, appended_at, value),
-            |decoder| {
-                *decoder = Self::new(shape);
-            },
-        )
+            |decoder| decoder.try_decode(position, appended_at, value),
+            |decoder| *decoder = Self::new(shape),
+        );
+        decoded.unwrap_or_else(Finding::Bad)
     }
 
     fn try_decode(
@@ -117,40 +66,22 @@ impl Decoder {
         appended_at: EpochMillis,
         value: Option<&[u8]>,
     ) -> Result<Finding, BadRecord> {
-        let value = value.filter(|value| !value.is_empty()).ok_or(BadRecord::Empty)?;
-        if value.len() > limits::RECORD_VALUE_BYTES_MAX {
-            return Err(BadRecord::TooLarge { bytes: value.len() });
-        }
-        let record = self.parser.parse(value);
-        let record = record.map_err(|error| BadRecord::Malformed(error.to_string()))?;
-        let audience = match audience_of(&record, position.partition.topic)? {
-            Some(audience) => audience,
-            None if matches!(record.event_type, EventType::Created | EventType::Read) => {
-                return Ok(Finding::Ignore(Unserved::NoAudience));
-            }
-            None => return Ok(Finding::Ignore(Unserved::EventType)),
-        };
-        let id = match record.event_id {
-            Some(text) => uuid::Uuid::try_parse(text).map_err(|_| BadRecord::EventId)?,
-            None => event_id(record.broadcast_id, record.user_id, record.event_type),
+        let record = parse(&mut self.parser, value)?;
+        let (audience, event_id, says) = match judge(&record, position, &self.shape)? {
+            Verdict::Ignore(reason) => return Ok(Finding::Ignore(reason)),
+            Verdict::Serve { audience, event_id, says } => (audience, event_id, says),
         };
         self.body.clear();
-        match record.event_type {
-            EventType::Created => write_message(&mut self.body, &record, appended_at)?,
-            EventType::Read => frame::write_read_receipt(&mut self.body, record.broadcast_id),
-            EventType::Cancelled | EventType::Expired | EventType::Failed => {
-                return Ok(Finding::Ignore(Unserved::EventType));
+        match says {
+            Says::Message(content) => {
+                write_message(&mut self.body, &record, content, appended_at);
             }
-        }
-        if let (Topic::Selected, Audience::User(user)) = (position.partition.topic, &audience)
-            && self.shape.partition_of_user(user) != position.partition.index
-        {
-            return Ok(Finding::Ignore(Unserved::ForeignPartition));
+            Says::Read => frame::write_read_receipt(&mut self.body, record.broadcast_id),
         }
         Ok(Finding::Serve(self.archiver.write(Event {
             position,
             appended_at,
-            event_id: id.as_u128(),
+            event_id: event_id.as_u128(),
             attempt: record.attempt.unwrap_or(0),
             broadcast: record.broadcast_id,
             expires_at: record.expires_at,
@@ -161,54 +92,24 @@ impl Decoder {
 }
 
 /// Runs `work`; should it panic, runs `reset` on what it may have left half done.
-fn caught<T>(
-    state: &mut T,
-    work: impl FnOnce(&mut T) -> Finding,
-    reset: impl FnOnce(&mut T),
-) -> Finding {
+pub(super) fn caught<S, T>(
+    state: &mut S,
+    work: impl FnOnce(&mut S) -> Result<T, BadRecord>,
+    reset: impl FnOnce(&mut S),
+) -> Result<T, BadRecord> {
     catch_unwind(AssertUnwindSafe(|| work(state))).unwrap_or_else(|_| {
         reset(state);
-        Finding::Bad(BadRecord::Panicked)
+        Err(BadRecord::Panicked)
     })
-}
-
-/// Whom the event is for; `None` if the record does not say.
-fn audience_of<'a>(
-    record: &DeliveryRecord<'a>,
-    topic: Topic,
-) -> Result<Option<Audience<'a>>, BadRecord> {
-    if let Some(user) = record.user_id {
-        UserId::check(user).map_err(BadRecord::User)?;
-        return Ok(Some(Audience::User(user)));
-    }
-    if topic == Topic::Selected {
-        return Err(BadRecord::WrongTopic);
-    }
-    let kind = match record.target_type {
-        None => return Ok(None),
-        Some(TargetType::All) => return Ok(Some(Audience::Everyone)),
-        Some(TargetType::Role) => MemberKind::Role,
-        Some(TargetType::Group) => MemberKind::Group,
-        Some(TargetType::Product) => MemberKind::Product,
-        Some(TargetType::Selected) if record.event_type == EventType::Created => {
-            return Err(BadRecord::NoUser(TargetType::Selected.word()));
-        }
-        Some(TargetType::Selected) => return Ok(None),
-    };
-    let names = record.target_ids.as_deref().unwrap_or(&[]);
-    if names.len() > contract::TARGET_NAMES_MAX {
-        return Err(BadRecord::TooManyNames);
-    }
-    Ok(Some(Audience::Members { kind, names: names.to_vec() }))
 }
 
 /// Appends the body of MESSAGE, encoded once for all who get it.
 fn write_message(
     body: &mut Vec<u8>,
     record: &DeliveryRecord<'_>,
+    content: &str,
     appended_at: EpochMillis,
-) -> Result<(), BadRecord> {
-    let content = record.message.ok_or(BadRecord::NoMessage)?;
+) {
     let message = Message {
         broadcast_id: record.broadcast_id,
         user_id: record.user_id,
@@ -227,13 +128,13 @@ fn write_message(
         expires_at: record.expires_at,
     };
     frame::write_message(body, &message);
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{LogIdentity, Partition};
+    use crate::base::{LogIdentity, Partition, Topic};
+    use crate::limits::log as limits;
     use proptest::prelude::*;
 
     const SHAPE: LogShape = LogShape {
@@ -309,8 +210,8 @@ mod tests {
     #[test]
     fn a_panic_is_a_bad_record_and_the_decoder_goes_on() {
         let mut state = 1;
-        let finding = caught(&mut state, |_| panic!("a bug"), |state| *state = 0);
-        assert!(matches!(finding, Finding::Bad(BadRecord::Panicked)));
+        let found: Result<(), _> = caught(&mut state, |_| panic!("a bug"), |state| *state = 0);
+        assert_eq!(found, Err(BadRecord::Panicked));
         assert_eq!(state, 0);
     }
 

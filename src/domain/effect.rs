@@ -1,0 +1,202 @@
+//! What a record leaves behind: rows that the owner of its partition makes durable before the
+//! record is acknowledged.
+//!
+//! It follows from the record alone, so it may be done again by whoever owns the partition next.
+
+use std::time::Duration;
+
+use super::decode::caught;
+use super::judge::{BadRecord, Says, Unserved, Verdict, judge, parse};
+use super::{Broadcast, Target};
+use crate::base::{BroadcastId, EpochMillis, LogShape, Position, TargetType, UserId};
+use crate::wire::archive::Audience;
+use crate::wire::record::{DeliveryRecord, Parser};
+
+/// What is to be kept of one record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Served to whoever is here, and forgotten.
+    Nothing,
+    /// A message of one user.
+    Message {
+        user: UserId,
+        kept: Kept,
+        /// The content, where only the record has it: an older producer's.
+        content: Option<Box<Broadcast>>,
+    },
+    /// A message of a group audience.
+    Group(Kept),
+    Unserved(Unserved),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kept {
+    pub broadcast: BroadcastId,
+    pub attempt: u32,
+    /// The broadcast ends then.
+    pub ends_at: EpochMillis,
+}
+
+/// Finds effects with buffers that it reuses.
+pub struct Assessor {
+    shape: LogShape,
+    /// Without `expiresAt`, a broadcast ends so long after its creation.
+    retention: Duration,
+    parser: Parser,
+}
+
+impl Assessor {
+    pub fn new(shape: LogShape, retention: Duration) -> Self {
+        Self { shape, retention, parser: Parser::default() }
+    }
+
+    /// Agrees with `Decoder::decode_caught` about what is bad and what is served.
+    pub fn assess(
+        &mut self,
+        position: Position,
+        appended_at: EpochMillis,
+        value: Option<&[u8]>,
+    ) -> Result<Effect, BadRecord> {
+        let (shape, retention) = (self.shape, self.retention);
+        caught(
+            self,
+            |assessor| assessor.try_assess(position, appended_at, value),
+            |assessor| *assessor = Self::new(shape, retention),
+        )
+    }
+
+    fn try_assess(
+        &mut self,
+        position: Position,
+        appended_at: EpochMillis,
+        value: Option<&[u8]>,
+    ) -> Result<Effect, BadRecord> {
+        let record = parse(&mut self.parser, value)?;
+        let (audience, content) = match judge(&record, position, &self.shape)? {
+            Verdict::Ignore(reason) => return Ok(Effect::Unserved(reason)),
+            Verdict::Serve { audience, says: Says::Message(content), .. } => (audience, content),
+            Verdict::Serve { says: Says::Read, .. } => return Ok(Effect::Nothing),
+        };
+        if record.is_fire_and_forget() {
+            return Ok(Effect::Nothing);
+        }
+        let made_at = record.created_at.or(record.made_at()).unwrap_or(appended_at);
+        let kept = Kept {
+            broadcast: record.broadcast_id,
+            attempt: record.attempt.unwrap_or(0),
+            ends_at: record.expires_at.unwrap_or(made_at.plus(self.retention)),
+        };
+        let Audience::User(user) = audience else { return Ok(Effect::Group(kept)) };
+        let user = UserId::new(user).map_err(BadRecord::User)?;
+        // Targeted, and complete in itself: Corecast's own say what they are part of.
+        let is_older = record.target_type.is_none();
+        let content = is_older.then(|| Box::new(content_of(&record, content, made_at, &kept)));
+        Ok(Effect::Message { user, kept, content })
+    }
+}
+
+fn content_of(
+    record: &DeliveryRecord<'_>,
+    content: &str,
+    created_at: EpochMillis,
+    kept: &Kept,
+) -> Broadcast {
+    Broadcast {
+        id: record.broadcast_id,
+        correlation_id: record.correlation_id.unwrap_or_default().to_owned(),
+        sender_id: None,
+        sender_name: record.sender_name.map(str::to_owned),
+        content: content.to_owned(),
+        target: Target { r#type: TargetType::Selected, ids: Vec::new() },
+        priority: record.priority.unwrap_or_default(),
+        category: record.category.map(str::to_owned),
+        created_at,
+        scheduled_at: record.scheduled_at,
+        expires_at: Some(kept.ends_at),
+        fire_and_forget: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{LogIdentity, Partition, Topic};
+    use crate::domain::{Decoder, Finding};
+
+    const SHAPE: LogShape = LogShape {
+        identity: LogIdentity([1, 2, 3]),
+        selected_partitions: 10,
+        group_partitions: 10,
+    };
+    const RETENTION: Duration = Duration::from_secs(30 * 24 * 3_600);
+    const APPENDED_AT: EpochMillis = EpochMillis(1_795_514_400_999);
+
+    fn position(topic: Topic) -> Position {
+        let index = if topic == Topic::Selected { SHAPE.partition_of_user("alice") } else { 0 };
+        Position { partition: Partition { topic, index }, offset: 5 }
+    }
+
+    fn assess(topic: Topic, value: &str) -> Result<Effect, BadRecord> {
+        let value = Some(value.as_bytes());
+        Assessor::new(SHAPE, RETENTION).assess(position(topic), APPENDED_AT, value)
+    }
+
+    /// The owner keeps what the shards serve, and finds bad what they find bad.
+    #[test]
+    fn agrees_with_the_decoder_about_every_golden_record() {
+        let golden = include_str!("../../tests/golden/records/records.tsv");
+        let mut kept = 0;
+        for line in golden.lines().filter(|line| !line.starts_with('#')) {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let topic = if fields[0] == "group" { Topic::Group } else { Topic::Selected };
+            let value = Some(fields[1].as_bytes());
+            let found = Decoder::new(SHAPE).decode_caught(position(topic), APPENDED_AT, value);
+            match (found, assess(topic, fields[1])) {
+                (Finding::Bad(bad), Err(same)) => assert_eq!(bad, same),
+                (Finding::Ignore(reason), Ok(Effect::Unserved(same))) => assert_eq!(reason, same),
+                (Finding::Serve(_), Ok(Effect::Nothing)) => {}
+                (Finding::Serve(event), Ok(Effect::Message { user, kept: row, .. })) => {
+                    assert_eq!(event.broadcast(), row.broadcast);
+                    assert!(event.body().windows(user.as_str().len()).count() > 0);
+                    kept += 1;
+                }
+                (Finding::Serve(event), Ok(Effect::Group(row))) => {
+                    assert_eq!(event.broadcast(), row.broadcast);
+                    kept += 1;
+                }
+                (finding, effect) => panic!("{}: {finding:?} and {effect:?}", fields[1]),
+            }
+        }
+        assert!(kept > 5, "{kept} records of the golden file leave something");
+    }
+
+    #[test]
+    fn an_older_producers_record_brings_its_content() {
+        let older = r#"{"broadcastId":7,"userId":"alice","eventType":"CREATED","message":"hi",
+            "timestampEpochMilli":1795514400000}"#;
+        let Ok(Effect::Message { user, kept, content: Some(content) }) =
+            assess(Topic::Selected, older)
+        else {
+            panic!("a message with its content")
+        };
+        assert_eq!(user.as_str(), "alice");
+        let created_at = EpochMillis(1_795_514_400_000);
+        assert_eq!(kept.ends_at, created_at.plus(RETENTION));
+        assert_eq!((content.created_at, content.content.as_str()), (created_at, "hi"));
+        assert_eq!(content.expires_at, Some(kept.ends_at));
+        let own = older.replace("\"message\"", "\"targetType\":\"SELECTED\",\"message\"");
+        assert!(matches!(assess(Topic::Selected, &own), Ok(Effect::Message { content: None, .. })));
+    }
+
+    #[test]
+    fn what_is_for_users_who_are_here_leaves_nothing() {
+        for fields in [
+            r#""eventType":"CREATED","message":"hi","fireAndForget":true"#,
+            r#""eventType":"CREATED","message":"hi","isFireAndForget":true"#,
+            r#""eventType":"READ""#,
+        ] {
+            let record = format!(r#"{{"broadcastId":7,"userId":"alice",{fields}}}"#);
+            assert_eq!(assess(Topic::Selected, &record), Ok(Effect::Nothing), "{record}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! A record's fate: serve, leave, or dead letter.
+//!
+//! **It follows from the record's bytes and its place alone**, so that all nodes agree without
+//! talking: the shards that serve it, and the owner that keeps what it leaves behind. Pure.
+
+use uuid::Uuid;
+
+use crate::base::{EventType, LogShape, Position, TargetType, Topic, UserId, UserIdError};
+use crate::limits::{contract, log as limits};
+use crate::wire::archive::{Audience, MemberKind};
+use crate::wire::record::{DeliveryRecord, Parser, event_id};
+
+/// Well formed, and not served by this release.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unserved {
+    /// CANCELLED, EXPIRED, FAILED.
+    EventType,
+    /// An older producer's group event, whose audience must be looked up.
+    NoAudience,
+    /// A targeted event that is not in its user's partition.
+    ForeignPartition,
+}
+
+impl Unserved {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::EventType => "event type",
+            Self::NoAudience => "no audience",
+            Self::ForeignPartition => "foreign partition",
+        }
+    }
+}
+
+/// Why a record can never be served.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BadRecord {
+    #[error("no value")]
+    Empty,
+    #[error("value of {bytes} bytes is over {limit}", limit = limits::RECORD_VALUE_BYTES_MAX)]
+    TooLarge { bytes: usize },
+    /// Not UTF-8, not JSON, wrong types, no broadcastId, unknown eventType.
+    #[error("not a MessageDeliveryEvent: {0}")]
+    Malformed(String),
+    #[error("userId {0}")]
+    User(UserIdError),
+    #[error("eventId is not a UUID")]
+    EventId,
+    #[error("CREATED without a message")]
+    NoMessage,
+    #[error("targetType {0} without userId")]
+    NoUser(&'static str),
+    #[error("more than {} targetIds", contract::TARGET_NAMES_MAX)]
+    TooManyNames,
+    #[error("an event for a group in the selected topic")]
+    WrongTopic,
+    #[error("decoding it panicked")]
+    Panicked,
+}
+
+/// What is to be done with a well-formed record.
+#[derive(Debug)]
+pub enum Verdict<'a> {
+    Serve { audience: Audience<'a>, event_id: Uuid, says: Says<'a> },
+    Ignore(Unserved),
+}
+
+/// What a served record says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Says<'a> {
+    /// MESSAGE, with this content.
+    Message(&'a str),
+    /// READ_RECEIPT.
+    Read,
+}
+
+/// Reads a value, which a record may lack.
+pub fn parse<'a>(
+    parser: &'a mut Parser,
+    value: Option<&'a [u8]>,
+) -> Result<DeliveryRecord<'a>, BadRecord> {
+    let value = value.filter(|value| !value.is_empty()).ok_or(BadRecord::Empty)?;
+    if value.len() > limits::RECORD_VALUE_BYTES_MAX {
+        return Err(BadRecord::TooLarge { bytes: value.len() });
+    }
+    parser.parse(value).map_err(|error| BadRecord::Malformed(error.to_string()))
+}
+
+/// The key decides nothing: `userId` says whom a record is for.
+pub fn judge<'a>(
+    record: &DeliveryRecord<'a>,
+    position: Position,
+    shape: &LogShape,
+) -> Result<Verdict<'a>, BadRecord> {
+    let audience = match audience_of(record, position.partition.topic)? {
+        Some(audience) => audience,
+        None if matches!(record.event_type, EventType::Created | EventType::Read) => {
+            return Ok(Verdict::Ignore(Unserved::NoAudience));
+        }
+        None => return Ok(Verdict::Ignore(Unserved::EventType)),
+    };
+    let event_id = match record.event_id {
+        Some(text) => Uuid::try_parse(text).map_err(|_| BadRecord::EventId)?,
+        None => event_id(record.broadcast_id, record.user_id, record.event_type),
+    };
+    let says = match record.event_type {
+        EventType::Created => Says::Message(record.message.ok_or(BadRecord::NoMessage)?),
+        EventType::Read => Says::Read,
+        EventType::Cancelled | EventType::Expired | EventType::Failed => {
+            return Ok(Verdict::Ignore(Unserved::EventType));
+        }
+    };
+    if let (Topic::Selected, Audience::User(user)) = (position.partition.topic, &audience)
+        && shape.partition_of_user(user) != position.partition.index
+    {
+        return Ok(Verdict::Ignore(Unserved::ForeignPartition));
+    }
+    Ok(Verdict::Serve { audience, event_id, says })
+}
+
+/// Whom the event is for; `None` if the record does not say.
+fn audience_of<'a>(
+    record: &DeliveryRecord<'a>,
+    topic: Topic,
+) -> Result<Option<Audience<'a>>, BadRecord> {
+    if let Some(user) = record.user_id {
+        UserId::check(user).map_err(BadRecord::User)?;
+        return Ok(Some(Audience::User(user)));
+    }
+    if topic == Topic::Selected {
+        return Err(BadRecord::WrongTopic);
+    }
+    let kind = match record.target_type {
+        None => return Ok(None),
+        Some(TargetType::All) => return Ok(Some(Audience::Everyone)),
+        Some(TargetType::Role) => MemberKind::Role,
+        Some(TargetType::Group) => MemberKind::Group,
+        Some(TargetType::Product) => MemberKind::Product,
+        Some(TargetType::Selected) if record.event_type == EventType::Created => {
+            return Err(BadRecord::NoUser(TargetType::Selected.word()));
+        }
+        Some(TargetType::Selected) => return Ok(None),
+    };
+    let names = record.target_ids.as_deref().unwrap_or(&[]);
+    if names.len() > contract::TARGET_NAMES_MAX {
+        return Err(BadRecord::TooManyNames);
+    }
+    Ok(Some(Audience::Members { kind, names: names.to_vec() }))
+}
