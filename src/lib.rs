@@ -22,6 +22,7 @@ pub mod shard;
 
 pub mod control;
 pub mod ingest;
+pub mod owner;
 pub mod store;
 
 // Floor 4: configuration, health, metrics.

@@ -219,6 +219,26 @@ pub mod shard {
     pub const HEARTBEATS_PER_ID: u8 = 10;
     /// How long a draining shard waits for its streams to take their last bytes.
     pub const DRAIN_TIME: Duration = Duration::from_secs(2);
+    /// Requests of one shard that wait for what the store keeps of their user, and for how long:
+    /// what a healthy store answers in, many times over.
+    pub const ASKS_MAX: usize = 4_096;
+    pub const ASK_TIME: Duration = Duration::from_secs(5);
+    /// Between two looks at what the peers have acknowledged.
+    pub const CONFIRM_PACE: Duration = Duration::from_secs(1);
+    /// How long the socket of a stream that has ended is kept until its peer has acknowledged all,
+    /// how many at a time, and how often they are looked at.
+    pub const FAREWELL_TIME: Duration = Duration::from_secs(1);
+    pub const FAREWELLS_MAX: usize = 4_096;
+    pub const FAREWELL_LOOK: Duration = Duration::from_millis(20);
+    /// What a shard has to tell the store of its users, and what goes into one message: a few
+    /// megabytes while the control threads have no room.
+    pub const NOTES_MAX: usize = 65_536;
+    pub const NOTES_TOLD_MAX: usize = 512;
+    /// `retry:` of a stream whose backlog goes on: as soon as may be.
+    pub const BACKLOG_RETRY: Duration = Duration::from_millis(100);
+    /// Targeted frames of one stream that are followed until its peer has acknowledged them: more
+    /// than a socket's buffer holds of usual ones.
+    pub const UNCONFIRMED_MAX: usize = 1_024;
     /// `retry:` of a stream, with jitter of half its length on top.
     pub const RETRY: Duration = Duration::from_secs(2);
 }
@@ -448,4 +468,59 @@ pub mod relay {
     /// Creates that ended between status and publishing and are remembered: 64 KiB of ids. Others
     /// wait until `GRACE` has passed.
     pub const OWED_MAX: usize = 4_096;
+}
+
+/// Owning partitions: what their records leave behind.
+pub mod owner {
+    use super::{Duration, log};
+
+    /// Between two commits: a checkpoint is so far behind what is durable, and a new owner does so
+    /// much again.
+    pub const COMMIT_PACE: Duration = Duration::from_millis(250);
+    /// Bytes that one fetch may bring. A partition has one batch in work, so this times the
+    /// partitions of both topics is the most that is held while the store is away: 20 x 4 MiB.
+    pub const FETCH_BYTES_MAX: usize = log::FETCH_BYTES_MAX;
+    /// How long a fetch waits for the first record while some partition has work and would be
+    /// asked for again as soon as that is done.
+    pub const BUSY_FETCH_WAIT: Duration = Duration::from_millis(10);
+    /// Between two tries of what the store refused: the first, and the longest. Each has jitter.
+    pub const RETRY_WAIT_FIRST: Duration = Duration::from_millis(100);
+    pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
+    /// What finishing may take before a node leaves its partitions to the others.
+    pub const LEAVE_TIME: Duration = Duration::from_secs(3);
+    /// Broadcasts of older producers that are known to have their content in the store.
+    pub const CONTENTS_KNOWN_MAX: usize = 16_384;
+}
+
+/// What the control threads do for users who come and go.
+pub mod keeping {
+    use super::Duration;
+
+    /// Questions of the shards that wait for their turn, and that are worked on at a time.
+    pub const ASKS_MAX: usize = 8_192;
+    pub const ASKS_AT_ONCE: usize = 64;
+    /// Messages of notes (`shard::NOTES_TOLD_MAX` each) that wait while the store is away: half a
+    /// million notes, some 100 MB. Beyond that they are dropped and counted.
+    pub const NOTES_WAITING_MAX: usize = 1_024;
+    /// How old a checkpoint may be that a backlog ends at. An older one is right as well, but what
+    /// lies behind it has to be in the ring.
+    pub const CHECKPOINT_AGE: Duration = Duration::from_millis(250);
+    /// Rows of an inbox, and of group messages, that are read in one statement.
+    pub const ROWS_READ: usize = 1_000;
+    /// Rows of one inbox that are looked at: a hundred thousand messages of one user.
+    pub const INBOX_ROWS_MAX: usize = 100_000;
+    /// One piece of a backlog: as much as a client gets on one stream before it comes back for
+    /// more.
+    pub const BACKLOG_MESSAGES_MAX: usize = 1_000;
+    pub const BACKLOG_BYTES_MAX: usize = 4 << 20;
+    /// Contents that are kept in memory.
+    pub const CONTENTS_BYTES_MAX: usize = 64 << 20;
+    /// Between two tries of the store.
+    pub const RETRY_WAIT_FIRST: Duration = Duration::from_millis(100);
+    pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
+    /// What the last notes of a node that ends may take.
+    pub const SETTLE_TIME: Duration = Duration::from_secs(3);
+    pub const SETTLE_LOOK: Duration = Duration::from_millis(5);
+    /// Between two tries to answer a shard whose lane is full.
+    pub const FULL_LANE_WAIT: Duration = Duration::from_millis(1);
 }

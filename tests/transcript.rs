@@ -55,6 +55,7 @@ impl Bench {
                 members: &[editor],
                 connection: "tab-1",
                 cursor: cursor.map(|text| Cursor::parse(text).expect("a cursor")),
+                backlog: None,
                 response_head: STREAM_RESPONSE_HEAD,
             },
             self.now,

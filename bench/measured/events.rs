@@ -153,6 +153,7 @@ impl Shard {
                 user: &user,
                 members: &members,
                 connection: "c",
+                backlog: None,
                 cursor: None,
                 response_head: b"",
             };

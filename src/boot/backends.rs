@@ -6,16 +6,18 @@ use std::sync::{Arc, mpsc};
 
 use super::{BootError, Ending, say_if_ready};
 use crate::control::Threads;
-use crate::ingest::kafka::KafkaLog;
+use crate::ingest::kafka::{KafkaLog, KafkaOwnership};
 use crate::ops::config::{Config, LogConfig, StoreConfig};
 use crate::ops::health::{Health, Part};
-use crate::ports::{Clock, Log, Store};
+use crate::ports::{Clock, Inbox, Log, Ownership, Store};
 use crate::store::embedded::{Embedded, EmbeddedOptions};
 use crate::store::scylla::{Progress, ScyllaStore};
 
 pub(super) struct Backends {
     pub log: Arc<dyn Log>,
+    pub ownership: Arc<dyn Ownership>,
     pub store: Arc<dyn Store>,
+    pub inbox: Arc<dyn Inbox>,
     /// No other node can use the store.
     pub is_alone: bool,
     embedded: Option<Embedded>,
@@ -36,9 +38,15 @@ impl Backends {
                  publishes what it finds there; nodes that share it need log.kind = \"kafka\""
             );
         }
-        let log: Arc<dyn Log> = match (&config.log, &embedded) {
-            (LogConfig::Kafka(options), _) => Arc::new(KafkaLog::new((**options).clone())?),
-            (LogConfig::Embedded { .. }, Some(embedded)) => embedded.log(),
+        let (log, ownership): (Arc<dyn Log>, Arc<dyn Ownership>) = match (&config.log, &embedded) {
+            (LogConfig::Kafka { options, groups }, _) => {
+                let (options, groups) = ((**options).clone(), groups.clone());
+                let ownership = KafkaOwnership::new(options.clone(), groups, config.is_owner)?;
+                (Arc::new(KafkaLog::new(options)?), Arc::new(ownership))
+            }
+            (LogConfig::Embedded { .. }, Some(embedded)) => {
+                (embedded.log(), embedded.ownership(config.is_owner))
+            }
             (LogConfig::Embedded { .. }, None) => unreachable!("it was opened above"),
         };
         let scylla = match &config.store {
@@ -48,12 +56,13 @@ impl Backends {
                 Some(Arc::new(ScyllaStore::new(options.clone(), node, clock.clone())))
             }
         };
-        let store: Arc<dyn Store> = match (&scylla, &embedded) {
-            (Some(scylla), _) => scylla.clone(),
-            (None, Some(embedded)) => embedded.store(),
+        let (store, inbox): (Arc<dyn Store>, Arc<dyn Inbox>) = match (&scylla, &embedded) {
+            (Some(scylla), _) => (scylla.clone(), scylla.clone()),
+            (None, Some(embedded)) => (embedded.store(), embedded.inbox()),
             (None, None) => unreachable!("it was opened above"),
         };
-        Ok(Self { log, store, is_alone: scylla.is_none(), embedded, scylla })
+        let is_alone = scylla.is_none();
+        Ok(Self { log, ownership, store, inbox, is_alone, embedded, scylla })
     }
 
     /// Tells health of the store, from now on; the log is told of by who reads it.

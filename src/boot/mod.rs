@@ -2,6 +2,7 @@
 
 mod backends;
 mod cli;
+mod owner;
 mod shards;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -14,11 +15,14 @@ use std::time::Duration;
 
 use backends::Backends;
 use clap::Parser as _;
+use owner::start_owner;
 use shards::{Places, Shards};
 
 use crate::admin::{AdminState, PublicCalls, serve_admin};
 use crate::base::{LogIdentity, LogShape};
-use crate::control::{Creator, Signals, Threads, Unfinished, run_relay, run_reports};
+use crate::control::{
+    Creator, InboxDesk, InboxParts, Signals, Threads, Unfinished, inboxes, run_relay, run_reports,
+};
 use crate::edge::listen;
 use crate::ingest::kafka::OptionsError;
 use crate::ingest::{Ingest, Progress};
@@ -27,6 +31,7 @@ use crate::limits;
 use crate::ops::config::{self, Config};
 use crate::ops::health::{Health, Part};
 use crate::ops::metrics::{Metrics, Sources};
+use crate::owner::{Owner, OwnerCounters};
 use crate::ports::{Clock, Descriptors, Log, SystemClock};
 use crate::shard::{Cores, CoresError, ShardError, pin};
 use crate::store::embedded::OpenError;
@@ -147,6 +152,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         unfinished: Unfinished::default(),
     });
     let log_lag = Arc::new(AtomicU64::new(0));
+    let owner_counters = Arc::<OwnerCounters>::default();
     let report_bell = Arc::new(Doorbell::new()?);
     let (report, reports) =
         lane("shard_to_control", limits::lane::SHARD_TO_CONTROL, report_bell.clone());
@@ -158,27 +164,54 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let mut lanes = shards.refusals;
     lanes.push((report.name(), report.refusals()));
     let (probes, runtimes) = (shards.probes, shards.runtimes);
-    let sources = Sources { shards: probes, runtimes, log_lag: log_lag.clone(), lanes };
+    let owner = owner_counters.clone();
+    let sources = Sources { shards: probes, runtimes, log_lag: log_lag.clone(), owner, lanes };
     let lanes = shards.lanes;
+    let (desk, inboxes) = inboxes(InboxParts {
+        log: log.clone(),
+        ownership: backends.ownership.clone(),
+        inbox: backends.inbox.clone(),
+        clock: clock.clone(),
+        shards: lanes.clone(),
+        retention: config.retention,
+    });
+    threads.spawn(inboxes.run());
     let state = AdminState {
         creator: creator.clone(),
         store,
-        clock,
+        clock: clock.clone(),
         health: health.clone(),
         metrics: Arc::new(Metrics::new(sources)),
         allow_anonymous: config.allow_anonymous,
         room: Arc::default(),
     };
     if let Some(admin) = admin.pop() {
-        start_control(&threads, admin, state, (reports, report_bell), lanes.len(), &endings);
+        let reports = Reports { reports, bell: report_bell, desk: desk.clone() };
+        start_control(&threads, admin, state, reports, lanes.len(), &endings);
     }
+    let owner = Owner {
+        log: log.clone(),
+        ownership: backends.ownership.clone(),
+        store: backends.store.clone(),
+        inbox: backends.inbox.clone(),
+        clock,
+        retention: config.retention,
+        counters: owner_counters,
+    };
+    let leaver = start_owner(&threads, &backends, owner, &health);
     start_ingest(&threads, log, lanes.clone(), log_lag, health.clone(), &endings);
     say_hello(public_address, admin_address);
     backends.watch(&threads, &health, &endings);
     threads.spawn(run_relay(creator, backends.is_alone));
 
-    let ended =
-        run_until_signal(&ended).and_then(|()| drain(&ended, &health, &lanes, config.drain_window));
+    let ended = run_until_signal(&ended).and_then(|()| {
+        leaver.leave();
+        drain(&ended, &health, &lanes, config.drain_window)?;
+        // What the streams said at their end is kept, and the partitions are others'.
+        threads.block_on(desk.settle(|| report.depth() == 0));
+        threads.block_on(leaver.left());
+        Ok(())
+    });
     drop(lanes);
     threads.stop(STOP_TIME);
     ended
@@ -202,12 +235,19 @@ fn bind(
     Ok((bound, listeners))
 }
 
+/// What the shards report, and who takes it.
+struct Reports {
+    reports: Receiver<FromShard>,
+    bell: Arc<Doorbell>,
+    desk: InboxDesk,
+}
+
 /// Starts the admin API, the shards' reports, and the wait for signals.
 fn start_control(
     threads: &Threads,
     admin: TcpListener,
     state: AdminState,
-    (reports, bell): (Receiver<FromShard>, Arc<Doorbell>),
+    reports: Reports,
     shards: usize,
     endings: &mpsc::Sender<Ending>,
 ) {
@@ -222,7 +262,8 @@ fn start_control(
     let calls = Arc::new(PublicCalls::new(state.clone(), Box::new(serving)));
     let ending = endings.clone();
     threads.spawn(async move {
-        let ended = run_reports(reports, bell, calls).await;
+        let Reports { reports, bell, desk } = reports;
+        let ended = run_reports(reports, bell, calls, desk).await;
         let _ = ending.send(Ending::Part(format!("the shards' reports stopped: {ended:?}")));
     });
     let ending = endings.clone();

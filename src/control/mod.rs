@@ -1,11 +1,13 @@
 //! Floor 3, control threads: what the node does with log and store besides reading and serving.
 
 mod create;
+mod inboxes;
 mod relay;
 mod reports;
 mod threads;
 
 pub use create::{CreateError, Creator, Unfinished};
+pub use inboxes::{InboxDesk, InboxParts, Inboxes, inboxes};
 pub use relay::run_relay;
 pub use reports::{Handover, run_reports};
 pub use threads::{Signals, Threads};

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::inboxes::InboxDesk;
 use crate::lane::{Doorbell, FromShard, Receiver};
 use crate::limits::shard as limits;
 
@@ -24,6 +25,7 @@ pub async fn run_reports(
     reports: Receiver<FromShard>,
     bell: Arc<Doorbell>,
     handover: Arc<dyn Handover>,
+    desk: InboxDesk,
 ) -> std::io::Result<()> {
     // SAFETY: the doorbell owns its eventfd, never replaces it, and lives in `rings` by its Arc.
     let rings = unsafe { AsyncFd::register_with_interest(bell.clone(), Interest::READABLE)? };
@@ -32,6 +34,8 @@ pub async fn run_reports(
         while let Some(report) = reports.try_recv() {
             match report {
                 FromShard::LongTurn { shard, took } => turns.take(shard, took, Instant::now()),
+                FromShard::Ask(ask) => desk.take_ask(*ask),
+                FromShard::Notes(notes) => desk.take_notes(notes),
                 report => take(report, &*handover),
             }
         }
@@ -67,8 +71,8 @@ fn take(report: FromShard, handover: &dyn Handover) {
             others,
             "record is not served by this release"
         ),
-        // It was taken where their number is known.
-        FromShard::LongTurn { .. } => {}
+        // They were taken before.
+        FromShard::LongTurn { .. } | FromShard::Ask(_) | FromShard::Notes(_) => {}
     }
 }
 

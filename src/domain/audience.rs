@@ -46,6 +46,10 @@ impl UserName {
         self.bytes() == name.as_bytes()
     }
 
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(self.bytes()).unwrap_or_default() // It was text when it came.
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Short { bytes, length } => &bytes[..usize::from(*length)],

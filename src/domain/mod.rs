@@ -6,6 +6,7 @@
 
 pub mod access;
 mod audience;
+mod backlog;
 mod broadcast;
 mod decode;
 mod draft;
@@ -21,6 +22,7 @@ mod vector;
 mod wheel;
 
 pub use audience::Membership;
+pub use backlog::{Backlog, Candidate, KeptMessage, Note, Reach, Row, in_order};
 pub use broadcast::{Broadcast, Target};
 pub use decode::{Decoder, Finding};
 pub use draft::{Draft, DraftError, Violation};
@@ -32,6 +34,6 @@ pub use repeats::Repeats;
 pub use ring::{Ring, RingLimits};
 pub use slab::Slab;
 pub use streams::{
-    CloseReason, Open, Outcome, StreamCounters, StreamKey, Streams, StreamsOptions, Write,
+    CloseReason, Closed, Open, Outcome, StreamCounters, StreamKey, Streams, StreamsOptions, Write,
 };
 pub use vector::{Served, Vector};

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::base::{LogShape, Partition, Position, Topic};
+use crate::wire::cursor::Cursor;
 
 /// The next offset of every partition, group topic first.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -129,6 +130,13 @@ pub struct Served {
     pub group: Box<[u64]>,
 }
 
+impl From<&Cursor> for Served {
+    fn from(cursor: &Cursor) -> Self {
+        let (own_partition, own) = (cursor.own_partition, cursor.own);
+        Self { own_partition, own, group: cursor.group.clone() }
+    }
+}
+
 impl Served {
     /// What a stream of this partition that stands at `vector` has been served.
     pub fn of(vector: VectorRef<'_>, own_partition: u16) -> Self {
@@ -155,6 +163,26 @@ impl Served {
     pub fn is_within(&self, vector: VectorRef<'_>) -> bool {
         self.own <= vector.selected(self.own_partition)
             && self.group.iter().zip(vector.group()).all(|(served, next)| served <= next)
+    }
+
+    /// Raises the component of a partition to at least `next`. That of another user's is none of
+    /// its own.
+    pub fn raise(&mut self, partition: Partition, next: u64) {
+        let served = match partition.topic {
+            Topic::Group => self.group.get_mut(usize::from(partition.index)),
+            Topic::Selected => (partition.index == self.own_partition).then_some(&mut self.own),
+        };
+        if let Some(served) = served {
+            *served = (*served).max(next);
+        }
+    }
+
+    /// The next offset of each partition that it speaks of.
+    pub fn places(&self) -> impl Iterator<Item = (Partition, u64)> {
+        let own = Partition { topic: Topic::Selected, index: self.own_partition };
+        let groups = (0..).zip(&self.group);
+        let groups = groups.map(|(index, next)| (Partition { topic: Topic::Group, index }, *next));
+        std::iter::once((own, self.own)).chain(groups)
     }
 
     /// Raises every component to at least that of `vector`.

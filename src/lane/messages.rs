@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::base::{LogIdentity, Partition, Position};
+use crate::base::{EpochMillis, LogIdentity, Partition, Position, UserId};
+use crate::domain::{Backlog, Membership, Note, Served};
 use crate::ports::Batch;
 
 /// The one kind of input of a shard.
@@ -20,6 +21,8 @@ pub enum ToShard {
     Batch(Batch),
     /// What the log held at the start has been read: streams may be served.
     CaughtUp,
+    /// What the store keeps for a user who is about to be served; `None`: not to be had now.
+    Backlog { key: u64, backlog: Option<Box<Backlog>> },
     /// Tell the streams, end them, and stop.
     Drain { window: Duration },
 }
@@ -29,6 +32,10 @@ pub enum ToShard {
 pub enum FromShard {
     /// A request that is no stream: its socket, and the bytes that were read from it.
     Request { socket: OwnedFd, bytes: Bytes },
+    /// What does the store keep for this user? Answered by `ToShard::Backlog`.
+    Ask(Box<Ask>),
+    /// For the store to keep.
+    Notes(Vec<Note>),
     /// A record that could not be decoded, and how many before it were not told of. The next one
     /// is served.
     BadRecord { position: Position, reason: String, others: u64 },
@@ -38,4 +45,17 @@ pub enum FromShard {
     Serving { shard: u16 },
     /// A turn took longer than it should.
     LongTurn { shard: u16, took: Duration },
+}
+
+/// A user who comes without a cursor, or in the middle of a backlog.
+#[derive(Debug)]
+pub struct Ask {
+    pub shard: u16,
+    /// Names the question to the shard that asks.
+    pub key: u64,
+    pub user: UserId,
+    /// Sorted, without repeats.
+    pub members: Vec<Membership>,
+    /// How far the backlog was out that the client was given before, and when that began.
+    pub progress: Option<(Served, EpochMillis)>,
 }

@@ -9,6 +9,8 @@ pub enum Part {
     Log,
     Store,
     Shards,
+    /// Taking part in owning partitions.
+    Ownership,
     /// Off while the node drains.
     Node,
 }
@@ -19,6 +21,7 @@ impl Part {
             Self::Log => "log",
             Self::Store => "store",
             Self::Shards => "shards",
+            Self::Ownership => "ownership",
             Self::Node => "node",
         }
     }
@@ -33,7 +36,7 @@ pub struct Health {
 impl Health {
     /// Nothing is there yet.
     pub fn starting() -> Self {
-        let parts = [Part::Log, Part::Store, Part::Shards];
+        let parts = [Part::Log, Part::Store, Part::Shards, Part::Ownership];
         let missing = parts.into_iter().map(|part| (part, "starting".to_owned())).collect();
         Self { missing: Arc::new(Mutex::new(missing)) }
     }
@@ -67,6 +70,7 @@ mod tests {
     fn ready_once_every_part_is_there() {
         let health = Health::starting();
         assert!(!health.found(Part::Log) && !health.found(Part::Store));
+        assert!(!health.found(Part::Ownership));
         assert!(health.found(Part::Shards));
         assert!(health.missing().is_empty());
         health.lost(Part::Log, "no broker answers");

@@ -15,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::domain::CloseReason;
 use crate::lane::{RefusalReason, Refusals};
+use crate::owner::OwnerCounters;
 use crate::shard::{BUCKETS_MICROS, Histogram, Probe, RuntimeKind};
 
 /// What a scrape reads.
@@ -29,6 +30,7 @@ pub struct Sources {
     /// What each of them waits with.
     pub runtimes: Vec<RuntimeKind>,
     pub log_lag: Arc<AtomicU64>,
+    pub owner: Arc<OwnerCounters>,
     /// The lanes; those of one name are counted together.
     pub lanes: Vec<(&'static str, Arc<Refusals>)>,
 }
@@ -68,7 +70,7 @@ const GAUGES: [(&str, &str, Read); 5] = [
     ("serving", "1 while the shard serves streams", |probe| &probe.serving),
 ];
 
-const COUNTERS: [(&str, &str, Read); 20] = [
+const COUNTERS: [(&str, &str, Read); 22] = [
     ("streams_opened", "Streams that were opened", |probe| &probe.opened),
     ("streams_resumed", "Streams that came with a usable cursor", |probe| &probe.resumed),
     ("deliveries", "Frames of which the kernel took the last byte", |probe| &probe.deliveries),
@@ -90,6 +92,12 @@ const COUNTERS: [(&str, &str, Read); 20] = [
         &probe.descriptors_exhausted
     }),
     ("requests_put_off", "Requests told to come back later", |probe| &probe.requests_refused),
+    ("notes_dropped", "Notes of what reached users that were not passed on", |probe| {
+        &probe.notes_dropped
+    }),
+    ("unconfirmed_dropped", "Frames not followed until the peer had them", |probe| {
+        &probe.unconfirmed_dropped
+    }),
     ("long_turns", "Turns of a shard that were too long", |probe| &probe.long_turns),
 ];
 
@@ -116,10 +124,30 @@ impl Collector for Sources {
             &probe.fanout
         })?;
         self.histogram(&mut encoder, "shard_turn", "Length of a turn", |probe| &probe.turns)?;
-        let lag = ConstGauge::new(load(&self.log_lag) as i64);
-        let help = "Records between what was read and the end of the log";
-        let metric = encoder.encode_descriptor("log_lag_records", help, None, lag.metric_type())?;
-        lag.encode(metric)
+        let OwnerCounters { partitions, lag, rows, retries, commits_lost, skipped_records } =
+            &*self.owner;
+        for (name, help, gauge) in [
+            (
+                "log_lag_records",
+                "Records between what was read and the end of the log",
+                &*self.log_lag,
+            ),
+            ("owned_partitions", "Partitions that this node owns", partitions),
+            ("owned_lag_records", "Records of them of which not all is durable yet", lag),
+        ] {
+            let value = ConstGauge::new(load(gauge) as i64);
+            value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)?;
+        }
+        for (name, help, counter) in [
+            ("rows", "Rows of inboxes and of group messages written", rows),
+            ("row_retries", "Writes of such rows that have to be done again", retries),
+            ("commits_lost", "Commits refused because the partition had gone", commits_lost),
+            ("skipped_records", "Offsets that the log lost before they were kept", skipped_records),
+        ] {
+            let value = ConstCounter::new(load(counter));
+            value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)?;
+        }
+        Ok(())
     }
 }
 

@@ -10,11 +10,15 @@ use http::StatusCode;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
+use super::keeping::Keeping;
 use super::peers::{Handed, Peers};
 use super::probe::{self, Probe};
 use super::told::Told;
 use crate::base::{EpochMillis, Moment, Position};
-use crate::domain::{CloseReason, Decoder, Finding, Intake, Open, Outcome, Passed, Streams, Taken};
+use crate::domain::{
+    Backlog, CloseReason, Decoder, Finding, Intake, Note, Open, Outcome, Passed, Served, Streams,
+    Taken,
+};
 use crate::edge::{
     AccessRules, Arrival, Door, StreamRequest, Token, Visitor, head_of, read_stream_request, watch,
 };
@@ -35,11 +39,14 @@ pub(super) struct Core {
     pub decoder: Decoder,
     pub intake: Intake,
     pub peers: Peers,
+    pub keeping: Keeping,
     pub access: AccessRules,
     pub reports: Sender<FromShard>,
     pub bad_told: Told,
     pub unserved_told: Told,
     pub probe: Arc<Probe>,
+    /// Sockets that streams may take, open, waiting or closing.
+    pub streams_max: usize,
     pub is_serving: bool,
     pub wall: EpochMillis,
     /// When the oldest event was appended whose fan-out is not finished.
@@ -133,16 +140,19 @@ impl Core {
         set: BorrowedFd<'_>,
         socket: OwnedFd,
         request: StreamRequest,
+        backlog: Option<Backlog>,
         now: Moment,
     ) -> Result<(), OwnedFd> {
         let connection = request.connection;
         let connection = connection.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let presented = request.cursor.as_ref().filter(|_| backlog.is_none()).map(Served::from);
         let open = Open {
             socket,
             user: &request.user,
             members: &request.members,
             connection: &connection,
             cursor: request.cursor,
+            backlog,
             response_head: head::STREAM_RESPONSE_HEAD,
         };
         let key = self.streams.handle_open(open, now, self.wall)?;
@@ -152,6 +162,9 @@ impl Core {
             .map(|socket| watch(set, socket.as_fd(), Token::Stream(key), STREAM_EVENTS));
         if !matches!(watched, Some(Ok(()))) {
             self.streams.handle_close(key, CloseReason::Peer);
+        }
+        if let Some(served) = presented {
+            self.keeping.note(Note::Presented { user: request.user, served });
         }
         Ok(())
     }
@@ -164,30 +177,83 @@ impl Core {
         }
         match self.peers.hand(owner, Box::new(handed)) {
             Ok(()) => probe::add(&self.probe.streams_handed, 1),
-            Err(handed) => {
-                let Handed { socket, request, path } = *handed;
-                let answer = self.put_off(request.accepts_event_stream, &path);
-                door.answer(set, socket, &answer, now);
-            }
+            Err(handed) => self.refuse(door, set, *handed, now),
         }
     }
 
-    /// Opens a stream for one of this shard's users, or puts it off.
+    /// Takes a request for a stream of one of this shard's users. One that comes without a usable
+    /// cursor, or in the middle of a backlog, waits for what the store keeps.
     pub fn take_handed(
         &mut self,
         door: &mut Door,
         set: BorrowedFd<'_>,
-        handed: Handed,
+        mut handed: Handed,
+        now: Moment,
+    ) {
+        let has_room = self.streams.len() + self.keeping.held() < self.streams_max;
+        if !self.is_serving || !has_room {
+            return self.refuse(door, set, handed, now);
+        }
+        let Handed { request, .. } = &mut handed;
+        let user = &request.user;
+        request.cursor = request.cursor.take().filter(|cursor| self.streams.knows(cursor, user));
+        let progress = match &request.cursor {
+            Some(cursor) if !cursor.backlog => {
+                return self.open_or_refuse(door, set, (handed, None), now);
+            }
+            cursor => cursor.as_ref().map(|cursor| (Served::from(cursor), cursor.at())),
+        };
+        if let Err(handed) = self.keeping.ask(self.number, handed, progress, &self.reports, now) {
+            self.refuse(door, set, handed, now);
+        }
+    }
+
+    /// What the store keeps for a user who waits for it.
+    pub fn take_backlog(
+        &mut self,
+        door: &mut Door,
+        set: BorrowedFd<'_>,
+        (key, backlog): (u64, Option<Box<Backlog>>),
+        now: Moment,
+    ) {
+        let Some(handed) = self.keeping.take(key) else { return };
+        let Some(backlog) = backlog.filter(|_| self.is_serving) else {
+            return self.refuse(door, set, handed, now);
+        };
+        self.open_or_refuse(door, set, (handed, Some(*backlog)), now);
+    }
+
+    /// Tells what is to be noted, and puts off who has waited too long; all of them if the shard
+    /// ends.
+    pub fn look_after(&mut self, door: &mut Door, set: BorrowedFd<'_>, now: Moment) {
+        self.keeping.look(&mut self.streams, now);
+        self.keeping.tell(&self.reports);
+        loop {
+            let next =
+                if self.is_serving { self.keeping.take_late(now) } else { self.keeping.take_any() };
+            let Some(handed) = next else { return };
+            self.refuse(door, set, handed, now);
+        }
+    }
+
+    fn open_or_refuse(
+        &mut self,
+        door: &mut Door,
+        set: BorrowedFd<'_>,
+        (handed, backlog): (Handed, Option<Backlog>),
         now: Moment,
     ) {
         let Handed { socket, request, path } = handed;
         let accepts_event_stream = request.accepts_event_stream;
-        let taken =
-            if self.is_serving { self.open(set, socket, request, now) } else { Err(socket) };
-        if let Err(socket) = taken {
+        if let Err(socket) = self.open(set, socket, request, backlog, now) {
             let answer = self.put_off(accepts_event_stream, &path);
             door.answer(set, socket, &answer, now);
         }
+    }
+
+    fn refuse(&mut self, door: &mut Door, set: BorrowedFd<'_>, handed: Handed, now: Moment) {
+        let answer = self.put_off(handed.request.accepts_event_stream, &handed.path);
+        door.answer(set, handed.socket, &answer, now);
     }
 
     /// Hands a request that is no stream to the control threads; gives the socket back if they
@@ -237,6 +303,7 @@ impl Core {
         probe::set(&probe.ring_frames, ring.next() - ring.first());
         probe::set(&probe.ring_bytes, ring.bytes() as u64);
         probe::set(&probe.passed_waiting, self.intake.waiting() as u64);
+        probe::set(&probe.notes_dropped, self.keeping.dropped());
     }
 }
 

@@ -5,11 +5,13 @@
 
 mod core;
 mod cores;
+mod keeping;
 mod peers;
 mod probe;
 mod pump;
 mod runtime;
 mod told;
+mod unsent;
 
 use std::net::TcpListener;
 use std::sync::{Arc, mpsc};

@@ -36,13 +36,16 @@ pub struct Peers {
     own: u16,
     sharding: Sharding,
     peers: Vec<Peer>,
+    /// Connections that may wait in one lane: each is a descriptor.
+    handed_max: usize,
 }
 
 /// Makes the lanes between shards, given their doorbells in order. Returns each one's ends.
 pub fn mesh(bells: &[Arc<Doorbell>]) -> Option<Vec<Peers>> {
     let sharding = Sharding::new(u16::try_from(bells.len()).ok()?)?;
-    let mut all: Vec<Peers> =
-        (0..sharding.count()).map(|own| Peers { own, sharding, peers: Vec::new() }).collect();
+    let mut all: Vec<Peers> = (0..sharding.count())
+        .map(|own| Peers { own, sharding, peers: Vec::new(), handed_max: limits::STREAMS_TO_SHARD })
+        .collect();
     for left in 0..bells.len() {
         for right in left + 1..bells.len() {
             let (to_right, from_left) = ends(&bells[right]);
@@ -75,6 +78,11 @@ impl Peers {
 
     pub fn own(&self) -> u16 {
         self.own
+    }
+
+    /// At most so many connections may wait in all lanes that lead away from here.
+    pub(super) fn limit_handed(&mut self, many: usize) {
+        self.handed_max = (many / self.peers.len().max(1)).max(1);
     }
 
     /// Other shards.
@@ -112,8 +120,10 @@ impl Peers {
     /// Hands a connection to the shard of its user; gives it back if there is no room.
     pub(super) fn hand(&self, shard: u16, handed: Box<Handed>) -> Result<(), Box<Handed>> {
         match self.peers.iter().find(|peer| peer.shard == shard) {
-            Some(peer) => peer.streams_out.try_send(handed).map_err(|refusal| refusal.item),
-            None => Err(handed),
+            Some(peer) if peer.streams_out.depth() < self.handed_max => {
+                peer.streams_out.try_send(handed).map_err(|refusal| refusal.item)
+            }
+            Some(_) | None => Err(handed),
         }
     }
 

@@ -11,6 +11,7 @@ use rustix::event::epoll::{self, Event, EventFlags};
 
 use super::ShardOptions;
 use super::core::Core;
+use super::keeping::Keeping;
 use super::probe;
 use super::runtime::{Next, Pump};
 use super::told::Told;
@@ -53,20 +54,27 @@ impl<C: Clock> Shard<C> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let bell = options.inputs.bell().clone();
         watch(set.as_fd(), bell.as_fd(), Token::Bell, EventFlags::IN)?;
-        let door = Door::new(options.listener, set.as_fd(), options.heads_max)?;
+        // Half of the connections that are no streams yet wait at the door, half in lanes.
+        let in_lanes = options.heads_max / 2;
+        let at_door = options.heads_max - in_lanes;
+        let door = Door::new(options.listener, set.as_fd(), at_door)?;
+        let mut peers = options.peers;
+        peers.limit_handed(in_lanes);
         let shape = options.streams.shape;
         let streams = Streams::new(options.streams, Vector::new(&shape), clock.moment());
         let core = Core {
             number: options.number,
             streams,
             decoder: Decoder::new(shape),
-            intake: Intake::new(options.number, options.peers.sharding(), shape),
-            peers: options.peers,
+            intake: Intake::new(options.number, peers.sharding(), shape),
+            peers,
+            keeping: Keeping::default(),
             access: options.access,
             reports: options.reports,
             bad_told: Told::default(),
             unserved_told: Told::default(),
             probe: options.probe,
+            streams_max: options.streams.streams_max,
             is_serving: false,
             wall: clock.wall(),
             fanout_since: None,
@@ -97,6 +105,10 @@ impl<C: Clock> Shard<C> {
                 }
                 Some(ToShard::Batch(batch)) => self.core.take_batch(&batch, now),
                 Some(ToShard::CaughtUp) => self.core.intake.handle_caught_up(),
+                Some(ToShard::Backlog { key, backlog }) => {
+                    let (door, set) = (&mut self.door, self.set.as_fd());
+                    self.core.take_backlog(door, set, (key, backlog), now);
+                }
                 Some(ToShard::Drain { window }) => {
                     self.door.close();
                     self.core.is_serving = false;
@@ -159,7 +171,8 @@ impl<C: Clock> Shard<C> {
     fn next(&self) -> Next {
         let is_done = match self.phase {
             Phase::Draining { until } => {
-                self.core.streams.is_empty() || until <= self.clock.moment()
+                let is_told = self.core.streams.is_empty() && self.core.keeping.is_done();
+                is_told || until <= self.clock.moment()
             }
             Phase::Starting | Phase::Serving => false,
         };
@@ -177,7 +190,9 @@ impl<C: Clock> Shard<C> {
         // Nobody rings when a full lane has room again.
         let full = (self.core.intake.waiting() > 0 || self.owes_serving)
             .then(|| self.clock.moment().plus(limits::FULL_LANE_WAIT));
-        let deadlines = [self.core.streams.poll_timeout(), self.door.poll_timeout(), drained, full];
+        let kept = self.core.keeping.poll_timeout(self.clock.moment());
+        let streams = self.core.streams.poll_timeout();
+        let deadlines = [streams, self.door.poll_timeout(), kept, drained, full];
         Next::Wait(deadlines.into_iter().flatten().min())
     }
 }
@@ -200,6 +215,7 @@ impl<C: Clock> Pump for Shard<C> {
         self.take_ready(ready, now);
         self.core.peers.flush(&mut self.core.intake);
         self.core.feed(now);
+        self.core.look_after(&mut self.door, self.set.as_fd(), now);
         self.core.publish(&self.door);
         let took = began.elapsed();
         self.core.probe.turns.record(took);

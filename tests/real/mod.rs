@@ -47,6 +47,8 @@ impl Place {
             format!("log.brokers={}", json!(kafka.addresses())),
             format!("log.topic_selected={selected}"),
             format!("log.topic_group={group}"),
+            format!("log.consumer_group_selected=owners-of-{selected}"),
+            format!("log.consumer_group_group=owners-of-{group}"),
             format!("log.partitions={PARTITIONS}"),
             "store.kind=scylla".to_owned(),
             format!("store.nodes={}", json!(cassandra.addresses())),

@@ -477,6 +477,7 @@ impl World {
                 members: &members,
                 connection: "c",
                 cursor,
+                backlog: None,
                 response_head: b"HTTP/1.1 200 OK\r\n\r\n",
             },
             now,

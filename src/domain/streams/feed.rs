@@ -8,10 +8,14 @@ use std::rc::Rc;
 
 use arrayvec::ArrayVec;
 
-use super::{BEHIND, BLOCKED, CLOSING, QUEUED, STALLED, TICK_MS};
-use super::{CloseReason, Frame, Served, StreamKey, Streams, enqueue, ticks, write_id_line};
+use super::{BEHIND, BLOCKED, CLOSING, CONTINUES, QUEUED, STALLED, TICK_MS};
+use super::{
+    CloseReason, Frame, Private, Served, Stream, StreamKey, Streams, enqueue, ticks, write_id_line,
+};
 use crate::base::{EpochMillis, Moment};
+use crate::domain::backlog::{KeptMessage, Row};
 use crate::limits::shard as limits;
+use crate::wire::archive::{AudienceRef, SharedEvent};
 use crate::wire::frame::{self, GapReason};
 
 const FRAMES_MAX: usize = limits::WRITE_PIECES_MAX / 2;
@@ -41,18 +45,22 @@ pub(super) struct Plan {
     frames: Vec<Planned>,
     own_partition: u16,
     /// Bytes of the stream's own that go first.
-    lead_bytes: usize,
+    pub(super) lead_bytes: usize,
     /// Where the stream stands once all of it is out.
     end: u64,
-    /// The lead holds a frame, built for a client that is ahead. What to go back to if no byte
+    /// The lead holds a frame that is built for this stream alone. What to go back to if no byte
     /// of it goes out, because the broadcast may have ended when the socket takes bytes again.
-    undo: Option<Undo>,
+    pub(super) undo: Option<Undo>,
+    /// Targeted messages whose last byte was in the write.
+    completed: Vec<Row>,
 }
 
 #[derive(Debug)]
-struct Undo {
-    at: u64,
-    ahead: Served,
+pub(super) enum Undo {
+    /// An event of the ring, for a client that is ahead.
+    Ahead { at: u64, ahead: Served },
+    /// A kept message, and the progress before it.
+    Backlog { message: KeptMessage, before: Served },
 }
 
 #[derive(Debug)]
@@ -93,10 +101,7 @@ impl<S> Streams<S> {
             Outcome::Dead => self.close(index, CloseReason::Peer),
             Outcome::Full => {
                 if let Some(undo) = self.plan.undo.take() {
-                    stream.at = undo.at;
-                    let private = stream.private();
-                    private.lead = Vec::new();
-                    private.ahead = Some(undo.ahead);
+                    take_back(stream, undo);
                 }
                 self.block(index, now);
             }
@@ -106,7 +111,11 @@ impl<S> Streams<S> {
                 self.counters.deliveries += u64::from(self.plan.undo.take().is_some());
                 self.counters.bytes += bytes as u64;
                 self.counters.writes += 1;
-                if self.settle(index, bytes) {
+                let is_all_out = self.settle(index, bytes);
+                let completed = std::mem::take(&mut self.plan.completed);
+                self.note_written(index, bytes as u64, &completed);
+                self.plan.completed = completed;
+                if is_all_out {
                     self.stand_at(index, self.plan.end);
                 } else {
                     self.block(index, now);
@@ -118,12 +127,13 @@ impl<S> Streams<S> {
     /// Plans the next write of a stream.
     fn plan(&mut self, index: u32, now: Moment, wall: EpochMillis) {
         self.plan.frames.clear();
+        self.plan.completed.clear();
         self.plan.lead_bytes = 0;
         self.plan.undo = None;
         let Some(stream) = self.slab.get_mut(index) else { return };
         self.plan.own_partition = self.users.get(stream.user).own_partition;
         self.plan.end = if stream.is(BEHIND) { stream.at } else { self.ring.next() };
-        let mut is_ahead = false;
+        let (mut is_ahead, mut has_backlog, mut gap) = (false, false, None);
         if let Some(private) = stream.private.as_deref_mut() {
             self.plan.lead_bytes = private.lead.len() - private.lead_out;
             if let Some((frame, out)) = private.pinned.as_ref() {
@@ -133,18 +143,38 @@ impl<S> Streams<S> {
                 self.plan.frames.push(Planned { frame, end: self.plan.end, out, bytes });
             }
             is_ahead = private.ahead.is_some();
+            has_backlog = private.backlog.is_some();
+            gap = private.gap;
         }
-        if !stream.is(BEHIND) || stream.is(CLOSING) {
+        if stream.is(CLOSING) {
+            return;
+        }
+        let is_free = self.plan.frames.is_empty() && self.plan.lead_bytes == 0;
+        if has_backlog {
+            if is_free {
+                self.plan_backlog(index, wall);
+            }
+            return;
+        }
+        if let Some(from) = gap {
+            if is_free {
+                self.plan_gap(index, from, wall);
+            }
+            return;
+        }
+        if !stream.is(BEHIND) {
             return;
         }
         if self.plan.end < self.ring.first() {
-            if self.plan.frames.is_empty() && self.plan.lead_bytes == 0 {
-                self.plan_gap(index, now, wall);
+            if is_free {
+                let waited = now.since(Moment(u64::from(stream.touched) * TICK_MS));
+                let from = EpochMillis(wall.0.saturating_sub(waited.as_millis() as u64));
+                self.plan_gap(index, from, wall);
             }
             return;
         }
         if is_ahead {
-            if self.plan.frames.is_empty() && self.plan.lead_bytes == 0 {
+            if is_free {
                 self.plan_ahead(index, wall);
             }
             return;
@@ -199,7 +229,8 @@ impl<S> Streams<S> {
                 && self.sets.admits(&event.audience(), &user.name, set)
                 && event.expires_at().is_none_or(|expires_at| expires_at > wall);
             if due {
-                self.plan.undo = Some(Undo { at: self.plan.end - 1, ahead: ahead.clone() });
+                self.plan.undo = Some(Undo::Ahead { at: self.plan.end - 1, ahead: ahead.clone() });
+                private.lead_row = row_of(event);
             }
             ahead.raise_to(after);
             if due {
@@ -222,15 +253,15 @@ impl<S> Streams<S> {
         self.ring.next().min(self.plan.end + limits::FRAMES_SCANNED_PER_TURN_MAX as u64)
     }
 
-    /// The ring has overtaken the stream: says so, and goes on from the ring's tail.
-    fn plan_gap(&mut self, index: u32, now: Moment, wall: EpochMillis) {
+    /// What lies before the ring is missing: says so, and goes on from the ring's tail.
+    fn plan_gap(&mut self, index: u32, from: EpochMillis, wall: EpochMillis) {
         let first = self.ring.first();
         let to = self.ring.event(first).map_or(wall, |event| event.appended_at());
         let Some(stream) = self.slab.get_mut(index) else { return };
-        let waited = now.since(Moment(u64::from(stream.touched) * TICK_MS));
-        let from = EpochMillis(wall.0.saturating_sub(waited.as_millis() as u64)).min(to);
+        let from = from.min(to);
         let own_partition = self.plan.own_partition;
         let private = stream.private();
+        private.gap = None;
         let mut served = Served::of(self.ring.base(), own_partition);
         if let Some(ahead) = private.ahead.as_mut() {
             ahead.raise_to(self.ring.base());
@@ -280,6 +311,7 @@ impl<S> Streams<S> {
             private.lead = Vec::new();
             private.lead_out = 0;
             private.pinned = None;
+            self.plan.completed.extend(private.lead_row.take());
         }
         let mut completed = 0;
         let mut all_out = true;
@@ -289,6 +321,7 @@ impl<S> Streams<S> {
                 bytes -= rest;
                 completed += 1;
                 stream.at = planned.end;
+                self.plan.completed.extend(row_of(planned.frame.event()));
                 continue;
             }
             all_out = false;
@@ -316,7 +349,14 @@ impl<S> Streams<S> {
     fn stand_at(&mut self, index: u32, place: u64) {
         let Some(stream) = self.slab.get_mut(index) else { return };
         if stream.is(CLOSING) {
-            self.close(index, CloseReason::Drain);
+            let continues = stream.is(CONTINUES);
+            let reason = if continues { CloseReason::Continues } else { CloseReason::Drain };
+            self.close(index, reason);
+            return;
+        }
+        let is_kept_back = |private: &Private| private.backlog.is_some() || private.gap.is_some();
+        if stream.private.as_deref().is_some_and(is_kept_back) {
+            enqueue(stream, index, &mut self.queue);
             return;
         }
         if !stream.is(BEHIND) {
@@ -341,6 +381,32 @@ impl<S> Streams<S> {
         let look = self.options.write_progress.min(self.options.heartbeat);
         self.wheel.set(index, now.plus(look));
     }
+}
+
+/// No byte of the frame in the lead went out: it is looked at again before it does.
+fn take_back<S>(stream: &mut Stream<S>, undo: Undo) {
+    if let Undo::Ahead { at, .. } = &undo {
+        stream.at = *at;
+    }
+    let private = stream.private();
+    private.lead = Vec::new();
+    private.lead_row = None;
+    match undo {
+        Undo::Ahead { ahead, .. } => private.ahead = Some(ahead),
+        Undo::Backlog { message, before } => {
+            if let Some(backlog) = private.backlog.as_mut() {
+                backlog.messages.push_front(message);
+                backlog.progress = before;
+            }
+        }
+    }
+}
+
+/// The row of a targeted message. Nothing that is written says whether one is kept of it; where
+/// none is, noting its delivery makes none.
+fn row_of(event: &SharedEvent) -> Option<Row> {
+    let is_targeted = matches!(event.audience(), AudienceRef::User(_));
+    is_targeted.then(|| Row { broadcast: event.broadcast(), attempt: event.attempt() })
 }
 
 fn frame_bytes(frame: &Frame, own_partition: u16) -> usize {

@@ -11,14 +11,17 @@
 //! - no component of a stream's `id`s falls;
 //! - a stream whose socket is full waits, and costs its entry and one frame.
 
+mod backlog;
+mod confirm;
 mod feed;
 mod open;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::audience::{MemberSets, NOBODY, Users};
+use super::backlog::{Backlog, Row};
 use super::ring::{Frame, Ring, RingLimits};
 use super::slab::Slab;
 use super::vector::{Served, Vector, VectorRef};
@@ -29,6 +32,7 @@ use crate::wire::archive::{AudienceRef, SharedEvent};
 use crate::wire::cursor::CursorParts;
 use crate::wire::frame;
 
+pub use confirm::Closed;
 pub use feed::{Outcome, Write};
 pub use open::Open;
 
@@ -73,16 +77,19 @@ pub enum CloseReason {
     Slow,
     /// The node drains.
     Drain,
+    /// More of its backlog is to come; the client comes back for it.
+    Continues,
 }
 
 impl CloseReason {
-    pub const ALL: [Self; 3] = [Self::Peer, Self::Slow, Self::Drain];
+    pub const ALL: [Self; 4] = [Self::Peer, Self::Slow, Self::Drain, Self::Continues];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Peer => "peer",
             Self::Slow => "slow",
             Self::Drain => "drain",
+            Self::Continues => "continues",
         }
     }
 }
@@ -104,6 +111,8 @@ pub struct StreamCounters {
     pub heartbeats: u64,
     pub gaps: u64,
     pub expired_skips: u64,
+    /// Frames that were not followed until the peer acknowledged them: too many at a time.
+    pub unconfirmed_dropped: u64,
 }
 
 /// One stream's entry. `S` is the socket; dropping it closes it.
@@ -134,21 +143,35 @@ const BLOCKED: u8 = 4;
 const CLOSING: u8 = 8;
 /// Blocked, and no byte went out since.
 const STALLED: u8 = 16;
+/// Its bytes are counted, because a targeted frame is not acknowledged.
+const UNCONFIRMED: u8 = 32;
+/// It ends because more of its backlog is to come.
+const CONTINUES: u8 = 64;
 
 #[derive(Debug, Default)]
 struct Private {
     /// Bytes of the stream's own, which go out before anything from the ring.
     lead: Vec<u8>,
     lead_out: usize,
+    /// The lead ends with this message.
+    lead_row: Option<Row>,
     /// A frame of which only a part is out. The stream's place is behind it.
     pinned: Option<(Rc<Frame>, usize)>,
     /// Where the client stands, while any component of it is ahead of the ring at our place.
     ahead: Option<Served>,
+    /// What goes out before anything from the ring.
+    backlog: Option<Box<Backlog>>,
+    /// Behind the backlog, something is missing: since when.
+    gap: Option<EpochMillis>,
 }
 
 impl Private {
     fn is_done(&self) -> bool {
-        self.lead.is_empty() && self.pinned.is_none() && self.ahead.is_none()
+        self.lead.is_empty()
+            && self.pinned.is_none()
+            && self.ahead.is_none()
+            && self.backlog.is_none()
+            && self.gap.is_none()
     }
 }
 
@@ -175,6 +198,10 @@ pub struct Streams<S> {
     /// Streams that have something to write and, as far as is known, a socket that takes it.
     queue: VecDeque<u32>,
     plan: feed::Plan,
+    /// Streams with frames that no peer has acknowledged yet.
+    unconfirmed: BTreeMap<u32, confirm::Unconfirmed>,
+    /// Streams that have ended, until somebody asks.
+    closed: VecDeque<Closed<S>>,
     /// The first stream of each event's user; kept to be filled again.
     found: Vec<u32>,
     serials: u32,
@@ -194,6 +221,8 @@ impl<S> Streams<S> {
             wheel: Wheel::new(now),
             queue: VecDeque::new(),
             plan: feed::Plan::default(),
+            unconfirmed: BTreeMap::new(),
+            closed: VecDeque::new(),
             found: Vec::new(),
             serials: 0,
             counters: StreamCounters::default(),
@@ -385,15 +414,12 @@ impl<S> Streams<S> {
         if sequence == self.ring.next() { self.vector.view() } else { self.ring.before(sequence) }
     }
 
-    fn write_id(&self, out: &mut Vec<u8>, served: &Served, at: EpochMillis) {
-        write_id_line(&self.options.shape, out, served, at);
-    }
-
     /// Says that the stream lives; with every tenth, where it stands.
     fn beat(&mut self, index: u32, wall: EpochMillis) {
         let Some(stream) = self.slab.get_mut(index) else { return };
-        stream.heartbeats += 1;
-        if stream.heartbeats >= limits::HEARTBEATS_PER_ID {
+        stream.heartbeats = stream.heartbeats.saturating_add(1);
+        let has_backlog = stream.private.as_ref().is_some_and(|private| private.backlog.is_some());
+        if stream.heartbeats >= limits::HEARTBEATS_PER_ID && !has_backlog {
             stream.heartbeats = 0;
             let own_partition = self.users.get(stream.user).own_partition;
             let mut served = match stream.private.as_ref().and_then(|private| private.ahead.clone())
@@ -420,8 +446,10 @@ impl<S> Streams<S> {
         {
             moved.place_in_set = stream.place_in_set;
         }
-        self.unchain(stream.user, index, stream.next_of_user);
         self.counters.closed[reason as usize] += 1;
+        let (user, next_of_user) = (stream.user, stream.next_of_user);
+        self.say_farewell(index, stream);
+        self.unchain(user, index, next_of_user);
     }
 
     /// Takes a stream out of the chain of its user's.
@@ -494,10 +522,21 @@ fn enqueue<S>(stream: &mut Stream<S>, index: u32, queue: &mut VecDeque<u32>) {
 }
 
 fn write_id_line(shape: &LogShape, out: &mut Vec<u8>, served: &Served, at: EpochMillis) {
+    write_cursor(shape, out, served, at, false);
+}
+
+/// The same; flagged, it says how far a backlog is out.
+fn write_cursor(
+    shape: &LogShape,
+    out: &mut Vec<u8>,
+    served: &Served,
+    at: EpochMillis,
+    is_backlog: bool,
+) {
     let parts = CursorParts {
         shape: *shape,
         at,
-        backlog: false,
+        backlog: is_backlog,
         own_partition: served.own_partition,
         own: served.own,
         group: &served.group,

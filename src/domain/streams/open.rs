@@ -1,8 +1,11 @@
 //! Opening a stream: where it starts, and what it is told first.
 
-use super::{BEHIND, Private, QUEUED, SERIAL_MASK, Stream, StreamKey, Streams, ticks};
+use super::{
+    BEHIND, Private, QUEUED, SERIAL_MASK, Stream, StreamKey, Streams, ticks, write_cursor,
+};
 use crate::base::{EpochMillis, Moment, UserId};
 use crate::domain::Membership;
+use crate::domain::backlog::Backlog;
 use crate::domain::vector::Served;
 use crate::limits::shard as limits;
 use crate::wire::cursor::Cursor;
@@ -17,8 +20,11 @@ pub struct Open<'a, S> {
     pub members: &'a [Membership],
     /// Names it among the user's streams, as the client spells it.
     pub connection: &'a str,
-    /// What the client presented, if it was a cursor.
+    /// What the client presented, if it was a cursor. One in the middle of a backlog counts only
+    /// with the rest of that.
     pub cursor: Option<Cursor>,
+    /// What the store keeps for the user, for a client without a usable cursor.
+    pub backlog: Option<Backlog>,
     /// Bytes that go out before the first event: the response head.
     pub response_head: &'a [u8],
 }
@@ -48,22 +54,29 @@ impl<S> Streams<S> {
         }
         let user = self.enter_user(open.user);
         let own_partition = self.users.get(user).own_partition;
-        let start = self.start_of(open.cursor.as_ref(), own_partition);
+        let (start, backlog) = match open.backlog {
+            Some(backlog) => (self.start_behind(&backlog), Some(backlog)),
+            None => (self.start_of(open.cursor.as_ref(), own_partition), None),
+        };
+        let backlog = backlog.filter(|backlog| !backlog.is_done()).map(Box::new);
         let mut lead = open.response_head.to_vec();
         self.serials = self.serials.wrapping_add(1) & SERIAL_MASK;
         let serial = self.serials;
         frame::write_retry(&mut lead, self.jittered(limits::RETRY, serial, 50));
-        self.write_id(&mut lead, &start.presented, wall);
+        let shape = self.options.shape;
+        let at = backlog.as_ref().map_or(wall, |backlog| backlog.since);
+        write_cursor(&shape, &mut lead, &start.presented, at, backlog.is_some());
         frame::write_connected(&mut lead, open.connection, wall);
-        if let Some(from) = start.gap_from {
+        let gap = start.gap_from.filter(|_| backlog.is_some());
+        if let (Some(from), None) = (start.gap_from, &backlog) {
             let to = self.ring.event(self.ring.first()).map_or(wall, |event| event.appended_at());
-            self.write_id(&mut lead, &start.served, wall);
+            write_cursor(&shape, &mut lead, &start.served, wall, false);
             frame::write_gap(&mut lead, from.min(to), to, GapReason::Limit);
             self.counters.gaps += 1;
         }
         let behind = start.at < self.ring.next();
         let ahead = (!start.served.is_within(self.before(start.at))).then_some(start.served);
-        let private = Private { lead, ahead, ..Private::default() };
+        let private = Private { lead, ahead, backlog, gap, ..Private::default() };
         let index = self.slab.insert(Stream {
             socket: open.socket,
             private: Some(Box::new(private)),
@@ -95,6 +108,25 @@ impl<S> Streams<S> {
         self.users.enter(user.as_str(), own_partition)
     }
 
+    /// Where a stream goes on once this is out.
+    fn start_behind(&self, backlog: &Backlog) -> Start {
+        let Backlog { progress, checkpoint, .. } = backlog;
+        let presented = if backlog.is_done() { checkpoint } else { progress }.clone();
+        let mut served = checkpoint.clone();
+        // From when on is not known: whatever was not durable yet.
+        let gap_from = (!served.covers_all(self.ring.base())).then_some(EpochMillis(0));
+        if gap_from.is_some() {
+            served.raise_to(self.ring.base());
+        }
+        Start { at: self.ring.place_of(&served), presented, served, gap_from, resumed: false }
+    }
+
+    /// Whether the cursor is one of this log, for this user.
+    pub fn knows(&self, cursor: &Cursor, user: &UserId) -> bool {
+        let shape = &self.options.shape;
+        cursor.shape == *shape && cursor.own_partition == shape.partition_of_user(user.as_str())
+    }
+
     /// Where a stream starts that presents this cursor, or none.
     fn start_of(&self, cursor: Option<&Cursor>, own_partition: u16) -> Start {
         let usable = cursor.filter(|cursor| {
@@ -107,7 +139,7 @@ impl<S> Streams<S> {
             let at = self.ring.next();
             return Start { presented: served.clone(), served, at, gap_from: None, resumed: false };
         };
-        let presented = Served { own_partition, own: cursor.own, group: cursor.group.clone() };
+        let presented = Served::from(cursor);
         let mut served = presented.clone();
         let gap_from = (!served.covers_all(self.ring.base())).then(|| cursor.at());
         if gap_from.is_some() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::meant::check_file;
 use super::written::{self, Written};
-use crate::ingest::kafka::{KafkaOptions, SaslLogin, SaslMechanism, TlsFiles};
+use crate::ingest::kafka::{KafkaGroups, KafkaOptions, SaslLogin, SaslMechanism, TlsFiles};
 
 /// As Kafka has it.
 const TOPIC_NAME_BYTES_MAX: usize = 249;
@@ -18,7 +18,7 @@ pub(super) fn mean(
     log: &written::Log,
     node_id: &str,
     report: &mut impl FnMut(&str, String),
-) -> Option<KafkaOptions> {
+) -> Option<(KafkaOptions, KafkaGroups)> {
     let mut is_right = true;
     let mut report = |key: &str, message: &str| {
         is_right = false;
@@ -40,6 +40,17 @@ pub(super) fn mean(
     if log.topic_selected == log.topic_group {
         report("log.topic_group", "must be another topic than log.topic_selected");
     }
+    for (key, name) in [
+        ("log.consumer_group_selected", &log.consumer_group_selected),
+        ("log.consumer_group_group", &log.consumer_group_group),
+    ] {
+        if !crate::domain::access::is_name(name) {
+            report(key, "must be 1 to 256 bytes without control characters");
+        }
+    }
+    if log.consumer_group_selected == log.consumer_group_group {
+        report("log.consumer_group_group", "must be another than log.consumer_group_selected");
+    }
     if !(1..=i16::MAX as u16).contains(&log.replication) {
         report("log.replication", "must be 1 to 32767");
     }
@@ -59,7 +70,7 @@ pub(super) fn mean(
     }
     let tls = tls(log, &mut report);
     let sasl = sasl(log, &mut report);
-    is_right.then(|| KafkaOptions {
+    let options = KafkaOptions {
         brokers: log.brokers.clone(),
         topic_selected: log.topic_selected.clone(),
         topic_group: log.topic_group.clone(),
@@ -70,7 +81,12 @@ pub(super) fn mean(
         client_id: node_id.to_owned(),
         tls,
         sasl,
-    })
+    };
+    let groups = KafkaGroups {
+        selected: log.consumer_group_selected.clone(),
+        group: log.consumer_group_group.clone(),
+    };
+    is_right.then_some((options, groups))
 }
 
 /// Reports what means nothing without Kafka.
@@ -80,6 +96,11 @@ pub(super) fn refuse(log: &written::Log, report: &mut impl FnMut(&str, String)) 
         ("log.brokers", log.brokers == defaults.brokers),
         ("log.topic_selected", log.topic_selected == defaults.topic_selected),
         ("log.topic_group", log.topic_group == defaults.topic_group),
+        (
+            "log.consumer_group_selected",
+            log.consumer_group_selected == defaults.consumer_group_selected,
+        ),
+        ("log.consumer_group_group", log.consumer_group_group == defaults.consumer_group_group),
         ("log.replication", log.replication == defaults.replication),
         ("log.retention_hours", log.retention_hours == defaults.retention_hours),
         ("log.fetch_pace_ms", log.fetch_pace_ms == defaults.fetch_pace_ms),
@@ -185,8 +206,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_meant() {
-        let options = mean(&written(), "node", &mut |key, message| panic!("{key}: {message}"));
-        let options = options.expect("no problem");
+        let meant = mean(&written(), "node", &mut |key, message| panic!("{key}: {message}"));
+        let (options, _) = meant.expect("no problem");
         assert_eq!(options.retention, Duration::from_secs(7 * 24 * 3_600));
         assert_eq!((options.partitions, options.tls, options.sasl), (10, None, None));
         let text = str::to_owned;
@@ -197,7 +218,7 @@ mod tests {
             sasl_password_file: text(FILE),
             ..written()
         };
-        let options = mean(&secured, "node", &mut |_, _| {}).expect("no problem");
+        let (options, _) = mean(&secured, "node", &mut |_, _| {}).expect("no problem");
         assert!(options.tls.is_some_and(|tls| tls.identity.is_none()));
         assert_eq!(options.sasl.map(|sasl| sasl.mechanism), Some(SaslMechanism::ScramSha512));
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::kafka;
 use super::written::{self, Shards, Written};
 use crate::domain::RingLimits;
-use crate::ingest::kafka::KafkaOptions;
+use crate::ingest::kafka::{KafkaGroups, KafkaOptions};
 use crate::limits;
 use crate::shard::{RuntimeKind, RuntimeWanted, ShardsWanted};
 use crate::store::scylla::{Login, ScyllaOptions};
@@ -19,6 +19,8 @@ pub struct Config {
     pub shards: ShardsWanted,
     pub runtime: RuntimeWanted,
     pub data_dir: PathBuf,
+    /// Takes part in owning partitions.
+    pub is_owner: bool,
     pub public_listen: SocketAddr,
     pub admin_listen: SocketAddr,
     pub log: LogConfig,
@@ -37,7 +39,7 @@ pub struct Config {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LogConfig {
     Embedded { partitions: u16 },
-    Kafka(Box<KafkaOptions>),
+    Kafka { options: Box<KafkaOptions>, groups: KafkaGroups },
 }
 
 impl LogConfig {
@@ -45,7 +47,7 @@ impl LogConfig {
     pub const fn partitions(&self) -> u16 {
         match self {
             Self::Embedded { partitions } => *partitions,
-            Self::Kafka(options) => options.partitions,
+            Self::Kafka { options, .. } => options.partitions,
         }
     }
 }
@@ -88,7 +90,7 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
     }
     let log = match written.log.kind.as_str() {
         "kafka" => kafka::mean(&written.log, &node_id, &mut report)
-            .map(|options| LogConfig::Kafka(Box::new(options))),
+            .map(|(options, groups)| LogConfig::Kafka { options: Box::new(options), groups }),
         _ => {
             kafka::refuse(&written.log, &mut report);
             Some(LogConfig::Embedded { partitions: written.log.partitions })
@@ -99,6 +101,7 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
         shards: shards?,
         runtime: runtime(&written.node.runtime),
         data_dir: PathBuf::from(&written.node.data_dir),
+        is_owner: written.node.owner,
         public_listen: public_listen?,
         admin_listen: admin_listen?,
         log: log?,
@@ -145,7 +148,6 @@ fn refuse_unsupported(written: &Written, report: &mut impl FnMut(&str, String)) 
     for (key, is_default) in [
         ("log.topic_control", written.log.topic_control == defaults.log.topic_control),
         ("stream.max_age_s", written.stream.max_age_s == 0),
-        ("node.owner", written.node.owner),
         ("testing.enabled", !written.testing.enabled),
     ] {
         if !is_default {

@@ -142,6 +142,10 @@ impl Embedded {
         Arc::new(EmbeddedOwnership::new(self.shape, checkpoints, committer, takes_part))
     }
 
+    pub fn inbox(&self) -> Arc<dyn Inbox> {
+        self.store.clone()
+    }
+
     /// Waits until a write has failed, which poisons the database: the reason. Keeps nothing open.
     pub fn failure(&self) -> impl Future<Output = String> + Send + use<> {
         self.committer.failure()

@@ -1,0 +1,53 @@
+//! Starts what owning partitions takes, and tells health how it goes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::backends::Backends;
+use super::say_if_ready;
+use crate::control::Threads;
+use crate::ops::health::{Health, Part};
+use crate::owner::{Leaver, Owner, leaving};
+use crate::ports::{LogError, Standing};
+
+/// Starts to take part in owning partitions, and to keep what their records leave behind.
+pub(super) fn start_owner(
+    threads: &Threads,
+    backends: &Backends,
+    owner: Owner,
+    health: &Health,
+) -> Leaver {
+    let (leaver, leaving) = leaving();
+    let failed = health.clone();
+    threads.spawn(async move {
+        if let Err(error) = owner.run(leaving).await {
+            give_up(&failed, &error);
+        }
+    });
+    let (ownership, health) = (backends.ownership.clone(), health.clone());
+    threads.spawn(async move {
+        let has_been_member = AtomicBool::new(false);
+        let told = |standing| match standing {
+            Standing::Member => {
+                has_been_member.store(true, Ordering::Relaxed);
+                say_if_ready(health.found(Part::Ownership));
+            }
+            // A node that has been one serves on: others own what it did.
+            Standing::Away(reason) | Standing::Refused(reason) => {
+                tracing::warn!(reason, "no part in owning partitions");
+                if !has_been_member.load(Ordering::Relaxed) {
+                    health.lost(Part::Ownership, reason);
+                }
+            }
+        };
+        let error = ownership.run(&told).await;
+        give_up(&health, &error);
+    });
+    leaver
+}
+
+/// Who is here goes on being served; what is for others waits in the log until the next start, or
+/// for another node.
+fn give_up(health: &Health, error: &LogError) {
+    tracing::error!(%error, "partitions can't be owned any more");
+    health.lost(Part::Ownership, format!("mend and start again: {error}"));
+}

@@ -1,0 +1,180 @@
+//! The backlog: what the store keeps for a user who comes without a cursor, in the one order in
+//! which it is served.
+//!
+//! Each partition's messages go out in offset order, the partition with the oldest head first. That
+//! order follows from the messages alone, so a backlog that broke off is taken up on any node from
+//! the progress that its flagged cursor carries.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::sync::Arc;
+
+use super::vector::Served;
+use crate::base::{BroadcastId, EpochMillis, Partition, Position, UserId};
+
+/// A message that may belong to a backlog.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    pub broadcast: BroadcastId,
+    /// `None` in a log that is no more: such messages have an order of their own, and no cursor
+    /// tells how many of them are out.
+    pub position: Option<Position>,
+    pub appended_at: EpochMillis,
+    /// Whose row is to say that it has been delivered; `None` for a group audience.
+    pub row: Option<Row>,
+}
+
+/// One message of a backlog, with what it says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeptMessage {
+    pub candidate: Candidate,
+    pub expires_at: Option<EpochMillis>,
+    /// Its frame without the `id` line.
+    pub body: Arc<[u8]>,
+}
+
+/// A message of one user, in one of its attempts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Row {
+    pub broadcast: BroadcastId,
+    pub attempt: u32,
+}
+
+/// What a shard has learnt of a user, for the store to keep. A note that is lost costs a
+/// repetition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Note {
+    /// The peer has acknowledged these.
+    Delivered { user: UserId, rows: Vec<Row> },
+    /// A stream has ended that had been served so far.
+    Served { user: UserId, served: Served },
+    /// A client has presented this: what lies before it has reached the user.
+    Presented { user: UserId, served: Served },
+}
+
+/// What a stream is served before it goes on from the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Backlog {
+    /// In the order in which they go out.
+    pub messages: VecDeque<KeptMessage>,
+    /// What has been served of it, by partition: what a flagged cursor says.
+    pub progress: Served,
+    /// Where the log takes over: everything below is in the store.
+    pub checkpoint: Served,
+    /// The client presented the progress.
+    pub is_resumed: bool,
+    /// When it began, to the hour once it has been resumed. What the peer has acknowledged since
+    /// then need not have reached the client, so it is served again from the progress on.
+    pub since: EpochMillis,
+    /// More is kept than goes out at once: the client comes back for it.
+    pub is_cut: bool,
+}
+
+/// From where to where a backlog reaches.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reach {
+    pub progress: Served,
+    pub checkpoint: Served,
+    pub is_resumed: bool,
+    pub since: EpochMillis,
+}
+
+impl Backlog {
+    /// `messages` in their order; `is_cut`: there are more.
+    pub fn new(reach: Reach, messages: Vec<KeptMessage>, is_cut: bool) -> Self {
+        let Reach { progress, checkpoint, is_resumed, since } = reach;
+        Self { messages: messages.into(), progress, checkpoint, is_resumed, since, is_cut }
+    }
+
+    /// Whether nothing of it is to be told: where the log takes over is where the client stands.
+    pub fn is_done(&self) -> bool {
+        self.messages.is_empty() && !self.is_cut && !self.is_resumed
+    }
+
+    /// Takes the next message that has not ended; with it, what will have been served.
+    pub fn next(&mut self, wall: EpochMillis) -> Option<(KeptMessage, Served)> {
+        loop {
+            let message = self.messages.pop_front()?;
+            if message.expires_at.is_some_and(|at| at <= wall) {
+                continue;
+            }
+            let mut served = self.progress.clone();
+            if let Some(position) = message.candidate.position {
+                served.raise(position.partition, position.offset + 1);
+            }
+            return Some((message, served));
+        }
+    }
+}
+
+/// Merges the partitions into the order in which they are served.
+pub fn in_order(candidates: Vec<Candidate>) -> impl Iterator<Item = Candidate> {
+    let mut queues: BTreeMap<Option<Partition>, VecDeque<Candidate>> = BTreeMap::new();
+    for candidate in candidates {
+        let partition = candidate.position.map(|position| position.partition);
+        queues.entry(partition).or_default().push_back(candidate);
+    }
+    let mut heads = BinaryHeap::new();
+    for (partition, queue) in &mut queues {
+        queue.make_contiguous().sort_by_key(|candidate| match candidate.position {
+            Some(position) => (position.offset, candidate.appended_at, candidate.broadcast),
+            None => (0, candidate.appended_at, candidate.broadcast),
+        });
+        heads.extend(queue.front().map(|head| Reverse((head.appended_at, *partition))));
+    }
+    std::iter::from_fn(move || {
+        let Reverse((_, partition)) = heads.pop()?;
+        let queue = queues.get_mut(&partition)?;
+        let candidate = queue.pop_front()?;
+        heads.extend(queue.front().map(|head| Reverse((head.appended_at, partition))));
+        Some(candidate)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Topic;
+
+    fn candidate(place: Option<(Topic, u16, u64)>, at: u64) -> Candidate {
+        let position = place.map(|(topic, index, offset)| Position {
+            partition: Partition { topic, index },
+            offset,
+        });
+        let broadcast = BroadcastId::new(at).expect("small");
+        Candidate { broadcast, position, appended_at: EpochMillis(at), row: None }
+    }
+
+    #[test]
+    fn partitions_keep_their_order_and_the_oldest_head_goes_first() {
+        let (own, group) = (Topic::Selected, Topic::Group);
+        let candidates = vec![
+            candidate(Some((group, 0, 5)), 30),
+            candidate(Some((group, 0, 4)), 50), // Appended before by a clock that was ahead.
+            candidate(Some((own, 2, 9)), 40),
+            candidate(Some((own, 2, 1)), 10),
+            candidate(None, 20),
+            candidate(None, 15),
+        ];
+        let times: Vec<u64> = in_order(candidates).map(|next| next.appended_at.0).collect();
+        assert_eq!(times, [10, 15, 20, 40, 50, 30]);
+    }
+
+    #[test]
+    fn progress_covers_what_went_out_and_what_ended_is_left_out() {
+        let served = Served { own_partition: 2, own: 0, group: [0, 0].into() };
+        let (progress, checkpoint, since) = (served.clone(), served, EpochMillis(0));
+        let reach = Reach { progress, checkpoint, is_resumed: false, since };
+        let message = |at: u64| KeptMessage {
+            candidate: candidate(Some((Topic::Group, 1, at)), at),
+            expires_at: (at == 0).then_some(EpochMillis(100)),
+            body: Arc::from(*b"event: MESSAGE"),
+        };
+        let mut backlog = Backlog::new(reach, (0..3).map(message).collect(), false);
+        let (next, served) = backlog.next(EpochMillis(100)).expect("two are left");
+        assert_eq!((next.candidate.appended_at.0, &*served.group), (1, [0, 2].as_slice()));
+        assert_eq!(backlog.progress.group[1], 0, "until it is out");
+        assert!(backlog.next(EpochMillis(100)).is_some());
+        assert!(backlog.next(EpochMillis(100)).is_none());
+    }
+}

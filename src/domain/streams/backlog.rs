@@ -1,0 +1,39 @@
+//! A stream with a backlog: the kept messages go out first, one a write, with flagged ids.
+//!
+//! Until the last of them is out no id says what the shard has read: the client would take it for
+//! served.
+
+use super::feed::Undo;
+use super::{Streams, write_cursor};
+use crate::base::EpochMillis;
+use crate::limits::shard as limits;
+use crate::wire::frame;
+
+impl<S> Streams<S> {
+    /// Plans the next kept message; behind the last one, where the log goes on.
+    pub(super) fn plan_backlog(&mut self, index: u32, wall: EpochMillis) {
+        let shape = self.options.shape;
+        let Some(stream) = self.slab.get_mut(index) else { return };
+        let Some(private) = stream.private.as_deref_mut() else { return };
+        let Some(backlog) = private.backlog.as_mut() else { return };
+        let lead = &mut private.lead;
+        if let Some((message, served)) = backlog.next(wall) {
+            write_cursor(&shape, lead, &served, backlog.since, true);
+            lead.extend_from_slice(&message.body);
+            private.lead_row = message.candidate.row;
+            let before = std::mem::replace(&mut backlog.progress, served);
+            self.plan.undo = Some(Undo::Backlog { message, before });
+        }
+        if backlog.messages.is_empty() && self.plan.undo.is_none() {
+            if backlog.is_cut {
+                frame::write_retry(lead, limits::BACKLOG_RETRY);
+                stream.state |= super::CLOSING | super::CONTINUES;
+            } else {
+                write_cursor(&shape, lead, &backlog.checkpoint, wall, false);
+                lead.push(b'\n');
+            }
+            private.backlog = None;
+        }
+        self.plan.lead_bytes = private.lead.len();
+    }
+}

@@ -1,0 +1,28 @@
+//! What the owner counts; read by the metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Written on the control threads, read by anybody.
+#[derive(Debug, Default)]
+pub struct OwnerCounters {
+    /// Partitions owned now.
+    pub partitions: AtomicU64,
+    /// Records of them that are not durable yet.
+    pub lag: AtomicU64,
+    /// Rows of inboxes and of group messages written.
+    pub rows: AtomicU64,
+    /// Tries of the store that failed.
+    pub retries: AtomicU64,
+    /// Commits refused because the partition had gone to another node.
+    pub commits_lost: AtomicU64,
+    /// Offsets that the log had lost before they were kept.
+    pub skipped_records: AtomicU64,
+}
+
+pub(super) fn add(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+pub(super) fn set(gauge: &AtomicU64, to: u64) {
+    gauge.store(to, Ordering::Relaxed);
+}

@@ -1,0 +1,182 @@
+//! What the store keeps for this shard's users: asked for before a stream is opened, told of when
+//! frames have arrived.
+//!
+//! The shard never waits for it. A request stands aside until the control threads have answered,
+//! or is put off. Notes that find no room wait here; too many are dropped and counted, which costs
+//! a repetition and never a message.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
+use rustix::net::{Shutdown, shutdown};
+
+use super::peers::Handed;
+use super::unsent::unsent;
+use crate::base::{EpochMillis, Moment, UserId};
+use crate::domain::{Closed, Note, Served, Slab, Streams};
+use crate::lane::{Ask, FromShard, Sender};
+use crate::limits::shard as limits;
+
+/// A request that waits for its answer.
+#[derive(Debug)]
+struct Waiting {
+    handed: Handed,
+    serial: u32,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Keeping {
+    waiting: Slab<Waiting>,
+    /// When each of them is put off, in order.
+    deadlines: VecDeque<(Moment, u64)>,
+    serials: u32,
+    /// Ended streams whose peer has not acknowledged everything, in order.
+    closed: VecDeque<(Moment, Closed<OwnedFd>)>,
+    notes: VecDeque<Note>,
+    /// When the peers are asked next.
+    confirm_at: Option<Moment>,
+    dropped: u64,
+}
+
+impl Keeping {
+    /// Asks what is kept for a user; gives the request back if it can't wait here.
+    pub fn ask(
+        &mut self,
+        shard: u16,
+        handed: Handed,
+        progress: Option<(Served, EpochMillis)>,
+        reports: &Sender<FromShard>,
+        now: Moment,
+    ) -> Result<(), Handed> {
+        if self.waiting.len() >= limits::ASKS_MAX {
+            return Err(handed);
+        }
+        self.serials = self.serials.wrapping_add(1);
+        let serial = self.serials;
+        let (user, members) = (handed.request.user.clone(), handed.request.members.clone());
+        let index = self.waiting.insert(Waiting { handed, serial });
+        let key = u64::from(serial) << 32 | u64::from(index);
+        let ask = Box::new(Ask { shard, key, user, members, progress });
+        if reports.try_send(FromShard::Ask(ask)).is_err() {
+            return match self.waiting.remove(index) {
+                Some(waiting) => Err(waiting.handed),
+                None => Ok(()),
+            };
+        }
+        self.deadlines.push_back((now.plus(limits::ASK_TIME), key));
+        Ok(())
+    }
+
+    /// The request that this answers, if it still waits.
+    pub fn take(&mut self, key: u64) -> Option<Handed> {
+        let waits = self.waiting.get(key as u32)?.serial == (key >> 32) as u32;
+        waits.then(|| self.waiting.remove(key as u32)).flatten().map(|waiting| waiting.handed)
+    }
+
+    /// The next request that has waited long enough.
+    pub fn take_late(&mut self, now: Moment) -> Option<Handed> {
+        while let Some((deadline, key)) = self.deadlines.front().copied()
+            && deadline <= now
+        {
+            self.deadlines.pop_front();
+            if let Some(late) = self.take(key) {
+                return Some(late);
+            }
+        }
+        None
+    }
+
+    /// The next request, whether late or not.
+    pub fn take_any(&mut self) -> Option<Handed> {
+        while let Some((_, key)) = self.deadlines.pop_front() {
+            if let Some(handed) = self.take(key) {
+                return Some(handed);
+            }
+        }
+        None
+    }
+
+    pub fn note(&mut self, note: Note) {
+        if self.notes.len() < limits::NOTES_MAX {
+            self.notes.push_back(note);
+        } else {
+            self.dropped += 1;
+        }
+    }
+
+    /// Asks the peers what has arrived, from time to time, and takes in streams that have ended.
+    pub fn look(&mut self, streams: &mut Streams<OwnedFd>, now: Moment) {
+        while let Some(closed) = streams.poll_closed() {
+            self.closed.push_back((now.plus(limits::FAREWELL_TIME), closed));
+        }
+        for _ in 0..self.closed.len() {
+            let Some((until, closed)) = self.closed.pop_front() else { break };
+            let waits = unsent(&closed.socket);
+            if waits > 0 && now < until && self.closed.len() < limits::FAREWELLS_MAX {
+                // The client sees its end; what is on its way still arrives.
+                let _ = shutdown(&closed.socket, Shutdown::Write);
+                self.closed.push_back((until, closed));
+                continue;
+            }
+            closed.notes(waits).for_each(|note| self.note(note));
+        }
+        if self.confirm_at.is_some_and(|at| at <= now) {
+            self.confirm_at = None;
+            let notes = &mut self.notes;
+            let room = limits::NOTES_MAX.saturating_sub(notes.len());
+            let mut found: Vec<Note> = Vec::new();
+            streams.handle_confirm(
+                |socket| unsent(socket),
+                |user: &str, row| match found.last_mut() {
+                    Some(Note::Delivered { user: last, rows }) if last.as_str() == user => {
+                        rows.push(row);
+                    }
+                    _ => {
+                        let user = UserId::new(user).ok();
+                        found.extend(user.map(|user| Note::Delivered { user, rows: vec![row] }));
+                    }
+                },
+            );
+            self.dropped += found.len().saturating_sub(room) as u64;
+            notes.extend(found.into_iter().take(room));
+        }
+        if self.confirm_at.is_none() && streams.has_unconfirmed() {
+            self.confirm_at = Some(now.plus(limits::CONFIRM_PACE));
+        }
+    }
+
+    /// Tells the control threads, as far as they have room.
+    pub fn tell(&mut self, reports: &Sender<FromShard>) {
+        while !self.notes.is_empty() {
+            let many = self.notes.len().min(limits::NOTES_TOLD_MAX);
+            let notes: Vec<Note> = self.notes.drain(..many).collect();
+            let Err(refusal) = reports.try_send(FromShard::Notes(notes)) else { continue };
+            if let FromShard::Notes(notes) = refusal.item {
+                notes.into_iter().rev().for_each(|note| self.notes.push_front(note));
+            }
+            return;
+        }
+    }
+
+    /// Sockets that are held here, beside those of streams.
+    pub fn held(&self) -> usize {
+        self.waiting.len() + self.closed.len()
+    }
+
+    /// Whether all has been told.
+    pub fn is_done(&self) -> bool {
+        self.notes.is_empty() && self.closed.is_empty()
+    }
+
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// When to look again.
+    pub fn poll_timeout(&self, now: Moment) -> Option<Moment> {
+        let late = self.deadlines.front().map(|(deadline, _)| *deadline);
+        let closed = (!self.closed.is_empty()).then(|| now.plus(limits::FAREWELL_LOOK));
+        let notes = (!self.notes.is_empty()).then(|| now.plus(limits::FULL_LANE_WAIT));
+        [late, closed, notes, self.confirm_at].into_iter().flatten().min()
+    }
+}
