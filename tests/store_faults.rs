@@ -16,7 +16,7 @@ use corecast::ports::{
     Claim, Delivery, Inbox, InboxWrite, ListFilter, OutboxRow, Progress as Standing, Store,
     StoreError,
 };
-use corecast::store::scylla::{Login, OpenError, Progress, ScyllaOptions};
+use corecast::store::scylla::{Login, OpenError, Progress, ScyllaOptions, ScyllaStore};
 use harness::cassandra::{Cassandra, Setup};
 use harness::{maven, wait};
 use scylla::client::session::Session;
@@ -149,6 +149,12 @@ fn all_killed(cluster: &mut Cassandra, running: &Running, made: &[BroadcastId]) 
         let row = listed.iter().find(|row| row.broadcast.id == *id);
         let row = row.unwrap_or_else(|| panic!("{id} was acknowledged and is lost"));
         assert_eq!(row.broadcast.content, format!("content of {id}"));
+    }
+    for id in acknowledged {
+        let message = message_of(id);
+        let inbox = block_on(running.store.inbox(&message.user, None, 10)).expect("they are back");
+        assert_eq!(inbox.len(), 1, "the message of {id} was acknowledged");
+        assert_eq!(inbox[0].progress.delivery, Delivery::Delivered);
     }
 }
 
@@ -308,16 +314,9 @@ fn older_keyspaces_are_brought_up(cluster: &Cassandra, raw: &Session) {
     for table in newer_tables {
         assert!(made.iter().any(|name| name == table), "{table} is missing in {made:?}");
     }
-    let row = InboxWrite {
-        user: UserId::new("ann").expect("a user id"),
-        broadcast: ids[0],
-        place: None,
-        progress: Standing { attempt: 0, delivery: Delivery::Pending },
-        at: now(),
-        keep_until: EpochMillis(now().0 + 24 * 3_600_000),
-    };
-    block_on(newer[0].store.write_inbox(std::slice::from_ref(&row))).expect("serving");
-    let inbox = block_on(newer[1].store.inbox(&row.user, None, 10)).expect("serving");
+    let message = message_of(ids[0]);
+    block_on(newer[0].store.write_inbox(std::slice::from_ref(&message))).expect("serving");
+    let inbox = block_on(newer[1].store.inbox(&message.user, None, 10)).expect("serving");
     assert_eq!(inbox.len(), 1);
     for store in [&newer[0].store, &newer[1].store, &older.store] {
         assert_eq!(block_on(store.outbox(10)).expect("serving").len(), 1);
@@ -540,6 +539,18 @@ fn outbox_row(at: EpochMillis, random: u64) -> OutboxRow {
     OutboxRow { id: id_at(at, random), created_at: at }
 }
 
+/// A message that waits for a user who has no other.
+fn message_of(id: BroadcastId) -> InboxWrite {
+    InboxWrite {
+        user: UserId::new(&format!("user of {id}")).expect("a user id"),
+        broadcast: id,
+        place: None,
+        progress: Standing { attempt: 0, delivery: Delivery::Pending },
+        at: now(),
+        keep_until: EpochMillis(now().0 + 24 * 3_600_000),
+    }
+}
+
 fn existing(store: &dyn Store, random: u64) -> BroadcastId {
     let content = broadcast(id_at(now(), random));
     let claim = block_on(store.claim_broadcast(&content));
@@ -596,7 +607,7 @@ impl Load {
                 runtime().spawn(async move {
                     while !shared.is_stopped.load(Ordering::Relaxed) {
                         let number = shared.numbers.fetch_add(1, Ordering::Relaxed) % 4_096;
-                        match create(&*store, outbox_row(now(), number)).await {
+                        match create(&store, outbox_row(now(), number)).await {
                             Ok(id) => shared.made.lock().unwrap().push(id),
                             Err(error) => shared.errors.lock().unwrap().push(error.to_string()),
                         }
@@ -633,12 +644,17 @@ impl Load {
     }
 }
 
-/// As a node does it. Ids are the creator's own, so no claim may be refused.
-async fn create(store: &dyn Store, row: OutboxRow) -> Result<BroadcastId, StoreError> {
+/// As a node does it, with a message for a user of its own. Ids are the creator's own, so no claim
+/// may be refused.
+async fn create(store: &ScyllaStore, row: OutboxRow) -> Result<BroadcastId, StoreError> {
     let content = Broadcast { created_at: row.created_at, ..broadcast(row.id) };
     store.put_outbox(&row).await?;
     assert_eq!(store.claim_broadcast(&content).await?, Claim::Applied, "{}", row.id);
     assert_eq!(store.create_status(row.id, Status::Active).await?, Claim::Applied, "{}", row.id);
+    let mut message = message_of(row.id);
+    store.write_inbox(std::slice::from_ref(&message)).await?;
+    message.progress.delivery = Delivery::Delivered;
+    store.write_inbox(std::slice::from_ref(&message)).await?;
     store.remove_outbox(&row).await?;
     let read = store.broadcast(row.id).await?;
     assert!(read.is_some_and(|read| read.broadcast == content), "{} is not as written", row.id);
