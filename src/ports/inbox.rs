@@ -39,12 +39,12 @@ pub struct Progress {
 pub struct InboxWrite {
     pub user: UserId,
     pub broadcast: BroadcastId,
-    /// Stored rows keep the smallest offset.
+    /// Stored rows keep the smallest offset; of equal ones in two logs, either.
     pub place: Option<Place>,
     pub progress: Progress,
     /// When that was. The earliest DELIVERED stays.
     pub at: EpochMillis,
-    /// The row may be forgotten from then on.
+    /// The row may be forgotten from then on; if its writers differ, from the earliest on.
     pub keep_until: EpochMillis,
 }
 
