@@ -40,7 +40,8 @@ pub struct Kept {
 /// Finds effects with buffers that it reuses.
 pub struct Assessor {
     shape: LogShape,
-    /// Without `expiresAt`, a broadcast ends so long after its creation.
+    /// Without `expiresAt`, a message is kept for so long after its append. A producer's clock has
+    /// no say in that.
     retention: Duration,
     parser: Parser,
 }
@@ -84,7 +85,7 @@ impl Assessor {
         let kept = Kept {
             broadcast: record.broadcast_id,
             attempt: record.attempt.unwrap_or(0),
-            ends_at: record.expires_at.unwrap_or(made_at.plus(self.retention)),
+            ends_at: record.expires_at.unwrap_or(appended_at.plus(self.retention)),
         };
         let Audience::User(user) = audience else { return Ok(Effect::Group(kept)) };
         let user = UserId::new(user).map_err(BadRecord::User)?;
@@ -181,7 +182,7 @@ mod tests {
         };
         assert_eq!(user.as_str(), "alice");
         let created_at = EpochMillis(1_795_514_400_000);
-        assert_eq!(kept.ends_at, created_at.plus(RETENTION));
+        assert_eq!(kept.ends_at, APPENDED_AT.plus(RETENTION));
         assert_eq!((content.created_at, content.content.as_str()), (created_at, "hi"));
         assert_eq!(content.expires_at, Some(kept.ends_at));
         let own = older.replace("\"message\"", "\"targetType\":\"SELECTED\",\"message\"");

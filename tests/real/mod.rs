@@ -58,6 +58,11 @@ impl Place {
         Self { selected, group, keyspace, sets }
     }
 
+    /// Whose members own the partitions.
+    pub fn consumer_groups(&self) -> [String; 2] {
+        [&self.selected, &self.group].map(|topic| format!("owners-of-{topic}"))
+    }
+
     /// For `--set`.
     pub fn sets(&self) -> Vec<&str> {
         self.sets.iter().map(String::as_str).collect()
