@@ -88,6 +88,7 @@ fn the_ownership_in_an_older_kafka_does_what_one_must() {
         let kafka = Kafka::start(Version::V3_9, 1);
         run(suite::check(|| Groups::at(&kafka)));
         run(come_and_leave(&kafka));
+        run(leave_hastily(&kafka));
         run(crash(&kafka));
     }
 }
@@ -147,6 +148,35 @@ async fn come_and_leave(kafka: &Kafka) {
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     assert_eq!(kept(&left[1], &last), left[1].len());
     assert_eq!(third.checkpoints().await.len(), ALL);
+}
+
+#[test]
+fn a_node_that_leaves_while_it_joins_holds_up_nobody() {
+    if !are_to_be_had() {
+        return;
+    }
+    run(leave_hastily(shared()));
+}
+
+async fn leave_hastily(kafka: &Kafka) {
+    let groups = Groups::at(kafka);
+    let node = groups.node();
+    node.owns_all().await;
+    // From before it has connected to after it has joined.
+    for millis in [0, 1, 2, 4, 6, 8, 12, 20, 100] {
+        let hasty = groups.node();
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        hasty.ownership.leave().await;
+        drop(hasty);
+        let began = Instant::now();
+        let next = groups.node();
+        share_all(&[&node, &next]).await;
+        assert!(began.elapsed() < SOON, "{millis} ms: {:?}", began.elapsed());
+        let began = Instant::now();
+        next.ownership.leave().await;
+        node.owns_all().await;
+        assert!(began.elapsed() < SOON, "{millis} ms: {:?}", began.elapsed());
+    }
 }
 
 #[test]
@@ -309,6 +339,56 @@ fn a_rebalance_that_waits_for_a_frozen_node_holds_up_no_commit() {
     });
 }
 
+/// In which a node has surely heard that the members join anew, on a busy machine too.
+const HEARD: Duration = Duration::from_secs(2);
+
+#[test]
+fn no_commit_passes_a_generation_in_which_others_may_have_owned() {
+    if !are_to_be_had() {
+        return;
+    }
+    run(async {
+        let groups = Groups::at(shared());
+        // The first member leads.
+        let leader = groups.node();
+        leader.owns_all().await;
+        let node = groups.node();
+        let mut before = share_all(&[&leader, &node]).await.pop().expect("two shares");
+        // The leader joins again for the newcomer, and freezes before the last one has joined: so
+        // there is a generation that nobody gets an assignment of.
+        node.commit_all(1).await;
+        // Each group goes its own way.
+        before.retain(|partition, _| partition.topic == Topic::Group);
+        node.freeze();
+        let newcomer = groups.node();
+        let none = Owned::new();
+        let early = tokio::time::timeout(HEARD, newcomer.ownership.owned(&none)).await;
+        assert!(early.is_err(), "{early:?} before all have joined");
+        leader.freeze();
+        node.thaw();
+        let (mut done, mut longest) = (1, Duration::ZERO);
+        for next in 2.. {
+            let began = Instant::now();
+            let outcomes = node.ownership.commit(&marks(&before, next)).await.expect("a commit");
+            longest = longest.max(began.elapsed());
+            if outcomes.iter().all(|outcome| *outcome == Commit::Lost) {
+                break;
+            }
+            assert!(outcomes.iter().all(|outcome| *outcome == Commit::Done), "{outcomes:?}");
+            done = next;
+        }
+        println!("{done} was done; the next one waited {longest:?} and was lost");
+        assert!(longest > HEARD, "it waits for what comes: {longest:?}");
+        let found = node.checkpoints().await;
+        assert!(before.keys().all(|partition| found[partition] == done), "{done} of {found:?}");
+        let after = share_all(&[&node, &newcomer]).await;
+        assert_eq!(kept(&before, &after[0]), 0, "no tenure goes on");
+        node.commit_all(1_000_000).await;
+        leader.thaw();
+        share_all(&[&node, &newcomer, &leader]).await;
+    });
+}
+
 #[test]
 fn what_is_owned_stays_owned_while_the_broker_is_killed_and_started_again() {
     if !are_to_be_had() {
@@ -351,6 +431,13 @@ fn what_is_owned_stays_owned_while_the_broker_is_killed_and_started_again() {
             assert_eq!(node.owned().await, *before);
         }
         assert!(changes.iter().all(|change| !change.is_finished()), "not even in between");
+        // Leaving is not held up by a broker that is away.
+        kafka.freeze(0);
+        let began = Instant::now();
+        nodes[0].ownership.leave().await;
+        println!("left without an answer after {:?}", began.elapsed());
+        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+        assert_eq!(nodes[0].owned().await, Owned::new());
     });
 }
 
@@ -381,10 +468,12 @@ fn another_broker_takes_over_from_a_coordinator_that_is_lost() {
         go_on("the first was killed", 2).await;
         kafka.restart(0);
         go_on("the first is back", 3).await;
+        kafka.wait_until_in_step();
         kafka.freeze(1);
         go_on("the second is frozen", 4).await;
         kafka.thaw(1);
         go_on("the second is thawed", 5).await;
+        kafka.wait_until_in_step();
         kafka.stop(2);
         go_on("the third was stopped", 6).await;
         for (node, before) in nodes.iter().zip(&before) {

@@ -35,6 +35,9 @@ pub(super) struct Group {
     pub memberships: Arc<Memberships>,
     /// Commits go one after the other, so that a checkpoint does not fall behind a later one.
     pub commits: tokio::sync::Mutex<()>,
+    /// Held while the coordinator is asked for a name. From then on it waits for the member, so
+    /// that leaving has to wait for the name.
+    pub naming: tokio::sync::Mutex<()>,
 }
 
 /// Told with each change of a group's standing.
@@ -151,7 +154,7 @@ impl Group {
         if joined.leader.is_empty() {
             let seen = self.membership();
             self.lose(&seen);
-            self.leave(&seen).await;
+            self.leave(&member).await;
             let newer = others::newer(&self.coordinator, connection).await?;
             return Err(self.coordinator.refused_for_others(&newer));
         }
@@ -188,19 +191,30 @@ impl Group {
         if !newer.is_empty() {
             return Err(self.coordinator.refused_for_others(&newer));
         }
+        let naming = self.naming.lock().await;
+        if self.memberships.has_left() {
+            drop(naming);
+            return std::future::pending().await;
+        }
         let request = self.join_request(&StrBytes::new(), &Membership::default());
-        let answer = connection.call(&request, versions::JOIN_GROUP, ownership::JOIN_TIME).await?;
+        let answer = connection.call(&request, versions::JOIN_GROUP, AT_ONCE).await?;
         match answer.error_code.err() {
-            Some(ResponseError::MemberIdRequired) => {
-                self.memberships.name(self.topic, &answer.member_id);
-                Ok(answer.member_id)
-            }
-            Some(error) => Err(self.judge_join(connection, error).await?),
+            Some(ResponseError::MemberIdRequired) => {}
+            Some(error) => return Err(self.judge_join(connection, error).await?),
             None => {
                 let broker = connection.broker();
-                Err(GroupError::Away(format!("broker {broker} lets members in without a name")))
+                let reason = format!("broker {broker} lets members in without a name");
+                return Err(GroupError::Away(reason));
             }
         }
+        let member = answer.member_id;
+        self.memberships.name(self.topic, &member);
+        if self.memberships.has_left() {
+            self.leave(&member).await;
+            drop(naming);
+            return std::future::pending().await;
+        }
+        Ok(member)
     }
 
     fn join_request(&self, member: &StrBytes, seen: &Membership) -> JoinGroupRequest {
@@ -286,13 +300,15 @@ impl Group {
         }
     }
 
+    /// Waits until the coordinator is not being asked for a name.
+    pub async fn until_named(&self) {
+        drop(self.naming.lock().await);
+    }
+
     /// Tells the coordinator that this member goes, so that the others go on at once.
-    pub async fn leave(&self, membership: &Membership) {
-        if membership.member.is_empty() {
-            return;
-        }
+    pub async fn leave(&self, member: &StrBytes) {
         let member = MemberIdentity::default()
-            .with_member_id(membership.member.clone())
+            .with_member_id(member.clone())
             .with_reason(Some(StrBytes::from_static_str("the node stops")));
         let request = LeaveGroupRequest::default()
             .with_group_id(self.coordinator.group())

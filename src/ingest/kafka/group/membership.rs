@@ -88,6 +88,10 @@ impl Memberships {
         let _ = state.wait_for(|state| state.has_left).await;
     }
 
+    pub fn has_left(&self) -> bool {
+        self.state.borrow().has_left
+    }
+
     /// The coordinator has said what it calls the node.
     pub fn name(&self, topic: Topic, member: &StrBytes) {
         self.change(topic, |membership, _| membership.member = member.clone());

@@ -35,6 +35,7 @@ use super::cluster::Cluster;
 use super::security::Security;
 use super::{KafkaOptions, OptionsError};
 use crate::base::{Partition, Topic};
+use crate::limits::ownership::LEAVE_TIME;
 use crate::ports::{Commit, LogError, Mark, Owned, Ownership, Standing};
 
 /// The consumer groups whose members own partitions.
@@ -81,6 +82,7 @@ impl KafkaOwnership {
             cluster: cluster.clone(),
             memberships: memberships.clone(),
             commits: tokio::sync::Mutex::default(),
+            naming: tokio::sync::Mutex::default(),
         };
         let groups = [group(Topic::Selected, groups.selected), group(Topic::Group, groups.group)];
         Ok(Self { cluster, takes_part, memberships, groups })
@@ -128,8 +130,13 @@ impl Ownership for KafkaOwnership {
             }
         };
         let [selected, group] = &self.groups;
+        let left = async {
+            self.memberships.until_left().await;
+            tokio::join!(selected.until_named(), group.until_named());
+        };
         tokio::select! {
-            () = self.memberships.until_left() => std::future::pending().await,
+            biased;
+            () = left => std::future::pending().await,
             error = selected.take_part(&tell) => error,
             error = group.take_part(&tell) => error,
         }
@@ -162,8 +169,17 @@ impl Ownership for KafkaOwnership {
     }
 
     async fn leave(&self) {
-        let [selected, group] = self.memberships.leave();
-        tokio::join!(self.groups[0].leave(&selected), self.groups[1].leave(&group));
+        let before = self.memberships.leave();
+        let leave = async |topic: Topic| {
+            let (group, membership) = (&self.groups[topic as usize], &before[topic as usize]);
+            if membership.member.is_empty() {
+                // What is called by no name yet leaves by itself once it has one.
+                let _ = tokio::time::timeout(LEAVE_TIME, group.until_named()).await;
+            } else {
+                group.leave(&membership.member).await;
+            }
+        };
+        tokio::join!(leave(Topic::Selected), leave(Topic::Group));
     }
 }
 

@@ -1,5 +1,5 @@
-//! The Java client as a plain consumer, which benchmarks compare with (`java/Consumer.java`): its
-//! defaults, committed records only, values as bytes.
+//! The Java client as a plain consumer, which benchmarks compare with, and as another program in a
+//! consumer group (`java/Consumer.java`): its defaults, committed records only, values as bytes.
 
 use std::io::Write as _;
 use std::process::{ChildStdin, Command};
