@@ -189,6 +189,25 @@ fn an_owner_that_leaves_is_replaced_at_once() {
 }
 
 #[test]
+fn a_node_that_is_no_owner_serves_what_others_keep() {
+    if is_missing() {
+        return;
+    }
+    let place = Place::new(&world().kafka, &world().cassandra);
+    let sets = [&place.sets()[..], &["node.owner=false"]].concat();
+    let edge = Node::launch(PROGRAM, &sets);
+    edge.process.wait_for_line(LONG, |line| (line == "ready").then_some(()));
+    let owner = node(&place);
+    wait_until_owned(&[&owner], "the one owner has all");
+    assert_eq!(owned(&edge), 0.0);
+    let mut sent = Sent::default();
+    sent.send(&edge);
+    sent.send(&owner);
+    wait_for_no_lag(&place, 1);
+    sent.check(&edge);
+}
+
+#[test]
 fn older_producers_and_bad_records_stop_no_owner() {
     if is_missing() {
         return;

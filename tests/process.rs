@@ -172,6 +172,7 @@ fn everything_that_is_wrong_is_said_at_once() {
         (["--set", "stream.heartbeat_s=1.5"], "must be a whole number"),
         (["--set", "stream.heartbeat_s=\"5\""], "must be a whole number"),
         (["--set", "node.owner=yes"], "must be true or false"),
+        (["--set", "node.owner=false"], "no other owner than this node"),
         (["--set", "log.brokers=a:9092"], "must be a list"),
         (["--set", "log.partitions=-1"], "must not be negative"),
         (["--set", "log.partitions=70000"], "too large"),

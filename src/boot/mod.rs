@@ -198,7 +198,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         retention: config.retention,
         counters: owner_counters,
     };
-    let leaver = start_owner(&threads, &backends, owner, &health);
+    let leaver = start_owner(&threads, &backends, owner, &health, config.is_owner);
     start_ingest(&threads, log, lanes.clone(), log_lag, health.clone(), &endings);
     say_hello(public_address, admin_address);
     backends.watch(&threads, &health, &endings);

@@ -15,7 +15,12 @@ pub(super) fn start_owner(
     backends: &Backends,
     owner: Owner,
     health: &Health,
+    takes_part: bool,
 ) -> Leaver {
+    if !takes_part {
+        // Others own; who takes no part is told nothing.
+        say_if_ready(health.found(Part::Ownership));
+    }
     let (leaver, leaving) = leaving();
     let failed = health.clone();
     threads.spawn(async move {

@@ -203,8 +203,9 @@ impl Core {
             }
             cursor => cursor.as_ref().map(|cursor| (Served::from(cursor), cursor.at())),
         };
+        let handed = Box::new(handed);
         if let Err(handed) = self.keeping.ask(self.number, handed, progress, &self.reports, now) {
-            self.refuse(door, set, handed, now);
+            self.refuse(door, set, *handed, now);
         }
     }
 
@@ -218,9 +219,9 @@ impl Core {
     ) {
         let Some(handed) = self.keeping.take(key) else { return };
         let Some(backlog) = backlog.filter(|_| self.is_serving) else {
-            return self.refuse(door, set, handed, now);
+            return self.refuse(door, set, *handed, now);
         };
-        self.open_or_refuse(door, set, (handed, Some(*backlog)), now);
+        self.open_or_refuse(door, set, (*handed, Some(*backlog)), now);
     }
 
     /// Tells what is to be noted, and puts off who has waited too long; all of them if the shard
@@ -232,7 +233,7 @@ impl Core {
             let next =
                 if self.is_serving { self.keeping.take_late(now) } else { self.keeping.take_any() };
             let Some(handed) = next else { return };
-            self.refuse(door, set, handed, now);
+            self.refuse(door, set, *handed, now);
         }
     }
 

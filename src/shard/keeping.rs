@@ -20,7 +20,7 @@ use crate::limits::shard as limits;
 /// A request that waits for its answer.
 #[derive(Debug)]
 struct Waiting {
-    handed: Handed,
+    handed: Box<Handed>,
     serial: u32,
 }
 
@@ -43,11 +43,11 @@ impl Keeping {
     pub fn ask(
         &mut self,
         shard: u16,
-        handed: Handed,
+        handed: Box<Handed>,
         progress: Option<(Served, EpochMillis)>,
         reports: &Sender<FromShard>,
         now: Moment,
-    ) -> Result<(), Handed> {
+    ) -> Result<(), Box<Handed>> {
         if self.waiting.len() >= limits::ASKS_MAX {
             return Err(handed);
         }
@@ -68,13 +68,13 @@ impl Keeping {
     }
 
     /// The request that this answers, if it still waits.
-    pub fn take(&mut self, key: u64) -> Option<Handed> {
+    pub fn take(&mut self, key: u64) -> Option<Box<Handed>> {
         let waits = self.waiting.get(key as u32)?.serial == (key >> 32) as u32;
         waits.then(|| self.waiting.remove(key as u32)).flatten().map(|waiting| waiting.handed)
     }
 
     /// The next request that has waited long enough.
-    pub fn take_late(&mut self, now: Moment) -> Option<Handed> {
+    pub fn take_late(&mut self, now: Moment) -> Option<Box<Handed>> {
         while let Some((deadline, key)) = self.deadlines.front().copied()
             && deadline <= now
         {
@@ -87,7 +87,7 @@ impl Keeping {
     }
 
     /// The next request, whether late or not.
-    pub fn take_any(&mut self) -> Option<Handed> {
+    pub fn take_any(&mut self) -> Option<Box<Handed>> {
         while let Some((_, key)) = self.deadlines.pop_front() {
             if let Some(handed) = self.take(key) {
                 return Some(handed);

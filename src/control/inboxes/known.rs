@@ -1,6 +1,7 @@
 //! What a node remembers of the store, so that a crowd that connects does not ask for the same
 //! again and again: checkpoints, contents, and where the group broadcasts stand.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -52,10 +53,9 @@ impl Checkpoints {
 async fn ask(parts: &InboxParts, shape: &LogShape) -> Result<Checkpoint, Unavailable> {
     let mut checkpoint = parts.ownership.checkpoints().await?;
     for partition in shape.all_partitions() {
-        if !checkpoint.contains_key(&partition) {
+        if let Entry::Vacant(place) = checkpoint.entry(partition) {
             // Nothing of it has been kept yet.
-            let bounds = parts.log.bounds(partition).await?;
-            checkpoint.insert(partition, bounds.start);
+            place.insert(parts.log.bounds(partition).await?.start);
         }
     }
     Ok(checkpoint)

@@ -93,6 +93,10 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
             .map(|(options, groups)| LogConfig::Kafka { options: Box::new(options), groups }),
         _ => {
             kafka::refuse(&written.log, &mut report);
+            if !written.node.owner {
+                let message = "the embedded log has no other owner than this node; leave it true";
+                report("node.owner", message.to_owned());
+            }
             Some(LogConfig::Embedded { partitions: written.log.partitions })
         }
     };
