@@ -164,8 +164,16 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let mut lanes = shards.refusals;
     lanes.push((report.name(), report.refusals()));
     let (probes, runtimes) = (shards.probes, shards.runtimes);
+    let notes_dropped = Arc::<AtomicU64>::default();
     let owner = owner_counters.clone();
-    let sources = Sources { shards: probes, runtimes, log_lag: log_lag.clone(), owner, lanes };
+    let sources = Sources {
+        shards: probes,
+        runtimes,
+        log_lag: log_lag.clone(),
+        owner,
+        notes_dropped: notes_dropped.clone(),
+        lanes,
+    };
     let lanes = shards.lanes;
     let (desk, inboxes) = inboxes(InboxParts {
         log: log.clone(),
@@ -174,6 +182,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         clock: clock.clone(),
         shards: lanes.clone(),
         retention: config.retention,
+        notes_dropped,
     });
     threads.spawn(inboxes.run());
     let state = AdminState {

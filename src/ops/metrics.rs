@@ -31,6 +31,8 @@ pub struct Sources {
     pub runtimes: Vec<RuntimeKind>,
     pub log_lag: Arc<AtomicU64>,
     pub owner: Arc<OwnerCounters>,
+    /// Notes of what reached users for which the control threads had no room.
+    pub notes_dropped: Arc<AtomicU64>,
     /// The lanes; those of one name are counted together.
     pub lanes: Vec<(&'static str, Arc<Refusals>)>,
 }
@@ -92,7 +94,7 @@ const COUNTERS: [(&str, &str, Read); 22] = [
         &probe.descriptors_exhausted
     }),
     ("requests_put_off", "Requests told to come back later", |probe| &probe.requests_refused),
-    ("notes_dropped", "Notes of what reached users that were not passed on", |probe| {
+    ("notes_dropped", "Notes of what reached users that a shard could not pass on", |probe| {
         &probe.notes_dropped
     }),
     ("unconfirmed_dropped", "Frames not followed until the peer had them", |probe| {
@@ -142,6 +144,7 @@ impl Collector for Sources {
             ("rows", "Rows of inboxes and of group messages written", rows),
             ("row_retries", "Writes of such rows that have to be done again", retries),
             ("commits_lost", "Commits refused because the partition had gone", commits_lost),
+            ("notes_lost", "Notes of what reached users that found no room", &*self.notes_dropped),
             ("skipped_records", "Offsets that the log lost before they were kept", skipped_records),
         ] {
             let value = ConstCounter::new(load(counter));

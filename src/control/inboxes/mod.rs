@@ -42,6 +42,8 @@ pub struct InboxParts {
     pub shards: Vec<Sender<ToShard>>,
     /// No row is of interest for longer.
     pub retention: Duration,
+    /// Counts notes that found no room.
+    pub notes_dropped: Arc<AtomicU64>,
 }
 
 /// Takes what the shards ask and tell. Cheap to clone; never waits.
@@ -50,14 +52,9 @@ pub struct InboxDesk {
     asks: mpsc::Sender<Ask>,
     notes: mpsc::Sender<Vec<Note>>,
     shards: Vec<Sender<ToShard>>,
-    counts: Arc<NoteCounts>,
-}
-
-#[derive(Debug, Default)]
-struct NoteCounts {
     /// Messages of notes that are not durable yet.
-    waiting: AtomicU64,
-    dropped: AtomicU64,
+    waiting: Arc<AtomicU64>,
+    dropped: Arc<AtomicU64>,
 }
 
 /// The work behind the desk.
@@ -68,7 +65,7 @@ pub struct Inboxes {
     groups: Groups,
     asks: Mutex<mpsc::Receiver<Ask>>,
     notes: Mutex<mpsc::Receiver<Vec<Note>>>,
-    counts: Arc<NoteCounts>,
+    waiting: Arc<AtomicU64>,
 }
 
 impl InboxDesk {
@@ -85,23 +82,18 @@ impl InboxDesk {
 
     pub fn take_notes(&self, notes: Vec<Note>) {
         let count = notes.len() as u64;
-        self.counts.waiting.fetch_add(1, Ordering::AcqRel);
+        self.waiting.fetch_add(1, Ordering::AcqRel);
         if self.notes.try_send(notes).is_err() {
-            self.counts.waiting.fetch_sub(1, Ordering::AcqRel);
-            self.counts.dropped.fetch_add(count, Ordering::Relaxed);
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            self.dropped.fetch_add(count, Ordering::Relaxed);
         }
-    }
-
-    /// Notes that found no room.
-    pub fn dropped(&self) -> u64 {
-        self.counts.dropped.load(Ordering::Relaxed)
     }
 
     /// Waits, but not for ever, until what has been told is durable. `is_told`: nothing is on its
     /// way to this desk any more.
     pub async fn settle(&self, is_told: impl Fn() -> bool) {
         let began = Instant::now();
-        let is_done = || is_told() && self.counts.waiting.load(Ordering::Acquire) == 0;
+        let is_done = || is_told() && self.waiting.load(Ordering::Acquire) == 0;
         let mut was_done = false;
         while began.elapsed() < limits::SETTLE_TIME {
             // Between a lane and this desk a message is in neither for a moment.
@@ -119,8 +111,9 @@ pub fn inboxes(parts: InboxParts) -> (InboxDesk, Inboxes) {
     let (asks_in, asks) = mpsc::channel(limits::ASKS_MAX);
     let (notes_in, notes) = mpsc::channel(limits::NOTES_WAITING_MAX);
     let shards = parts.shards.clone();
-    let counts = Arc::<NoteCounts>::default();
-    let desk = InboxDesk { asks: asks_in, notes: notes_in, shards, counts: counts.clone() };
+    let (waiting, dropped) = (Arc::<AtomicU64>::default(), parts.notes_dropped.clone());
+    let desk =
+        InboxDesk { asks: asks_in, notes: notes_in, shards, waiting: waiting.clone(), dropped };
     let inboxes = Inboxes {
         parts,
         checkpoints: Checkpoints::default(),
@@ -128,7 +121,7 @@ pub fn inboxes(parts: InboxParts) -> (InboxDesk, Inboxes) {
         groups: Groups::default(),
         asks: Mutex::new(asks),
         notes: Mutex::new(notes),
-        counts,
+        waiting,
     };
     (desk, inboxes)
 }
@@ -148,14 +141,18 @@ impl Inboxes {
                 }
             });
         }
-        workers.spawn(async move {
-            loop {
-                let next = inboxes.notes.lock().await.recv().await;
-                let Some(notes) = next else { return };
-                inboxes.keep(notes).await;
-                inboxes.counts.waiting.fetch_sub(1, Ordering::AcqRel);
-            }
-        });
+        for _ in 0..limits::NOTES_AT_ONCE {
+            let inboxes = inboxes.clone();
+            workers.spawn(async move {
+                loop {
+                    let next = inboxes.notes.lock().await.recv().await;
+                    let Some(notes) = next else { return };
+                    inboxes.keep(notes).await;
+                    inboxes.waiting.fetch_sub(1, Ordering::AcqRel);
+                }
+            });
+        }
+        drop(inboxes);
         while workers.join_next().await.is_some() {}
     }
 
