@@ -502,6 +502,8 @@ pub mod keeping {
     /// Messages of notes (`shard::NOTES_TOLD_MAX` each) that wait while the store is away: half a
     /// million notes, some 100 MB. Beyond that they are dropped and counted.
     pub const NOTES_WAITING_MAX: usize = 1_024;
+    /// How long a question about a user waits for what is still to be noted of him.
+    pub const NOTES_BEFORE_ASK: Duration = Duration::from_millis(500);
     /// Of them, those that are worked on at a time. In which order they are noted is the same.
     pub const NOTES_AT_ONCE: usize = 8;
     /// How old a checkpoint may be that a backlog ends at. An older one is right as well, but what

@@ -173,8 +173,10 @@ struct Job<T> {
 }
 
 struct Shared {
-    /// Begins the content of every broadcast of this traffic.
+    /// Begins the content of every broadcast of this traffic, and of every record that is written
+    /// for it: what earlier ones have left still comes to who has no cursor.
     name: String,
+    flow: String,
     written: [AtomicU64; LANES],
     heard: [AtomicU64; LANES],
     beats: AtomicUsize,
@@ -209,8 +211,10 @@ struct Heard {
 impl Traffic {
     fn start(node: &Node, place: &Place, java: JavaProducer) -> Self {
         static DRAWN: AtomicUsize = AtomicUsize::new(0);
+        let number = DRAWN.fetch_add(1, Ordering::Relaxed);
         let shared = Arc::new(Shared {
-            name: format!("made {}", DRAWN.fetch_add(1, Ordering::Relaxed)),
+            name: format!("made {number}"),
+            flow: format!("flow {number}"),
             written: Default::default(),
             heard: Default::default(),
             beats: AtomicUsize::new(0),
@@ -358,7 +362,7 @@ fn write(
     loop {
         let is_over = !goes_on(stop, PACE);
         for (lane, written) in shared.written.iter().enumerate() {
-            let content = format!("{lane} {}", load(written));
+            let content = format!("{} {lane} {}", shared.flow, load(written));
             let id = IDS.fetch_add(1, Ordering::Relaxed);
             let (topic, partition, line) = match u16::try_from(lane).expect("few") {
                 PARTITIONS => (selected, own, line("ann", Some("ann"), id, &content, &json!({}))),
@@ -433,7 +437,11 @@ impl Heard {
             }
             return;
         }
-        let words = content.split_once(' ').expect("a lane and a number");
+        let Some(rest) = content.strip_prefix(&format!("{} ", shared.flow)) else {
+            assert!(content.starts_with("flow "), "{content}");
+            return;
+        };
+        let words = rest.split_once(' ').expect("a lane and a number");
         let (lane, number): (usize, u64) =
             (words.0.parse().expect("a lane"), words.1.parse().expect("a number"));
         assert_eq!(number, self.lanes[lane], "in order, each once, in lane {lane}");

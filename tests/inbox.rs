@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use harness::http;
 use harness::node::{Node, ask};
 use harness::on_each_runtime;
 use harness::runtime::Runtime;
-use harness::sse::{Event, Item, Stream};
+use harness::sse::{Event, Item, Stream, request};
 use harness::wait;
 use serde_json::json;
 
@@ -18,6 +19,8 @@ on_each_runtime!(
     nothing_live_comes_before_the_backlog,
     only_what_is_kept_and_has_not_ended_waits,
     a_long_backlog_comes_in_pieces,
+    who_comes_back_at_once_gets_nothing_again,
+    a_client_that_goes_in_its_backlog_costs_nothing,
 );
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_corecast");
@@ -225,4 +228,44 @@ fn a_long_backlog_comes_in_pieces(runtime: Runtime) {
     let expected: Vec<String> = (0..MESSAGES).map(|number| number.to_string()).collect();
     assert_eq!(got, expected);
     assert_eq!(streams, 2, "it comes in two pieces");
+}
+
+fn who_comes_back_at_once_gets_nothing_again(runtime: Runtime) {
+    let node = start(runtime);
+    let query = "userId=reload&roles=dev";
+    let mut gone = Vec::new();
+    for round in 0..20 {
+        let body = json!({"content": "to devs", "targetType": "ROLE", "targetIds": ["dev"]});
+        node.create(&body);
+        send(&node, "reload", "to one");
+        let mut stream = node.stream(query);
+        let mut both = contents(&mut stream, 2);
+        both.sort();
+        assert_eq!(both, ["to devs", "to one"], "round {round}");
+        // As a page that is loaded again does. What it has read is acknowledged with its end; a
+        // reset, which the kernel sends for bytes that nobody read, would acknowledge nothing.
+        stream.connection().finish_sending();
+        gone.push(stream);
+    }
+}
+
+fn a_client_that_goes_in_its_backlog_costs_nothing(runtime: Runtime) {
+    let node = start(runtime);
+    for _ in 0..20 {
+        node.say(&"x".repeat(60_000));
+    }
+    wait_until_kept(&node);
+    let mut narrow = http::Connection::narrow(node.public);
+    let ask = ask("userId=gone", &[]);
+    narrow.send(&request(node.public, &ask)).expect("taken");
+    wait::until_true("more is out than the client takes", LONG, || {
+        node.metric("corecast_sent_bytes_total").is_some_and(|bytes| bytes > 500_000.0)
+    });
+    let turns = || node.metric("corecast_shard_turn_seconds_count").expect("they are counted");
+    let before = turns();
+    drop(narrow);
+    wait::until_true("the node has noticed", LONG, || node.metric("corecast_streams") == Some(0.0));
+    std::thread::sleep(Duration::from_secs(1)); // What a shard does while it should do nothing.
+    let turned = turns() - before;
+    assert!(turned < 1_000.0, "{turned} turns");
 }

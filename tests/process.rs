@@ -550,7 +550,7 @@ fn clients_never_take_the_descriptors_that_the_store_needs() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let node = narrow_node(folder.path());
     let said = node.process.wait_for_line(PATIENCE, |line| {
-        line.contains("room for 72 streams a shard").then(|| line.to_owned())
+        line.contains("room for 68 streams a shard").then(|| line.to_owned())
     });
     assert!(said.contains("ulimit"), "it says what to do: {said}");
     let mut witness = node.stream("userId=witness");

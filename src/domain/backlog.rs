@@ -52,6 +52,16 @@ pub enum Note {
     Presented { user: UserId, served: Served },
 }
 
+impl Note {
+    pub fn user(&self) -> &UserId {
+        match self {
+            Self::Delivered { user, .. }
+            | Self::Served { user, .. }
+            | Self::Presented { user, .. } => user,
+        }
+    }
+}
+
 /// What a stream is served before it goes on from the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Backlog {

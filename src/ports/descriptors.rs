@@ -50,7 +50,7 @@ impl Descriptors {
         let sockets = all - files;
         // Few are enough, but not too few.
         let least = limits::SOCKETS_MIN.min(sockets / 8);
-        let [heads, calls, admin] = [16, 32, 32].map(|part| least.max(sockets / part));
+        let [heads, calls, admin] = [8, 32, 32].map(|part| least.max(sockets / part));
         let streams = sockets.saturating_sub(heads + calls + admin).max(1);
         Self { all, files, streams, heads, calls, admin }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use rustix::event::epoll::EventFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::keeping::Keeping;
@@ -203,6 +204,10 @@ impl Core {
             }
             cursor => cursor.as_ref().map(|cursor| (Served::from(cursor), cursor.at())),
         };
+        // What is known of the user goes first: a page that is loaded again has just gone.
+        self.streams.handle_user_back(&handed.request.user, |socket| is_gone(socket));
+        self.keeping.look(set, &mut self.streams, now);
+        self.keeping.tell(&self.reports);
         let handed = Box::new(handed);
         if let Err(handed) = self.keeping.ask(self.number, handed, progress, &self.reports, now) {
             self.refuse(door, set, *handed, now);
@@ -227,7 +232,7 @@ impl Core {
     /// Tells what is to be noted, and puts off who has waited too long; all of them if the shard
     /// ends.
     pub fn look_after(&mut self, door: &mut Door, set: BorrowedFd<'_>, now: Moment) {
-        self.keeping.look(&mut self.streams, now);
+        self.keeping.look(set, &mut self.streams, now);
         self.keeping.tell(&self.reports);
         loop {
             let next =
@@ -306,6 +311,13 @@ impl Core {
         probe::set(&probe.passed_waiting, self.intake.waiting() as u64);
         probe::set(&probe.notes_dropped, self.keeping.dropped());
     }
+}
+
+/// Whether the peer has said, or shown, that it is gone.
+fn is_gone(socket: &OwnedFd) -> bool {
+    let flags = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    let mut asked = [PollFd::new(socket, PollFlags::RDHUP)];
+    poll(&mut asked, Some(&Timespec::default())).is_ok() && asked[0].revents().intersects(flags)
 }
 
 /// Writes the pieces. Few bytes are put together first: the kernel takes longer over a list of

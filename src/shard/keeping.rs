@@ -6,8 +6,9 @@
 //! a repetition and never a message.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
+use rustix::event::epoll;
 use rustix::net::{Shutdown, shutdown};
 
 use super::peers::Handed;
@@ -30,8 +31,10 @@ pub(super) struct Keeping {
     /// When each of them is put off, in order.
     deadlines: VecDeque<(Moment, u64)>,
     serials: u32,
-    /// Ended streams whose peer has not acknowledged everything, in order.
+    /// Ended streams whose peer has not acknowledged everything, in order; until when they stay.
     closed: VecDeque<(Moment, Closed<OwnedFd>)>,
+    /// When these are looked at next.
+    look_at: Option<Moment>,
     notes: VecDeque<Note>,
     /// When the peers are asked next.
     confirm_at: Option<Moment>,
@@ -105,20 +108,22 @@ impl Keeping {
     }
 
     /// Asks the peers what has arrived, from time to time, and takes in streams that have ended.
-    pub fn look(&mut self, streams: &mut Streams<OwnedFd>, now: Moment) {
+    pub fn look(&mut self, set: BorrowedFd<'_>, streams: &mut Streams<OwnedFd>, now: Moment) {
         while let Some(closed) = streams.poll_closed() {
-            self.closed.push_back((now.plus(limits::FAREWELL_TIME), closed));
+            self.take_closed(set, closed, now);
         }
-        for _ in 0..self.closed.len() {
-            let Some((until, closed)) = self.closed.pop_front() else { break };
-            let waits = unsent(&closed.socket);
-            if waits > 0 && now < until && self.closed.len() < limits::FAREWELLS_MAX {
-                // The client sees its end; what is on its way still arrives.
-                let _ = shutdown(&closed.socket, Shutdown::Write);
-                self.closed.push_back((until, closed));
-                continue;
+        if self.look_at.is_some_and(|at| at <= now) {
+            for _ in 0..self.closed.len() {
+                let Some((until, closed)) = self.closed.pop_front() else { break };
+                let waits = unsent(&closed.socket);
+                if waits > 0 && now < until {
+                    self.closed.push_back((until, closed));
+                } else {
+                    closed.notes(waits).for_each(|note| self.note(note));
+                }
             }
-            closed.notes(waits).for_each(|note| self.note(note));
+            let is_over = self.closed.is_empty();
+            self.look_at = (!is_over).then(|| now.plus(limits::FAREWELL_LOOK));
         }
         if self.confirm_at.is_some_and(|at| at <= now) {
             self.confirm_at = None;
@@ -143,6 +148,22 @@ impl Keeping {
         if self.confirm_at.is_none() && streams.has_unconfirmed() {
             self.confirm_at = Some(now.plus(limits::CONFIRM_PACE));
         }
+    }
+
+    /// A stream that has ended stays until its peer has acknowledged what is on its way, but not
+    /// for long. A peer that is gone will acknowledge nothing more.
+    fn take_closed(&mut self, set: BorrowedFd<'_>, closed: Closed<OwnedFd>, now: Moment) {
+        let waits = unsent(&closed.socket);
+        if waits > 0 && self.closed.len() < limits::FAREWELLS_MAX {
+            // Nothing that happens to it is anybody's affair any more; the end would be reported.
+            let _ = epoll::delete(set, &closed.socket);
+            if shutdown(&closed.socket, Shutdown::Write).is_ok() {
+                self.closed.push_back((now.plus(limits::FAREWELL_TIME), closed));
+                self.look_at.get_or_insert(now.plus(limits::FAREWELL_LOOK));
+                return;
+            }
+        }
+        closed.notes(waits).for_each(|note| self.note(note));
     }
 
     /// Tells the control threads, as far as they have room.
@@ -175,8 +196,7 @@ impl Keeping {
     /// When to look again.
     pub fn poll_timeout(&self, now: Moment) -> Option<Moment> {
         let late = self.deadlines.front().map(|(deadline, _)| *deadline);
-        let closed = (!self.closed.is_empty()).then(|| now.plus(limits::FAREWELL_LOOK));
         let notes = (!self.notes.is_empty()).then(|| now.plus(limits::FULL_LANE_WAIT));
-        [late, closed, notes, self.confirm_at].into_iter().flatten().min()
+        [late, self.look_at, notes, self.confirm_at].into_iter().flatten().min()
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::known::Known;
 use super::{Inboxes, Unavailable};
-use crate::base::{EpochMillis, LogShape, Topic, UserId};
+use crate::base::{EpochMillis, LogShape, UserId};
 use crate::domain::{Backlog, Candidate, KeptMessage, Reach, Row, Served, in_order};
 use crate::lane::Ask;
 use crate::limits::keeping as limits;
@@ -66,18 +66,19 @@ async fn reach(inboxes: &Inboxes, ask: &Ask, shape: &LogShape) -> Result<Reach, 
     let own_partition = shape.partition_of_user(ask.user.as_str());
     let groups = usize::from(shape.group_partitions);
     let zero = || Served { own_partition, own: 0, group: vec![0; groups].into() };
+    let mut behind = zero();
     let (progress, since) = match &ask.progress {
         Some(presented) => presented.clone(),
         None => {
-            let mut stored = zero();
             let places = inboxes.parts.inbox.cursor(&ask.user, shape.identity).await?;
-            // How far the user's own messages have come, their rows say.
-            let of_groups = places.iter().filter(|(partition, _)| partition.topic == Topic::Group);
-            of_groups.for_each(|(partition, next)| stored.raise(*partition, *next));
-            (stored, inboxes.now())
+            places.iter().for_each(|(partition, next)| behind.raise(*partition, *next));
+            // Which of the user's own messages still wait, their rows say.
+            (Served { own: 0, ..behind.clone() }, inboxes.now())
         }
     };
+    // What had been served when the last stream ended need not come from the log again.
     let mut checkpoint = progress.clone();
+    behind.places().for_each(|(partition, next)| checkpoint.raise(partition, next));
     known.iter().for_each(|(partition, next)| checkpoint.raise(*partition, *next));
     Ok(Reach { progress, checkpoint, is_resumed: ask.progress.is_some(), since })
 }

@@ -7,11 +7,12 @@
 mod backlog;
 mod known;
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 
 use crate::base::{EpochMillis, LogShape, UserId};
 use crate::domain::{Backlog, Note, Row, Served};
@@ -53,8 +54,64 @@ pub struct InboxDesk {
     notes: mpsc::Sender<Vec<Note>>,
     shards: Vec<Sender<ToShard>>,
     /// Messages of notes that are not durable yet.
-    waiting: Arc<AtomicU64>,
+    waiting: Arc<Waiting>,
     dropped: Arc<AtomicU64>,
+}
+
+/// Notes that are not durable yet.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Messages of them.
+    messages: AtomicU64,
+    /// How many of each user. Whoever asks for a user waits for these, within reason.
+    users: std::sync::Mutex<HashMap<UserId, usize>>,
+    done: Notify,
+}
+
+impl Waiting {
+    fn begin(&self, notes: &[Note]) {
+        self.messages.fetch_add(1, Ordering::AcqRel);
+        let mut users = self.lock();
+        notes.iter().for_each(|note| *users.entry(note.user().clone()).or_default() += 1);
+    }
+
+    fn end(&self, notes: &[Note]) {
+        self.messages.fetch_sub(1, Ordering::AcqRel);
+        let mut users = self.lock();
+        for note in notes {
+            if let Some(count) = users.get_mut(note.user()) {
+                *count -= 1;
+                if *count == 0 {
+                    users.remove(note.user());
+                }
+            }
+        }
+        drop(users);
+        self.done.notify_waiters();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.messages.load(Ordering::Acquire) == 0
+    }
+
+    /// Waits until none of this user's waits, but not for long.
+    async fn settled(&self, user: &UserId) {
+        let _ = tokio::time::timeout(limits::NOTES_BEFORE_ASK, async {
+            loop {
+                let done = self.done.notified();
+                if !self.lock().contains_key(user) {
+                    return;
+                }
+                done.await;
+            }
+        })
+        .await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<UserId, usize>> {
+        // A count that is off costs a wait.
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The work behind the desk.
@@ -65,7 +122,7 @@ pub struct Inboxes {
     groups: Groups,
     asks: Mutex<mpsc::Receiver<Ask>>,
     notes: Mutex<mpsc::Receiver<Vec<Note>>>,
-    waiting: Arc<AtomicU64>,
+    waiting: Arc<Waiting>,
 }
 
 impl InboxDesk {
@@ -82,9 +139,9 @@ impl InboxDesk {
 
     pub fn take_notes(&self, notes: Vec<Note>) {
         let count = notes.len() as u64;
-        self.waiting.fetch_add(1, Ordering::AcqRel);
-        if self.notes.try_send(notes).is_err() {
-            self.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.waiting.begin(&notes);
+        if let Err(refused) = self.notes.try_send(notes) {
+            self.waiting.end(&refused.into_inner());
             self.dropped.fetch_add(count, Ordering::Relaxed);
         }
     }
@@ -93,7 +150,7 @@ impl InboxDesk {
     /// way to this desk any more.
     pub async fn settle(&self, is_told: impl Fn() -> bool) {
         let began = Instant::now();
-        let is_done = || is_told() && self.waiting.load(Ordering::Acquire) == 0;
+        let is_done = || is_told() && self.waiting.is_empty();
         let mut was_done = false;
         while began.elapsed() < limits::SETTLE_TIME {
             // Between a lane and this desk a message is in neither for a moment.
@@ -111,7 +168,7 @@ pub fn inboxes(parts: InboxParts) -> (InboxDesk, Inboxes) {
     let (asks_in, asks) = mpsc::channel(limits::ASKS_MAX);
     let (notes_in, notes) = mpsc::channel(limits::NOTES_WAITING_MAX);
     let shards = parts.shards.clone();
-    let (waiting, dropped) = (Arc::<AtomicU64>::default(), parts.notes_dropped.clone());
+    let (waiting, dropped) = (Arc::<Waiting>::default(), parts.notes_dropped.clone());
     let desk =
         InboxDesk { asks: asks_in, notes: notes_in, shards, waiting: waiting.clone(), dropped };
     let inboxes = Inboxes {
@@ -147,8 +204,8 @@ impl Inboxes {
                 loop {
                     let next = inboxes.notes.lock().await.recv().await;
                     let Some(notes) = next else { return };
-                    inboxes.keep(notes).await;
-                    inboxes.waiting.fetch_sub(1, Ordering::AcqRel);
+                    inboxes.keep(&notes).await;
+                    inboxes.waiting.end(&notes);
                 }
             });
         }
@@ -182,6 +239,7 @@ impl Inboxes {
     }
 
     async fn backlog(&self, ask: &Ask) -> Result<Backlog, Unavailable> {
+        self.waiting.settled(&ask.user).await;
         let shape = self.parts.log.shape().await?;
         let (backlog, covered) = backlog::build(self, ask, &shape).await?;
         if !covered.is_empty() {
@@ -191,9 +249,9 @@ impl Inboxes {
     }
 
     /// Makes notes durable, as long as that takes; more of them wait meanwhile, or are dropped.
-    async fn keep(&self, notes: Vec<Note>) {
+    async fn keep(&self, notes: &[Note]) {
         let mut backoff = Backoff::new(limits::RETRY_WAIT_FIRST, limits::RETRY_WAIT_MAX);
-        while let Err(error) = self.try_keep(&notes).await {
+        while let Err(error) = self.try_keep(notes).await {
             tracing::debug!(%error, "notes have to wait");
             tokio::time::sleep(backoff.wait()).await;
         }

@@ -26,7 +26,7 @@ use super::ring::{Frame, Ring, RingLimits};
 use super::slab::Slab;
 use super::vector::{Served, Vector, VectorRef};
 use super::wheel::Wheel;
-use crate::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, Position};
+use crate::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, Position, UserId};
 use crate::limits::shard as limits;
 use crate::wire::archive::{AudienceRef, SharedEvent};
 use crate::wire::cursor::CursorParts;
@@ -349,6 +349,21 @@ impl<S> Streams<S> {
         if self.contains(key) {
             self.close(key.index, reason);
         }
+    }
+
+    /// Ends the streams of a user whose peer is gone, though nobody has told yet: a page that is
+    /// loaded again opens the next one at once.
+    pub fn handle_user_back(&mut self, user: &UserId, is_gone: impl Fn(&S) -> bool) {
+        let Some(user) = self.users.find(user.as_str()) else { return };
+        let mut index = self.users.get(user).first_stream;
+        let mut gone = Vec::new();
+        while let Some(stream) = self.slab.get(index) {
+            if is_gone(&stream.socket) {
+                gone.push(index);
+            }
+            index = stream.next_of_user;
+        }
+        gone.into_iter().for_each(|index| self.close(index, CloseReason::Peer));
     }
 
     /// Everything that is due: heartbeats, and streams whose socket has taken nothing for too long.

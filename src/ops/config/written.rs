@@ -37,7 +37,7 @@ pub struct Node {
 
 /// `"auto"`, a number, or a list of CPUs.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be \"auto\", a number from 1 on, or CPUs such as \"0,2-5\"")]
 pub enum Shards {
     Number(u16),
     Word(String),
