@@ -21,7 +21,8 @@ use shards::{Places, Shards};
 use crate::admin::{AdminState, PublicCalls, serve_admin};
 use crate::base::{LogIdentity, LogShape};
 use crate::control::{
-    Creator, InboxDesk, InboxParts, Signals, Threads, Unfinished, inboxes, run_relay, run_reports,
+    Creator, InboxDesk, KeptParts, KeptStore, Signals, Threads, Unfinished, inboxes, run_relay,
+    run_reports,
 };
 use crate::edge::listen;
 use crate::ingest::kafka::OptionsError;
@@ -175,15 +176,15 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         lanes,
     };
     let lanes = shards.lanes;
-    let (desk, inboxes) = inboxes(InboxParts {
+    let kept = KeptStore::new(KeptParts {
         log: log.clone(),
         ownership: backends.ownership.clone(),
         inbox: backends.inbox.clone(),
         clock: clock.clone(),
-        shards: lanes.clone(),
         retention: config.retention,
-        notes_dropped,
+        messages_max: limits::keeping::BACKLOG_MESSAGES_MAX,
     });
+    let (desk, inboxes) = inboxes(kept, lanes.clone(), notes_dropped);
     threads.spawn(inboxes.run());
     let state = AdminState {
         creator: creator.clone(),

@@ -7,7 +7,7 @@ mod reports;
 mod threads;
 
 pub use create::{CreateError, Creator, Unfinished};
-pub use inboxes::{InboxDesk, InboxParts, Inboxes, inboxes};
+pub use inboxes::{InboxDesk, Inboxes, KeptParts, KeptStore, Unavailable, inboxes};
 pub use relay::run_relay;
 pub use reports::{Handover, run_reports};
 pub use threads::{Signals, Threads};

@@ -13,7 +13,8 @@ use crate::ports::{
     StoreError,
 };
 
-/// Shared by the work on all partitions.
+/// Shared by the work on all partitions. `assess` and `write` are one try, without a clock to wait
+/// by; `keep` is all tries.
 pub struct Keeper {
     shape: LogShape,
     store: Arc<dyn Store>,
@@ -29,7 +30,7 @@ pub struct Keeper {
 
 /// What a batch leaves behind.
 #[derive(Debug, Default)]
-struct Rows {
+pub struct Rows {
     contents: Vec<Broadcast>,
     messages: Vec<InboxWrite>,
     groups: Vec<GroupRow>,
@@ -67,7 +68,7 @@ impl Keeper {
     }
 
     /// All of it, once more if it must be.
-    async fn write(&self, rows: &Rows) -> Result<(), StoreError> {
+    pub async fn write(&self, rows: &Rows) -> Result<(), StoreError> {
         // A row says nothing without its content.
         for content in &rows.contents {
             self.store.claim_broadcast(content).await?;
@@ -82,7 +83,8 @@ impl Keeper {
         Ok(())
     }
 
-    fn assess(&self, batch: &Batch) -> Rows {
+    /// What is to be written of a batch.
+    pub fn assess(&self, batch: &Batch) -> Rows {
         let assessor = lock(&self.assessors).pop();
         let mut assessor = assessor.unwrap_or_else(|| Assessor::new(self.shape, self.retention));
         let now = self.clock.wall();

@@ -7,9 +7,9 @@
 //! lost meanwhile does no harm: its mark is refused.
 
 mod counters;
+mod held;
 mod keep;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,16 +17,16 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::base::{LogShape, Partition};
+use crate::base::LogShape;
 use crate::limits::log::{FETCH_WAIT, RETRY_WAIT_FIRST, RETRY_WAIT_MAX};
 use crate::limits::owner as limits;
 use crate::ports::{
-    Backoff, Batch, Clock, Commit, Inbox, Log, LogError, Mark, Owned, Ownership, Store, Tenure,
-    Want,
+    Backoff, Batch, Clock, Commit, Inbox, Log, LogError, Mark, Owned, Ownership, Store, Want,
 };
 
 pub use counters::OwnerCounters;
-use keep::Keeper;
+pub use held::{Holdings, Kept};
+pub use keep::{Keeper, Rows};
 
 /// Keeps what the owned partitions' records leave behind.
 pub struct Owner {
@@ -40,33 +40,10 @@ pub struct Owner {
     pub counters: Arc<OwnerCounters>,
 }
 
-/// One owned partition.
-#[derive(Debug)]
-struct Held {
-    tenure: Tenure,
-    /// What to read next.
-    next: u64,
-    /// Everything below is durable.
-    done: u64,
-    /// The checkpoint, as far as this node knows.
-    committed: u64,
-    /// End of the partition when it was last read.
-    end: u64,
-    is_in_work: bool,
-}
-
-/// What a batch has come to.
-struct Kept {
-    partition: Partition,
-    tenure: Tenure,
-    next: u64,
-}
-
 /// What is under way.
 #[derive(Default)]
 struct Work {
-    held: BTreeMap<Partition, Held>,
-    known: Owned,
+    holdings: Holdings,
     keeping: JoinSet<Kept>,
     committing: JoinSet<Result<Vec<(Mark, Commit)>, LogError>>,
 }
@@ -148,9 +125,9 @@ impl Owner {
         // Nothing is fetched before then.
         let mut rest_until = Instant::now();
         loop {
-            let wants = work.wants();
+            let wants = work.holdings.wants();
             // A partition whose work gets done is not kept waiting by those that are silent.
-            let is_whole = wants.len() == work.held.len();
+            let is_whole = wants.len() == work.holdings.len();
             let wait = if is_whole { FETCH_WAIT } else { limits::BUSY_FETCH_WAIT };
             let rest = tokio::time::sleep_until(rest_until);
             let fetch = async {
@@ -165,7 +142,7 @@ impl Owner {
             let fetched = loop {
                 tokio::select! {
                     fetched = &mut fetch => break fetched,
-                    owned = self.ownership.owned(&work.known) => {
+                    owned = self.ownership.owned(work.holdings.owned()) => {
                         self.take_owned(work, owned).await?;
                         // What was wanted is no longer what is owned.
                         break Ok(Vec::new());
@@ -209,10 +186,7 @@ impl Owner {
 
     /// Begins with what came, at its checkpoint, and forgets what went.
     async fn take_owned(&self, work: &mut Work, owned: Owned) -> Result<(), LogError> {
-        work.held.retain(|partition, held| owned.get(partition) == Some(&held.tenure));
-        let came: Vec<Partition> =
-            owned.keys().filter(|partition| !work.held.contains_key(partition)).copied().collect();
-        work.known = owned;
+        let came = work.holdings.handle_owned(owned);
         if came.is_empty() {
             return Ok(());
         }
@@ -224,20 +198,16 @@ impl Owner {
             }
         };
         for partition in came {
-            let Some(tenure) = work.known.get(&partition).copied() else { continue };
             let bounds = loop {
                 match self.log.bounds(partition).await {
                     Ok(bounds) => break bounds,
                     Err(error) => patience.wait_out(error).await?,
                 }
             };
-            // Without a checkpoint all that is there is to be done.
-            let next = checkpoints.get(&partition).copied().unwrap_or(bounds.start);
-            let (done, committed, end) = (next, next, bounds.end);
-            let held = Held { tenure, next, done, committed, end, is_in_work: false };
-            work.held.insert(partition, held);
+            let checkpoint = checkpoints.get(&partition).copied();
+            work.holdings.handle_start(partition, checkpoint, bounds);
         }
-        tracing::info!(partitions = work.held.len(), "owned partitions");
+        tracing::info!(partitions = work.holdings.len(), "owned partitions");
         Ok(())
     }
 
@@ -246,17 +216,7 @@ impl Owner {
         if !work.committing.is_empty() {
             return;
         }
-        let is_due = |held: &&Held| held.done > held.committed;
-        let marks: Vec<Mark> = work
-            .held
-            .iter()
-            .filter(|(_, held)| is_due(held))
-            .map(|(partition, held)| Mark {
-                partition: *partition,
-                tenure: held.tenure,
-                next: held.done,
-            })
-            .collect();
+        let marks = work.holdings.marks();
         if marks.is_empty() {
             return;
         }
@@ -279,21 +239,17 @@ impl Owner {
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
         for (mark, commit) in commits {
-            let held = work.held.get_mut(&mark.partition);
-            match (commit, held.filter(|held| held.tenure == mark.tenure)) {
-                (Commit::Done, Some(held)) => held.committed = held.committed.max(mark.next),
-                (Commit::Lost, Some(_)) => {
-                    counters::add(&self.counters.commits_lost, 1);
-                    work.held.remove(&mark.partition);
-                }
-                (_, None) => {}
+            if work.holdings.handle_commit(mark, commit) {
+                counters::add(&self.counters.commits_lost, 1);
             }
         }
     }
 
     /// The log does not hold what is to be kept: it was trimmed, or it is another one.
     fn skip(&self, work: &mut Work, wanted: Want, next: u64) {
-        let Some(held) = work.held.get_mut(&wanted.partition) else { return };
+        if !work.holdings.skip(wanted.partition, next) {
+            return;
+        }
         counters::add(&self.counters.skipped_records, next.abs_diff(wanted.offset));
         tracing::error!(
             topic = wanted.partition.topic.name(),
@@ -302,50 +258,28 @@ impl Owner {
             to = next,
             "the log no longer holds what was not yet kept, going on where it does"
         );
-        held.next = next;
-        held.done = next;
-        held.committed = held.committed.min(next);
     }
 
     fn show(&self, work: &Work) {
-        let lag = work.held.values().map(|held| held.end.saturating_sub(held.done)).sum();
-        counters::set(&self.counters.partitions, work.held.len() as u64);
-        counters::set(&self.counters.lag, lag);
+        counters::set(&self.counters.partitions, work.holdings.len() as u64);
+        counters::set(&self.counters.lag, work.holdings.lag());
     }
 }
 
 impl Work {
-    /// From where to read the partitions that have nothing in work.
-    fn wants(&self) -> Vec<Want> {
-        let idle = self.held.iter().filter(|(_, held)| !held.is_in_work);
-        idle.map(|(partition, held)| Want { partition: *partition, offset: held.next }).collect()
-    }
-
     fn keep(&mut self, batch: Batch, keeper: &Arc<Keeper>) {
-        let Some(held) = self.held.get_mut(&batch.partition) else { return };
-        if held.is_in_work || batch.next <= held.next {
-            return;
-        }
-        held.is_in_work = true;
-        held.next = batch.next;
-        held.end = batch.end;
-        let (keeper, tenure) = (keeper.clone(), held.tenure);
+        let Some(kept) = self.holdings.handle_batch(&batch) else { return };
+        let keeper = keeper.clone();
         self.keeping.spawn(async move {
-            let (partition, next) = (batch.partition, batch.next);
             keeper.keep(batch).await;
-            Kept { partition, tenure, next }
+            kept
         });
     }
 
     fn take_kept(&mut self, kept: Result<Kept, JoinError>) {
-        let Kept { partition, tenure, next } = match kept {
-            Ok(kept) => kept,
+        match kept {
+            Ok(kept) => self.holdings.handle_kept(kept),
             Err(error) => std::panic::resume_unwind(error.into_panic()),
-        };
-        let held = self.held.get_mut(&partition);
-        if let Some(held) = held.filter(|held| held.tenure == tenure) {
-            held.is_in_work = false;
-            held.done = held.done.max(next);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::known::Known;
-use super::{Inboxes, Unavailable};
+use super::{KeptStore, Unavailable};
 use crate::base::{EpochMillis, LogShape, UserId};
 use crate::domain::{Backlog, Candidate, KeptMessage, Reach, Row, Served, in_order};
 use crate::lane::Ask;
@@ -18,14 +18,14 @@ use crate::wire::frame::{self, Message};
 
 /// The backlog, and the rows that the presented progress covers.
 pub async fn build(
-    inboxes: &Inboxes,
+    kept: &KeptStore,
     ask: &Ask,
     shape: &LogShape,
 ) -> Result<(Backlog, Vec<Row>), Unavailable> {
-    let reach = reach(inboxes, ask, shape).await?;
+    let reach = reach(kept, ask, shape).await?;
     let mut candidates = Vec::new();
     let mut covered = Vec::new();
-    for row in rows(inboxes, &ask.user).await? {
+    for row in rows(kept, &ask.user).await? {
         let candidate = candidate(&row, shape);
         let is_pending = row.progress.delivery == Delivery::Pending;
         // Acknowledged by the peer since this backlog began: the client may not have it.
@@ -39,19 +39,19 @@ pub async fn build(
             _ => {}
         }
     }
-    candidates.extend(group_candidates(inboxes, ask, &reach, shape).await?);
-    let (messages, is_cut) = fill(inboxes, &ask.user, candidates).await?;
+    candidates.extend(group_candidates(kept, ask, &reach, shape).await?);
+    let (messages, is_cut) = fill(kept, &ask.user, candidates).await?;
     Ok((Backlog::new(reach, messages, is_cut), covered))
 }
 
 /// The rows that are PENDING and lie before this: they have reached the user.
 pub async fn rows_before(
-    inboxes: &Inboxes,
+    kept: &KeptStore,
     user: &UserId,
     served: &Served,
     shape: &LogShape,
 ) -> Result<Vec<Row>, StoreError> {
-    let mut rows = rows(inboxes, user).await?;
+    let mut rows = rows(kept, user).await?;
     rows.retain(|row| row.progress.delivery == Delivery::Pending);
     let reached = rows
         .iter()
@@ -61,8 +61,8 @@ pub async fn rows_before(
 }
 
 /// From where to where: never below what the client has been served, whatever this node knows.
-async fn reach(inboxes: &Inboxes, ask: &Ask, shape: &LogShape) -> Result<Reach, Unavailable> {
-    let known = inboxes.checkpoints.get(&inboxes.parts, shape).await?;
+async fn reach(kept: &KeptStore, ask: &Ask, shape: &LogShape) -> Result<Reach, Unavailable> {
+    let known = kept.checkpoints.get(&kept.parts, shape).await?;
     let own_partition = shape.partition_of_user(ask.user.as_str());
     let groups = usize::from(shape.group_partitions);
     let zero = || Served { own_partition, own: 0, group: vec![0; groups].into() };
@@ -70,10 +70,10 @@ async fn reach(inboxes: &Inboxes, ask: &Ask, shape: &LogShape) -> Result<Reach, 
     let (progress, since) = match &ask.progress {
         Some(presented) => presented.clone(),
         None => {
-            let places = inboxes.parts.inbox.cursor(&ask.user, shape.identity).await?;
+            let places = kept.parts.inbox.cursor(&ask.user, shape.identity).await?;
             places.iter().for_each(|(partition, next)| behind.raise(*partition, *next));
             // Which of the user's own messages still wait, their rows say.
-            (Served { own: 0, ..behind.clone() }, inboxes.now())
+            (Served { own: 0, ..behind.clone() }, kept.now())
         }
     };
     // What had been served when the last stream ended need not come from the log again.
@@ -84,12 +84,12 @@ async fn reach(inboxes: &Inboxes, ask: &Ask, shape: &LogShape) -> Result<Reach, 
 }
 
 /// All rows of a user that have a place.
-async fn rows(inboxes: &Inboxes, user: &UserId) -> Result<Vec<InboxRow>, StoreError> {
+async fn rows(kept: &KeptStore, user: &UserId) -> Result<Vec<InboxRow>, StoreError> {
     let mut found = Vec::new();
     let mut after = None;
     let mut seen = 0;
     loop {
-        let rows = inboxes.parts.inbox.inbox(user, after, limits::ROWS_READ).await?;
+        let rows = kept.parts.inbox.inbox(user, after, limits::ROWS_READ).await?;
         after = rows.last().map(|row| row.broadcast);
         seen += rows.len();
         let is_end = rows.len() < limits::ROWS_READ;
@@ -117,16 +117,16 @@ fn candidate(row: &InboxRow, shape: &LogShape) -> Candidate {
 
 /// Group broadcasts that the user is in the audience of and has not been served.
 async fn group_candidates(
-    inboxes: &Inboxes,
+    kept: &KeptStore,
     ask: &Ask,
     reach: &Reach,
     shape: &LogShape,
 ) -> Result<Vec<Candidate>, StoreError> {
-    let now = inboxes.now();
+    let now = kept.now();
     let between = (&*reach.progress.group, &*reach.checkpoint.group);
-    let rows = inboxes.groups.between(&inboxes.parts, shape, between, now).await?;
+    let rows = kept.groups.between(&kept.parts, shape, between, now).await?;
     let ids: Vec<_> = rows.iter().map(|row| row.broadcast).collect();
-    let contents = inboxes.contents.get(&inboxes.parts, &ids).await?;
+    let contents = kept.contents.get(&kept.parts, &ids).await?;
     let mut met = HashSet::new();
     let is_his = |row: &&GroupRow| {
         // A broadcast that was published twice is served at its first place.
@@ -147,22 +147,22 @@ async fn group_candidates(
 /// Puts candidates into order and gives them what they say, as far as goes out at once; whether
 /// there are more.
 async fn fill(
-    inboxes: &Inboxes,
+    kept: &KeptStore,
     user: &UserId,
     candidates: Vec<Candidate>,
 ) -> Result<(Vec<KeptMessage>, bool), StoreError> {
-    let now = inboxes.now();
+    let now = kept.now();
     let mut messages = Vec::new();
     let mut bytes = 0;
     let mut rest = in_order(candidates).peekable();
     while rest.peek().is_some() {
-        let room = limits::BACKLOG_MESSAGES_MAX - messages.len();
+        let room = kept.parts.messages_max.saturating_sub(messages.len());
         if room == 0 || bytes >= limits::BACKLOG_BYTES_MAX {
             return Ok((messages, true));
         }
         let piece: Vec<Candidate> = rest.by_ref().take(room).collect();
         let ids: Vec<_> = piece.iter().map(|candidate| candidate.broadcast).collect();
-        let contents = inboxes.contents.get(&inboxes.parts, &ids).await?;
+        let contents = kept.contents.get(&kept.parts, &ids).await?;
         for candidate in piece {
             // What has ended is for nobody any more; what nobody knows can't be said.
             let known = contents.get(&candidate.broadcast).filter(|known| known.is_active(now));

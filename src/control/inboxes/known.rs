@@ -4,10 +4,9 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
 
-use super::{InboxParts, Unavailable};
-use crate::base::{BroadcastId, EpochMillis, LogShape, Partition, Status, TargetType};
+use super::{KeptParts, Unavailable};
+use crate::base::{BroadcastId, EpochMillis, LogShape, Moment, Partition, Status, TargetType};
 use crate::domain::{Broadcast, Membership};
 use crate::limits::keeping as limits;
 use crate::ports::{Content, GroupRow, StoreError};
@@ -19,7 +18,7 @@ pub type Checkpoint = BTreeMap<Partition, u64>;
 /// The checkpoints, asked for at most so often, and by one at a time.
 #[derive(Default)]
 pub struct Checkpoints {
-    last: tokio::sync::Mutex<Option<(Instant, Arc<Checkpoint>)>>,
+    last: tokio::sync::Mutex<Option<(Moment, Arc<Checkpoint>)>>,
 }
 
 impl Checkpoints {
@@ -27,19 +26,19 @@ impl Checkpoints {
     /// low is right as well.
     pub async fn get(
         &self,
-        parts: &InboxParts,
+        parts: &KeptParts,
         shape: &LogShape,
     ) -> Result<Arc<Checkpoint>, Unavailable> {
         let mut last = self.last.lock().await;
         if let Some((at, known)) = &*last
-            && at.elapsed() < limits::CHECKPOINT_AGE
+            && parts.clock.moment().since(*at) < limits::CHECKPOINT_AGE
         {
             return Ok(known.clone());
         }
         match ask(parts, shape).await {
             Ok(checkpoint) => {
                 let checkpoint = Arc::new(checkpoint);
-                *last = Some((Instant::now(), checkpoint.clone()));
+                *last = Some((parts.clock.moment(), checkpoint.clone()));
                 Ok(checkpoint)
             }
             Err(error) => match &*last {
@@ -50,7 +49,7 @@ impl Checkpoints {
     }
 }
 
-async fn ask(parts: &InboxParts, shape: &LogShape) -> Result<Checkpoint, Unavailable> {
+async fn ask(parts: &KeptParts, shape: &LogShape) -> Result<Checkpoint, Unavailable> {
     let mut checkpoint = parts.ownership.checkpoints().await?;
     for partition in shape.all_partitions() {
         if let Entry::Vacant(place) = checkpoint.entry(partition) {
@@ -118,7 +117,7 @@ impl Contents {
     /// Those that exist.
     pub async fn get(
         &self,
-        parts: &InboxParts,
+        parts: &KeptParts,
         ids: &[BroadcastId],
     ) -> Result<HashMap<BroadcastId, Arc<Known>>, StoreError> {
         let mut found = HashMap::with_capacity(ids.len());
@@ -184,7 +183,7 @@ impl Groups {
     /// The rows of each partition from one place to another; what has ended is left out.
     pub async fn between(
         &self,
-        parts: &InboxParts,
+        parts: &KeptParts,
         shape: &LogShape,
         (from, to): (&[u64], &[u64]),
         now: EpochMillis,

@@ -5,47 +5,24 @@
 //! never a message.
 
 mod backlog;
+mod kept;
 mod known;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{Mutex, Notify, mpsc};
 
-use crate::base::{EpochMillis, LogShape, UserId};
-use crate::domain::{Backlog, Note, Row, Served};
+use crate::base::UserId;
+use crate::domain::Note;
 use crate::lane::{Ask, Sender, ToShard};
 use crate::limits::keeping as limits;
 use crate::limits::shard::ASK_TIME;
-use crate::ports::{
-    Backoff, Clock, Delivery, Inbox, InboxWrite, Log, LogError, Ownership, Progress, StoreError,
-};
-use known::{Checkpoints, Contents, Groups};
+use crate::ports::Backoff;
 
-/// Why nothing can be said of what is kept. Each passes.
-#[derive(Debug, thiserror::Error)]
-pub enum Unavailable {
-    #[error(transparent)]
-    Log(#[from] LogError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// What it works with.
-pub struct InboxParts {
-    pub log: Arc<dyn Log>,
-    pub ownership: Arc<dyn Ownership>,
-    pub inbox: Arc<dyn Inbox>,
-    pub clock: Arc<dyn Clock>,
-    /// A lane to each shard, in the shards' order.
-    pub shards: Vec<Sender<ToShard>>,
-    /// No row is of interest for longer.
-    pub retention: Duration,
-    /// Counts notes that found no room.
-    pub notes_dropped: Arc<AtomicU64>,
-}
+pub use kept::{KeptParts, KeptStore, Unavailable};
 
 /// Takes what the shards ask and tell. Cheap to clone; never waits.
 #[derive(Clone)]
@@ -116,10 +93,8 @@ impl Waiting {
 
 /// The work behind the desk.
 pub struct Inboxes {
-    parts: InboxParts,
-    checkpoints: Checkpoints,
-    contents: Contents,
-    groups: Groups,
+    kept: KeptStore,
+    shards: Vec<Sender<ToShard>>,
     asks: Mutex<mpsc::Receiver<Ask>>,
     notes: Mutex<mpsc::Receiver<Vec<Note>>>,
     waiting: Arc<Waiting>,
@@ -163,24 +138,25 @@ impl InboxDesk {
     }
 }
 
-/// A desk, and the work behind it, which runs until it is dropped.
-pub fn inboxes(parts: InboxParts) -> (InboxDesk, Inboxes) {
+/// A desk, and the work behind it, which runs until it is dropped. `shards`: a lane to each, in
+/// their order. `notes_dropped` counts notes that find no room.
+pub fn inboxes(
+    kept: KeptStore,
+    shards: Vec<Sender<ToShard>>,
+    notes_dropped: Arc<AtomicU64>,
+) -> (InboxDesk, Inboxes) {
     let (asks_in, asks) = mpsc::channel(limits::ASKS_MAX);
     let (notes_in, notes) = mpsc::channel(limits::NOTES_WAITING_MAX);
-    let shards = parts.shards.clone();
-    let (waiting, dropped) = (Arc::<Waiting>::default(), parts.notes_dropped.clone());
-    let desk =
-        InboxDesk { asks: asks_in, notes: notes_in, shards, waiting: waiting.clone(), dropped };
-    let inboxes = Inboxes {
-        parts,
-        checkpoints: Checkpoints::default(),
-        contents: Contents::default(),
-        groups: Groups::default(),
-        asks: Mutex::new(asks),
-        notes: Mutex::new(notes),
-        waiting,
+    let waiting = Arc::<Waiting>::default();
+    let desk = InboxDesk {
+        asks: asks_in,
+        notes: notes_in,
+        shards: shards.clone(),
+        waiting: waiting.clone(),
+        dropped: notes_dropped,
     };
-    (desk, inboxes)
+    let (asks, notes) = (Mutex::new(asks), Mutex::new(notes));
+    (desk, Inboxes { kept, shards, asks, notes, waiting })
 }
 
 impl Inboxes {
@@ -215,7 +191,8 @@ impl Inboxes {
 
     async fn answer(&self, ask: Ask) {
         let began = Instant::now();
-        let found = tokio::time::timeout(ASK_TIME, self.backlog(&ask)).await;
+        self.waiting.settled(&ask.user).await;
+        let found = tokio::time::timeout(ASK_TIME, self.kept.backlog(&ask)).await;
         let backlog = match found {
             Ok(Ok(backlog)) => Some(Box::new(backlog)),
             Ok(Err(error)) => {
@@ -227,7 +204,7 @@ impl Inboxes {
                 None
             }
         };
-        let Some(shard) = self.parts.shards.get(usize::from(ask.shard)) else { return };
+        let Some(shard) = self.shards.get(usize::from(ask.shard)) else { return };
         let mut answer = ToShard::Backlog { key: ask.key, backlog };
         while let Err(refusal) = shard.try_send(answer) {
             if began.elapsed() > ASK_TIME {
@@ -238,75 +215,12 @@ impl Inboxes {
         }
     }
 
-    async fn backlog(&self, ask: &Ask) -> Result<Backlog, Unavailable> {
-        self.waiting.settled(&ask.user).await;
-        let shape = self.parts.log.shape().await?;
-        let (backlog, covered) = backlog::build(self, ask, &shape).await?;
-        if !covered.is_empty() {
-            self.write_delivered(&ask.user, &covered).await?;
-        }
-        Ok(backlog)
-    }
-
     /// Makes notes durable, as long as that takes; more of them wait meanwhile, or are dropped.
     async fn keep(&self, notes: &[Note]) {
         let mut backoff = Backoff::new(limits::RETRY_WAIT_FIRST, limits::RETRY_WAIT_MAX);
-        while let Err(error) = self.try_keep(notes).await {
+        while let Err(error) = self.kept.keep(notes).await {
             tracing::debug!(%error, "notes have to wait");
             tokio::time::sleep(backoff.wait()).await;
         }
-    }
-
-    async fn try_keep(&self, notes: &[Note]) -> Result<(), Unavailable> {
-        let shape = self.parts.log.shape().await?;
-        let mut writes = Vec::new();
-        for note in notes {
-            match note {
-                Note::Delivered { user, rows } => {
-                    writes.extend(rows.iter().map(|row| self.delivered(user, *row)));
-                }
-                Note::Presented { user, served } => {
-                    let rows = backlog::rows_before(self, user, served, &shape).await?;
-                    writes.extend(rows.into_iter().map(|row| self.delivered(user, row)));
-                }
-                Note::Served { user, served } => self.keep_cursor(user, served, &shape).await?,
-            }
-        }
-        if !writes.is_empty() {
-            self.parts.inbox.write_inbox(&writes).await?;
-        }
-        Ok(())
-    }
-
-    async fn keep_cursor(
-        &self,
-        user: &UserId,
-        served: &Served,
-        shape: &LogShape,
-    ) -> Result<(), StoreError> {
-        let places: Vec<_> = served.places().collect();
-        self.parts.inbox.write_cursor(user, shape.identity, &places).await
-    }
-
-    async fn write_delivered(&self, user: &UserId, rows: &[Row]) -> Result<(), StoreError> {
-        let writes: Vec<_> = rows.iter().map(|row| self.delivered(user, *row)).collect();
-        self.parts.inbox.write_inbox(&writes).await
-    }
-
-    fn delivered(&self, user: &UserId, row: Row) -> InboxWrite {
-        let now = self.parts.clock.wall();
-        let ends_at = self.contents.ends_at(row.broadcast);
-        InboxWrite {
-            user: user.clone(),
-            broadcast: row.broadcast,
-            place: None,
-            progress: Progress { attempt: row.attempt, delivery: Delivery::Delivered },
-            at: now,
-            keep_until: ends_at.unwrap_or(now.plus(self.parts.retention)),
-        }
-    }
-
-    fn now(&self) -> EpochMillis {
-        self.parts.clock.wall()
     }
 }

@@ -1,0 +1,111 @@
+//! What the store keeps for users, as one try each: what waits for a user, and what has reached
+//! him. Knows no shard and no task.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::backlog;
+use super::known::{Checkpoints, Contents, Groups};
+use crate::base::{EpochMillis, LogShape, UserId};
+use crate::domain::{Backlog, Note, Row, Served};
+use crate::lane::Ask;
+use crate::ports::{
+    Clock, Delivery, Inbox, InboxWrite, Log, LogError, Ownership, Progress, StoreError,
+};
+
+/// Why nothing can be said of what is kept. Each passes.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What it works with.
+pub struct KeptParts {
+    pub log: Arc<dyn Log>,
+    pub ownership: Arc<dyn Ownership>,
+    pub inbox: Arc<dyn Inbox>,
+    pub clock: Arc<dyn Clock>,
+    /// No row is of interest for longer.
+    pub retention: Duration,
+    /// Messages of one piece of a backlog.
+    pub messages_max: usize,
+}
+
+/// Asks and tells the store, and remembers what does not change.
+pub struct KeptStore {
+    pub(super) parts: KeptParts,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) contents: Contents,
+    pub(super) groups: Groups,
+}
+
+impl KeptStore {
+    pub fn new(parts: KeptParts) -> Self {
+        let (checkpoints, contents) = (Checkpoints::default(), Contents::default());
+        Self { parts, checkpoints, contents, groups: Groups::default() }
+    }
+
+    /// What waits for a user. What the presented progress covers is noted first.
+    pub async fn backlog(&self, ask: &Ask) -> Result<Backlog, Unavailable> {
+        let shape = self.parts.log.shape().await?;
+        let (backlog, covered) = backlog::build(self, ask, &shape).await?;
+        if !covered.is_empty() {
+            let writes: Vec<_> =
+                covered.iter().map(|row| self.delivered(&ask.user, *row)).collect();
+            self.parts.inbox.write_inbox(&writes).await?;
+        }
+        Ok(backlog)
+    }
+
+    /// Makes notes durable. On an error any part of them may be; they may be told again.
+    pub async fn keep(&self, notes: &[Note]) -> Result<(), Unavailable> {
+        let shape = self.parts.log.shape().await?;
+        let mut writes = Vec::new();
+        for note in notes {
+            match note {
+                Note::Delivered { user, rows } => {
+                    writes.extend(rows.iter().map(|row| self.delivered(user, *row)));
+                }
+                Note::Presented { user, served } => {
+                    let rows = backlog::rows_before(self, user, served, &shape).await?;
+                    writes.extend(rows.into_iter().map(|row| self.delivered(user, row)));
+                }
+                Note::Served { user, served } => self.keep_cursor(user, served, &shape).await?,
+            }
+        }
+        if !writes.is_empty() {
+            self.parts.inbox.write_inbox(&writes).await?;
+        }
+        Ok(())
+    }
+
+    async fn keep_cursor(
+        &self,
+        user: &UserId,
+        served: &Served,
+        shape: &LogShape,
+    ) -> Result<(), StoreError> {
+        let places: Vec<_> = served.places().collect();
+        self.parts.inbox.write_cursor(user, shape.identity, &places).await
+    }
+
+    fn delivered(&self, user: &UserId, row: Row) -> InboxWrite {
+        let now = self.now();
+        let ends_at = self.contents.ends_at(row.broadcast);
+        InboxWrite {
+            user: user.clone(),
+            broadcast: row.broadcast,
+            place: None,
+            progress: Progress { attempt: row.attempt, delivery: Delivery::Delivered },
+            at: now,
+            keep_until: ends_at.unwrap_or(now.plus(self.parts.retention)),
+        }
+    }
+
+    pub(super) fn now(&self) -> EpochMillis {
+        self.parts.clock.wall()
+    }
+}
