@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Private, Stream, Streams, UNCONFIRMED};
+use super::{CONTINUES, Private, Stream, Streams, UNCONFIRMED};
 use crate::base::UserId;
 use crate::domain::backlog::{Note, Row};
 use crate::domain::vector::Served;
@@ -107,9 +107,12 @@ impl<S> Streams<S> {
         self.closed.push_back(Closed { socket: stream.socket, user, served, unconfirmed });
     }
 
-    /// How far it has been served, in whole frames; `None` while a backlog is not out, or the ring
-    /// has gone on without it.
+    /// How far it has been served, in whole frames; `None` while a backlog is not out, be it that
+    /// the rest of it comes on another stream, or the ring has gone on without it.
     fn served_of(&self, stream: &Stream<S>) -> Option<Served> {
+        if stream.is(CONTINUES) {
+            return None;
+        }
         let own_partition = self.users.get(stream.user).own_partition;
         let mut at = if stream.is(super::BEHIND) { stream.at } else { self.ring.next() };
         if let Some(Private { lead, pinned, ahead, backlog, gap, .. }) = stream.private.as_deref() {
