@@ -75,7 +75,9 @@ impl<S> Streams<S> {
             self.counters.gaps += 1;
         }
         let behind = start.at < self.ring.next();
-        let ahead = (!start.served.is_within(self.before(start.at))).then_some(start.served);
+        // The GAP behind a backlog goes by what the client has been told by then, too.
+        let is_ahead = gap.is_some() || !start.served.is_within(self.before(start.at));
+        let ahead = is_ahead.then_some(start.served);
         let private = Private { lead, ahead, backlog, gap, ..Private::default() };
         let index = self.slab.insert(Stream {
             socket: open.socket,
