@@ -2,7 +2,7 @@
 //! again and again: checkpoints, contents, and where the group broadcasts stand.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{KeptParts, Unavailable};
@@ -177,6 +177,9 @@ struct Partial {
     /// Everything below has been read.
     next: u64,
     rows: BTreeMap<u64, GroupRow>,
+    /// Whose rows those are. A broadcast that was published twice is served at its first place, also
+    /// to who stands between the two.
+    broadcasts: HashSet<BroadcastId>,
 }
 
 impl Groups {
@@ -198,7 +201,7 @@ impl Groups {
                 let is_end = rows.len() < limits::ROWS_READ;
                 partial.take(rows, *to, is_end);
             }
-            partial.rows.retain(|_, row| row.keep_until > now);
+            partial.forget(now);
             found.extend(partial.rows.range(*from..(*to).max(*from)).map(|(_, row)| *row));
         }
         Ok(found)
@@ -211,7 +214,7 @@ impl Partial {
         let last = rows.last().map(|row| row.place.position.offset);
         for row in rows {
             let offset = row.place.position.offset;
-            if offset < to {
+            if offset < to && self.broadcasts.insert(row.broadcast) {
                 self.rows.insert(offset, row);
             }
         }
@@ -219,5 +222,17 @@ impl Partial {
             Some(last) if !is_end => to.min(last + 1),
             _ => to,
         };
+    }
+
+    /// Drops what has ended.
+    fn forget(&mut self, now: EpochMillis) {
+        let Self { rows, broadcasts, .. } = self;
+        rows.retain(|_, row| {
+            let stays = row.keep_until > now;
+            if !stays {
+                broadcasts.remove(&row.broadcast);
+            }
+            stays
+        });
     }
 }
