@@ -488,7 +488,7 @@ pub mod owner {
     pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
     /// What finishing may take before a node leaves its partitions to the others.
     pub const LEAVE_TIME: Duration = Duration::from_secs(3);
-    /// Broadcasts of older producers that are known to have their content in the store.
+    /// Broadcasts that are known to have their content in the store.
     pub const CONTENTS_KNOWN_MAX: usize = 16_384;
 }
 

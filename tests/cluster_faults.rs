@@ -36,7 +36,6 @@ const FLOW_AGAIN: Duration = Duration::from_secs(30);
 const READINESS: Duration = Duration::from_secs(40);
 /// The longest that a create may take, whatever is away.
 const ANSWER: Duration = Duration::from_secs(18);
-const ANN: &str = "userId=ann";
 
 /// Three brokers, three databases and one place on them, for all tests here, which take turns.
 struct World {
@@ -177,6 +176,7 @@ struct Shared {
     /// for it: what earlier ones have left still comes to who has no cursor.
     name: String,
     flow: String,
+    user: String,
     written: [AtomicU64; LANES],
     heard: [AtomicU64; LANES],
     beats: AtomicUsize,
@@ -215,6 +215,7 @@ impl Traffic {
         let shared = Arc::new(Shared {
             name: format!("made {number}"),
             flow: format!("flow {number}"),
+            user: format!("ann-{number}"),
             written: Default::default(),
             heard: Default::default(),
             beats: AtomicUsize::new(0),
@@ -222,7 +223,8 @@ impl Traffic {
             ends: Mutex::default(),
             came: Mutex::default(),
         });
-        let (stream, first) = (node.stream(ANN), node.stream(ANN));
+        let query = shared.query();
+        let (stream, first) = (node.stream(&query), node.stream(&query));
         let reading = std::thread::spawn({
             let shared = shared.clone();
             move || read(stream, &shared)
@@ -312,7 +314,7 @@ impl Traffic {
         world.java = Some(java);
         *lock(&self.shared.ends) = Some(ends);
         let live = self.reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let again = read(node.resume(ANN, &self.first), &self.shared);
+        let again = read(node.resume(&self.shared.query(), &self.first), &self.shared);
         for (which, heard) in [("open", live), ("back", again)] {
             assert_eq!(heard.lanes, ends, "{which}");
             for content in &made.acknowledged {
@@ -358,17 +360,18 @@ fn write(
     stop: &mpsc::Receiver<()>,
 ) -> (JavaProducer, [u64; LANES]) {
     static IDS: AtomicU64 = AtomicU64::new(1);
-    let own = partition_of_key(b"ann", PARTITIONS);
+    let user = shared.user.as_str();
+    let own = partition_of_key(user.as_bytes(), PARTITIONS);
     loop {
         let is_over = !goes_on(stop, PACE);
         for (lane, written) in shared.written.iter().enumerate() {
             let content = format!("{} {lane} {}", shared.flow, load(written));
             let id = IDS.fetch_add(1, Ordering::Relaxed);
             let (topic, partition, line) = match u16::try_from(lane).expect("few") {
-                PARTITIONS => (selected, own, line("ann", Some("ann"), id, &content, &json!({}))),
+                PARTITIONS => (selected, own, line(user, Some(user), id, &content, &json!({}))),
                 lane => {
-                    let everybody = json!({"targetType": "ALL"});
-                    (group, lane, line("k", None, id, &content, &everybody))
+                    let role = json!({"targetType": "ROLE", "targetIds": [shared.flow]});
+                    (group, lane, line("k", None, id, &content, &role))
                 }
             };
             let value = line.trim_end().rsplit('\t').next().expect("a value");
@@ -384,17 +387,16 @@ fn write(
     (java, ends)
 }
 
-/// Creates broadcasts to everybody and to ann in turn. Whatever is refused must be so for now, and
+/// Creates broadcasts to the role and to the user of the traffic in turn. Whatever is refused must be so for now, and
 /// soon.
 fn create(admin: SocketAddr, shared: &Shared, stop: &mpsc::Receiver<()>) {
     let mut number = 0;
     while goes_on(stop, CREATE_PACE) {
         number += 1;
         let content = format!("{} {number}", shared.name);
-        let mut body = json!({"content": content, "targetType": "ALL"});
-        if number % 2 == 1 {
-            body = json!({"content": content, "targetType": "SELECTED", "targetIds": ["ann"]});
-        }
+        let (kind, id) =
+            if number % 2 == 0 { ("ROLE", &shared.flow) } else { ("SELECTED", &shared.user) };
+        let body = json!({"content": content, "targetType": kind, "targetIds": [id]});
         let began = Instant::now();
         let answer = try_create(admin, &body).expect("an answer");
         let took = began.elapsed();
@@ -451,6 +453,11 @@ impl Heard {
 }
 
 impl Shared {
+    /// Asks for a stream of what this traffic writes, and of nothing that earlier ones did.
+    fn query(&self) -> String {
+        format!("userId={}&roles={}", self.user, self.flow.replace(' ', "%20"))
+    }
+
     /// Whatever was acknowledged exists; whatever exists and is owed, because the log was away,
     /// comes.
     fn check_list(&self, node: &Node, made: &Made) {

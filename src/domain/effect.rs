@@ -9,7 +9,7 @@ use super::decode::caught;
 use super::judge::{BadRecord, Says, Unserved, Verdict, judge, parse};
 use super::{Broadcast, Target};
 use crate::base::{BroadcastId, EpochMillis, LogShape, Position, TargetType, UserId};
-use crate::wire::archive::Audience;
+use crate::wire::archive::{Audience, MemberKind};
 use crate::wire::record::{DeliveryRecord, Parser};
 
 /// What is to be kept of one record.
@@ -24,8 +24,12 @@ pub enum Effect {
         /// The content, where only the record has it: an older producer's.
         content: Option<Box<Broadcast>>,
     },
-    /// A message of a group audience.
-    Group(Kept),
+    /// A message of a group audience, and its content, which the store may not have: another
+    /// producer's.
+    Group {
+        kept: Kept,
+        content: Box<Broadcast>,
+    },
     Unserved(Unserved),
 }
 
@@ -87,18 +91,34 @@ impl Assessor {
             attempt: record.attempt.unwrap_or(0),
             ends_at: record.expires_at.unwrap_or(appended_at.plus(self.retention)),
         };
-        let Audience::User(user) = audience else { return Ok(Effect::Group(kept)) };
-        let user = UserId::new(user).map_err(BadRecord::User)?;
-        // Targeted, and complete in itself: Corecast's own say what they are part of.
-        let is_older = record.target_type.is_none();
-        let content = is_older.then(|| Box::new(content_of(&record, content, made_at, &kept)));
-        Ok(Effect::Message { user, kept, content })
+        let content = |target| Box::new(content_of(&record, content, target, made_at, &kept));
+        let target = match audience {
+            Audience::Everyone => Target { r#type: TargetType::All, ids: Vec::new() },
+            Audience::Members { kind, names } => {
+                let r#type = match kind {
+                    MemberKind::Role => TargetType::Role,
+                    MemberKind::Group => TargetType::Group,
+                    MemberKind::Product => TargetType::Product,
+                };
+                Target { r#type, ids: names.into_iter().map(str::to_owned).collect() }
+            }
+            Audience::User(user) => {
+                let user = UserId::new(user).map_err(BadRecord::User)?;
+                // Complete in itself: Corecast's own say what they are part of.
+                let is_older = record.target_type.is_none();
+                let target = Target { r#type: TargetType::Selected, ids: Vec::new() };
+                let content = is_older.then(|| content(target));
+                return Ok(Effect::Message { user, kept, content });
+            }
+        };
+        Ok(Effect::Group { kept, content: content(target) })
     }
 }
 
 fn content_of(
     record: &DeliveryRecord<'_>,
     content: &str,
+    target: Target,
     created_at: EpochMillis,
     kept: &Kept,
 ) -> Broadcast {
@@ -108,7 +128,7 @@ fn content_of(
         sender_id: None,
         sender_name: record.sender_name.map(str::to_owned),
         content: content.to_owned(),
-        target: Target { r#type: TargetType::Selected, ids: Vec::new() },
+        target,
         priority: record.priority.unwrap_or_default(),
         category: record.category.map(str::to_owned),
         created_at,
@@ -161,8 +181,9 @@ mod tests {
                     assert!(event.body().windows(user.as_str().len()).count() > 0);
                     kept += 1;
                 }
-                (Finding::Serve(event), Ok(Effect::Group(row))) => {
+                (Finding::Serve(event), Ok(Effect::Group { kept: row, content })) => {
                     assert_eq!(event.broadcast(), row.broadcast);
+                    assert_eq!(content.id, row.broadcast);
                     kept += 1;
                 }
                 (finding, effect) => panic!("{}: {finding:?} and {effect:?}", fields[1]),

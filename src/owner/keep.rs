@@ -24,7 +24,7 @@ pub struct Keeper {
     /// One for each batch in work, at most; they keep their buffers.
     assessors: Mutex<Vec<Assessor>>,
     retention: std::time::Duration,
-    /// Broadcasts of older producers whose content is in the store.
+    /// Broadcasts whose content is in the store.
     known: Mutex<HashSet<BroadcastId>>,
 }
 
@@ -69,9 +69,13 @@ impl Keeper {
 
     /// All of it, once more if it must be.
     pub async fn write(&self, rows: &Rows) -> Result<(), StoreError> {
-        // A row says nothing without its content.
-        for content in &rows.contents {
-            self.store.claim_broadcast(content).await?;
+        // A row says nothing without its content. Most have one: Corecast's own.
+        let ids: Vec<BroadcastId> = rows.contents.iter().map(|content| content.id).collect();
+        let found = if ids.is_empty() { Vec::new() } else { self.inbox.contents(&ids).await? };
+        for (content, found) in rows.contents.iter().zip(found) {
+            if found.is_none() {
+                self.store.claim_broadcast(content).await?;
+            }
             self.note(content.id);
         }
         if !rows.messages.is_empty() {
@@ -90,6 +94,7 @@ impl Keeper {
         let now = self.clock.wall();
         let mut rows = Rows::default();
         let mut met = HashSet::new();
+        let mut is_new = |id| !lock(&self.known).contains(&id) && met.insert(id);
         for record in &batch.records {
             let position = Position { partition: batch.partition, offset: record.offset };
             let value = record.value.as_deref();
@@ -98,9 +103,7 @@ impl Keeper {
             let place = self.place(position, record);
             match effect {
                 Effect::Message { user, kept, content } if kept.ends_at > now => {
-                    let content = content.filter(|content| {
-                        !lock(&self.known).contains(&content.id) && met.insert(content.id)
-                    });
+                    let content = content.filter(|content| is_new(content.id));
                     rows.contents.extend(content.map(|content| *content));
                     let attempt = kept.attempt;
                     rows.messages.push(InboxWrite {
@@ -112,14 +115,15 @@ impl Keeper {
                         keep_until: kept.ends_at,
                     });
                 }
-                Effect::Group(kept) if kept.ends_at > now => rows.groups.push(GroupRow {
-                    broadcast: kept.broadcast,
-                    place,
-                    keep_until: kept.ends_at,
-                }),
+                Effect::Group { kept, content } if kept.ends_at > now => {
+                    let content = Some(content).filter(|content| is_new(content.id));
+                    rows.contents.extend(content.map(|content| *content));
+                    let (broadcast, keep_until) = (kept.broadcast, kept.ends_at);
+                    rows.groups.push(GroupRow { broadcast, place, keep_until });
+                }
                 // What has ended is for nobody any more.
                 Effect::Message { .. }
-                | Effect::Group(_)
+                | Effect::Group { .. }
                 | Effect::Nothing
                 | Effect::Unserved(_) => {}
             }

@@ -16,7 +16,7 @@ use std::time::Instant;
 use tokio::sync::{Mutex, Notify, mpsc};
 
 use crate::base::UserId;
-use crate::domain::Note;
+use crate::domain::{Backlog, Note};
 use crate::lane::{Ask, Sender, ToShard};
 use crate::limits::keeping as limits;
 use crate::limits::shard::ASK_TIME;
@@ -27,7 +27,7 @@ pub use kept::{KeptParts, KeptStore, Unavailable};
 /// Takes what the shards ask and tell. Cheap to clone; never waits.
 #[derive(Clone)]
 pub struct InboxDesk {
-    asks: mpsc::Sender<Ask>,
+    asks: mpsc::Sender<(Instant, Ask)>,
     notes: mpsc::Sender<Vec<Note>>,
     shards: Vec<Sender<ToShard>>,
     /// Messages of notes that are not durable yet.
@@ -95,7 +95,7 @@ impl Waiting {
 pub struct Inboxes {
     kept: KeptStore,
     shards: Vec<Sender<ToShard>>,
-    asks: Mutex<mpsc::Receiver<Ask>>,
+    asks: Mutex<mpsc::Receiver<(Instant, Ask)>>,
     notes: Mutex<mpsc::Receiver<Vec<Note>>>,
     waiting: Arc<Waiting>,
 }
@@ -103,9 +103,8 @@ pub struct Inboxes {
 impl InboxDesk {
     /// A question; it is answered in any case.
     pub fn take_ask(&self, ask: Ask) {
-        let Err(refused) = self.asks.try_send(ask) else { return };
-        let (mpsc::error::TrySendError::Full(ask) | mpsc::error::TrySendError::Closed(ask)) =
-            refused;
+        let Err(refused) = self.asks.try_send((Instant::now(), ask)) else { return };
+        let (_, ask) = refused.into_inner();
         // A lane that is full has the shard put the client off by itself, later.
         if let Some(shard) = self.shards.get(usize::from(ask.shard)) {
             let _ = shard.try_send(ToShard::Backlog { key: ask.key, backlog: None });
@@ -169,8 +168,8 @@ impl Inboxes {
             workers.spawn(async move {
                 loop {
                     let next = inboxes.asks.lock().await.recv().await;
-                    let Some(ask) = next else { return };
-                    inboxes.answer(ask).await;
+                    let Some((asked_at, ask)) = next else { return };
+                    inboxes.answer(asked_at, ask).await;
                 }
             });
         }
@@ -189,21 +188,16 @@ impl Inboxes {
         while workers.join_next().await.is_some() {}
     }
 
-    async fn answer(&self, ask: Ask) {
-        let began = Instant::now();
-        self.waiting.settled(&ask.user).await;
-        let found = tokio::time::timeout(ASK_TIME, self.kept.backlog(&ask)).await;
-        let backlog = match found {
-            Ok(Ok(backlog)) => Some(Box::new(backlog)),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "what is kept for a user can't be had");
-                None
-            }
-            Err(_) => {
-                tracing::debug!("what is kept for a user takes too long");
-                None
-            }
+    async fn answer(&self, began: Instant, ask: Ask) {
+        let Some(left) = ASK_TIME.checked_sub(began.elapsed()) else {
+            return; // The shard has put the client off.
         };
+        self.waiting.settled(&ask.user).await;
+        let found = tokio::time::timeout(left, self.backlog(&ask)).await;
+        if found.is_err() {
+            tracing::debug!("what is kept for a user takes too long");
+        }
+        let backlog = found.ok().map(Box::new);
         let Some(shard) = self.shards.get(usize::from(ask.shard)) else { return };
         let mut answer = ToShard::Backlog { key: ask.key, backlog };
         while let Err(refusal) = shard.try_send(answer) {
@@ -212,6 +206,18 @@ impl Inboxes {
             }
             answer = refusal.item;
             tokio::time::sleep(limits::FULL_LANE_WAIT).await;
+        }
+    }
+
+    /// Asks again while log or store are away: what passes soon, nobody notices.
+    async fn backlog(&self, ask: &Ask) -> Backlog {
+        let mut backoff = Backoff::new(limits::RETRY_WAIT_FIRST, limits::RETRY_WAIT_MAX);
+        loop {
+            match self.kept.backlog(ask).await {
+                Ok(backlog) => return backlog,
+                Err(error) => tracing::debug!(%error, "what is kept for a user can't be had"),
+            }
+            tokio::time::sleep(backoff.wait()).await;
         }
     }
 
