@@ -1,7 +1,7 @@
 //! What waits for users who are not here: targeted messages, and group broadcasts that they have
 //! not been served, in one order that can be taken up in the middle.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::http;
 use harness::node::{Node, ask};
@@ -265,7 +265,8 @@ fn a_client_that_goes_in_its_backlog_costs_nothing(runtime: Runtime) {
     let before = turns();
     drop(narrow);
     wait::until_true("the node has noticed", LONG, || node.metric("corecast_streams") == Some(0.0));
-    std::thread::sleep(Duration::from_secs(1)); // What a shard does while it should do nothing.
+    // What a shard does while it should do nothing.
+    wait::until_due(Instant::now() + Duration::from_secs(1));
     let turned = turns() - before;
     assert!(turned < 1_000.0, "{turned} turns");
 }

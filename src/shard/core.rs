@@ -205,7 +205,7 @@ impl Core {
             cursor => cursor.as_ref().map(|cursor| (Served::from(cursor), cursor.at())),
         };
         // What is known of the user goes first: a page that is loaded again has just gone.
-        self.streams.handle_user_back(&handed.request.user, |socket| is_gone(socket));
+        self.streams.handle_user_back(&handed.request.user, is_gone);
         self.keeping.look(set, &mut self.streams, now);
         self.keeping.tell(&self.reports);
         let handed = Box::new(handed);

@@ -39,10 +39,19 @@ impl Place {
     pub fn new(kafka: &Kafka, cassandra: &Cassandra) -> Self {
         static DRAWN: AtomicU32 = AtomicU32::new(0);
         let number = DRAWN.fetch_add(1, Ordering::Relaxed);
-        let selected = format!("selected-{number}");
-        let group = format!("group-{number}");
         let keyspace = format!("real_{}_{number}", std::process::id());
-        let sets = vec![
+        let mut place =
+            Self { selected: String::new(), group: String::new(), keyspace, sets: vec![] };
+        place.move_to_new_topics(kafka, cassandra);
+        place
+    }
+
+    /// The same keyspace, and topics that hold nothing yet: another log.
+    pub fn move_to_new_topics(&mut self, kafka: &Kafka, cassandra: &Cassandra) {
+        static DRAWN: AtomicU32 = AtomicU32::new(0);
+        let number = DRAWN.fetch_add(1, Ordering::Relaxed);
+        let (selected, group) = (format!("selected-{number}"), format!("group-{number}"));
+        self.sets = vec![
             "log.kind=kafka".to_owned(),
             format!("log.brokers={}", json!(kafka.addresses())),
             format!("log.topic_selected={selected}"),
@@ -52,10 +61,10 @@ impl Place {
             format!("log.partitions={PARTITIONS}"),
             "store.kind=scylla".to_owned(),
             format!("store.nodes={}", json!(cassandra.addresses())),
-            format!("store.keyspace={keyspace}"),
+            format!("store.keyspace={}", self.keyspace),
             "stream.heartbeat_s=1".to_owned(),
         ];
-        Self { selected, group, keyspace, sets }
+        (self.selected, self.group) = (selected, group);
     }
 
     /// Whose members own the partitions.

@@ -163,6 +163,14 @@ impl Inboxes {
     pub async fn run(self) {
         let inboxes = Arc::new(self);
         let mut workers = tokio::task::JoinSet::new();
+        let reader = inboxes.clone();
+        workers.spawn(async move {
+            let mut backoff = Backoff::new(limits::RETRY_WAIT_FIRST, limits::RETRY_WAIT_MAX);
+            while let Err(error) = reader.kept.warm().await {
+                tracing::debug!(%error, "what all users share can't be read ahead");
+                tokio::time::sleep(backoff.wait()).await;
+            }
+        });
         for _ in 0..limits::ASKS_AT_ONCE {
             let inboxes = inboxes.clone();
             workers.spawn(async move {
