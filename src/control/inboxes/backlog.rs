@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::known::Known;
+use super::known::{Checkpoint, Known};
 use super::{KeptStore, Unavailable};
 use crate::base::{EpochMillis, LogShape, UserId};
 use crate::domain::{Backlog, Candidate, KeptMessage, Reach, Row, Served, in_order};
@@ -22,7 +22,8 @@ pub async fn build(
     ask: &Ask,
     shape: &LogShape,
 ) -> Result<(Backlog, Vec<Row>), Unavailable> {
-    let reach = reach(kept, ask, shape).await?;
+    let known = kept.checkpoints.get(&kept.parts, shape).await?;
+    let reach = reach(kept, ask, shape, &known).await?;
     let mut candidates = Vec::new();
     let mut covered = Vec::new();
     for row in rows(kept, &ask.user).await? {
@@ -39,7 +40,7 @@ pub async fn build(
             _ => {}
         }
     }
-    candidates.extend(group_candidates(kept, ask, &reach, shape).await?);
+    candidates.extend(group_candidates(kept, ask, (&reach, &known), shape).await?);
     let (messages, is_cut) = fill(kept, &ask.user, candidates).await?;
     Ok((Backlog::new(reach, messages, is_cut), covered))
 }
@@ -61,8 +62,12 @@ pub async fn rows_before(
 }
 
 /// From where to where: never below what the client has been served, whatever this node knows.
-async fn reach(kept: &KeptStore, ask: &Ask, shape: &LogShape) -> Result<Reach, Unavailable> {
-    let known = kept.checkpoints.get(&kept.parts, shape).await?;
+async fn reach(
+    kept: &KeptStore,
+    ask: &Ask,
+    shape: &LogShape,
+    known: &Checkpoint,
+) -> Result<Reach, Unavailable> {
     let own_partition = shape.partition_of_user(ask.user.as_str());
     let groups = usize::from(shape.group_partitions);
     let zero = || Served { own_partition, own: 0, group: vec![0; groups].into() };
@@ -119,12 +124,12 @@ fn candidate(row: &InboxRow, shape: &LogShape) -> Candidate {
 async fn group_candidates(
     kept: &KeptStore,
     ask: &Ask,
-    reach: &Reach,
+    (reach, known): (&Reach, &Checkpoint),
     shape: &LogShape,
 ) -> Result<Vec<Candidate>, StoreError> {
     let now = kept.now();
-    let between = (&*reach.progress.group, &*reach.checkpoint.group);
-    let rows = kept.groups.between(&kept.parts, shape, between, now).await?;
+    // Up to the checkpoint itself: a client may have been served more than is durable.
+    let rows = kept.groups.between(&kept.parts, shape, (&reach.progress.group, known), now).await?;
     let ids: Vec<_> = rows.iter().map(|row| row.broadcast).collect();
     let contents = kept.contents.get(&kept.parts, &ids).await?;
     let mut met = HashSet::new();

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{KeptParts, Unavailable};
-use crate::base::{BroadcastId, EpochMillis, LogShape, Moment, Partition, Status, TargetType};
+use crate::base::{
+    BroadcastId, EpochMillis, LogShape, Moment, Partition, Status, TargetType, Topic,
+};
 use crate::domain::{Broadcast, Membership};
 use crate::limits::keeping as limits;
 use crate::ports::{Content, GroupRow, StoreError};
@@ -183,26 +185,28 @@ struct Partial {
 }
 
 impl Groups {
-    /// The rows of each partition from one place to another; what has ended is left out.
+    /// The rows of each partition from a place up to the checkpoint; what has ended is left out.
     pub async fn between(
         &self,
         parts: &KeptParts,
         shape: &LogShape,
-        (from, to): (&[u64], &[u64]),
+        (from, checkpoint): (&[u64], &Checkpoint),
         now: EpochMillis,
     ) -> Result<Vec<GroupRow>, StoreError> {
         let mut partitions = self.partitions.lock().await;
         let mut found = Vec::new();
-        for ((index, from), to) in (0..).zip(from).zip(to) {
+        for (index, from) in (0..).zip(from) {
+            let partition = Partition { topic: Topic::Group, index };
+            let to = checkpoint.get(&partition).copied().unwrap_or(0);
             let partial = partitions.entry(index).or_default();
-            while partial.next < *to {
+            while partial.next < to {
                 let (log, next) = (shape.identity, partial.next);
                 let rows = parts.inbox.group(log, index, next, limits::ROWS_READ).await?;
                 let is_end = rows.len() < limits::ROWS_READ;
-                partial.take(rows, *to, is_end);
+                partial.take(rows, to, is_end);
             }
             partial.forget(now);
-            found.extend(partial.rows.range(*from..(*to).max(*from)).map(|(_, row)| *row));
+            found.extend(partial.rows.range(*from..to.max(*from)).map(|(_, row)| *row));
         }
         Ok(found)
     }
