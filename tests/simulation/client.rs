@@ -1,11 +1,11 @@
 //! A client: reads the bytes of its socket as an EventSource does, and remembers what it got.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::BufRead as _;
 use std::rc::Rc;
 
-use corecast::base::{Partition, Position, Topic};
+use corecast::base::{BroadcastId, Position, Topic, UserId};
 use corecast::wire::cursor::Cursor;
 
 /// The kernel between a stream and its client. Shared by both ends.
@@ -18,8 +18,19 @@ pub struct Kernel {
     /// Bytes on their way, with the wall time at which the write began.
     pub in_flight: VecDeque<(u64, Vec<u8>)>,
     pub is_dead: bool,
+    /// What was on its way when it died had been acknowledged, though nobody has read it.
+    pub is_acknowledged: bool,
     /// A write found no room, so an edge has to be reported when there is some.
     pub wants_edge: bool,
+}
+
+/// Bytes of which the node does not know that they have arrived.
+pub fn unsent(socket: &Socket) -> u64 {
+    let kernel = socket.borrow();
+    if kernel.is_acknowledged {
+        return 0;
+    }
+    kernel.in_flight.iter().map(|(_, bytes)| bytes.len() as u64).sum()
 }
 
 /// What a client got of one block of the stream.
@@ -33,7 +44,7 @@ pub struct Block {
 }
 
 /// Splits bytes into blocks, as the HTML standard's "interpreting an event stream" does.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Parser {
     line: Vec<u8>,
     id: Option<String>,
@@ -86,15 +97,19 @@ impl Parser {
     }
 }
 
-/// Where an event's content says that it is from.
-pub fn position_of(data: &str) -> Position {
+/// What a MESSAGE says.
+pub struct Said {
+    pub broadcast: BroadcastId,
+    pub user: Option<UserId>,
+    pub content: String,
+}
+
+pub fn said(data: &str) -> Said {
     let data: serde_json::Value = serde_json::from_str(data).expect("data is JSON");
-    let content = data["content"].as_str().expect("content");
-    let mut parts = content.split('-').map(|part| part.parse::<u64>().expect("a number"));
-    let mut next = || parts.next().expect("topic-partition-offset");
-    let topic = Topic::from_number(next() as u8).expect("a topic");
-    let index = next() as u16;
-    Position { partition: Partition { topic, index }, offset: next() }
+    let broadcast = data["broadcastId"].as_u64().and_then(BroadcastId::new).expect("an id");
+    let user = data["userId"].as_str().map(|user| UserId::new(user).expect("a user id"));
+    let content = data["content"].as_str().expect("content").to_owned();
+    Said { broadcast, user, content }
 }
 
 /// Whether each component of the later cursor is at least that of the earlier one.
@@ -106,15 +121,8 @@ pub fn never_falls(earlier: &Cursor, later: &Cursor) -> bool {
 pub fn is_covered(cursor: &Cursor, position: Position) -> bool {
     match position.partition.topic {
         Topic::Group => position.offset < cursor.group[usize::from(position.partition.index)],
-        Topic::Selected => position.offset < cursor.own,
+        Topic::Selected => {
+            position.partition.index == cursor.own_partition && position.offset < cursor.own
+        }
     }
-}
-
-/// Whether no component of the cursor is below these.
-pub fn has_reached(cursor: &Cursor, places: &BTreeMap<Partition, u64>) -> bool {
-    let own = Partition { topic: Topic::Selected, index: cursor.own_partition };
-    cursor.own >= places[&own]
-        && (0..)
-            .zip(&cursor.group)
-            .all(|(index, next)| *next >= places[&Partition { topic: Topic::Group, index }])
 }

@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use corecast::base::{LogShape, Moment, Partition, Sharding};
-use corecast::domain::{Intake, Passed, StreamKey, Streams, StreamsOptions, Taken, Vector};
+use corecast::domain::{Closed, Intake, Passed, StreamKey, Streams, StreamsOptions, Taken, Vector};
 use corecast::wire::archive::SharedEvent;
 
 use crate::client::Socket;
-use crate::world::{Random, Seen};
-
-pub type Log = BTreeMap<Partition, Vec<SharedEvent>>;
+use crate::owner::OwnerWork;
+use crate::random::{Random, Seen};
+use crate::records::Log;
+use crate::serving::Serving;
 
 /// What a shard gets from whoever reads the log.
 enum Input {
@@ -34,6 +35,18 @@ pub struct Node {
     held: VecDeque<(u16, Input)>,
     has_said_caught_up: bool,
     lane_items: usize,
+    pub owner: OwnerWork,
+    pub serving: Serving,
+    /// None of its threads does anything until then.
+    pub frozen_until: Moment,
+    /// It hears and says nothing of who owns what until then, and works on.
+    pub cut_off_until: Moment,
+}
+
+/// What a node does besides serving.
+pub struct Parts {
+    pub owner: OwnerWork,
+    pub serving: Serving,
 }
 
 pub struct Shard {
@@ -44,6 +57,9 @@ pub struct Shard {
     lanes: Vec<VecDeque<Passed>>,
     /// Sockets by stream, to report edges and to see which streams the node ended.
     pub sockets: Vec<(StreamKey, Socket)>,
+    /// Streams that have ended, whose peer may still acknowledge something.
+    pub closed: Vec<(Moment, Closed<Socket>)>,
+    pub confirm_at: Option<Moment>,
     pub is_serving: bool,
     /// It does nothing until then.
     pub stands_until: Moment,
@@ -55,6 +71,7 @@ impl Node {
     pub fn start(
         shards: u16,
         options: StreamsOptions,
+        parts: Parts,
         log: &Log,
         random: &mut Random,
         now: Moment,
@@ -67,6 +84,8 @@ impl Node {
             inputs: VecDeque::new(),
             lanes: (0..shards).map(|_| VecDeque::new()).collect(),
             sockets: Vec::new(),
+            closed: Vec::new(),
+            confirm_at: None,
             is_serving: false,
             stands_until: now,
             has_turned: false,
@@ -81,17 +100,21 @@ impl Node {
             held: VecDeque::new(),
             has_said_caught_up: false,
             lane_items: [1, 2, 8, 64][random.below(4)],
+            owner: parts.owner,
+            serving: parts.serving,
+            frozen_until: now,
+            cut_off_until: now,
         };
-        for (partition, events) in log {
-            let end = end_of(events);
+        for (partition, _) in log.partitions() {
+            let end = log.end(partition);
             // A node begins some way before the end, so that its ring is not empty, and reads what
             // is before that to know repeats.
             let next = end.saturating_sub(random.next() % 20);
-            node.starts.insert(*partition, next);
-            node.ends.insert(*partition, end);
-            node.read.insert(*partition, 0);
+            node.starts.insert(partition, next);
+            node.ends.insert(partition, end);
+            node.read.insert(partition, 0);
             for shard in 0..shards {
-                node.held.push_back((shard, Input::Start { partition: *partition, next }));
+                node.held.push_back((shard, Input::Start { partition, next }));
             }
         }
         node
@@ -109,17 +132,17 @@ impl Node {
             let partition = partitions.swap_remove(random.below(partitions.len()));
             let read = self.read.get_mut(&partition).expect("a partition");
             let from = *read;
-            let behind = log[&partition].iter().filter(|event| event.position().offset >= from);
+            let behind = log.entries(partition).iter().filter(|entry| entry.offset >= from);
             let mut events = Vec::new();
-            for event in behind.take(many) {
-                *read = event.position().offset + 1;
-                events.push(event.clone());
+            for entry in behind.take(many) {
+                *read = entry.offset + 1;
+                events.extend(entry.event.clone());
                 if random.one_in(8) {
                     // The same record again, as after a reconnect to the broker.
-                    events.push(event.clone());
+                    events.extend(entry.event.clone());
                 }
             }
-            if events.is_empty() {
+            if *read == from {
                 continue;
             }
             let owner = self.sharding.of_partition(partition, &self.shape);
@@ -165,7 +188,8 @@ impl Node {
             let many = random.below(8);
             intake.handle_passed(streams, many, || {
                 let passed = lane.pop_front();
-                seen.passed += u64::from(matches!(passed, Some(Passed::Event(_))));
+                let is_event = matches!(passed, Some(Passed::Event(_)));
+                seen.count("events for other shards", u64::from(is_event));
                 passed
             });
         }
@@ -178,7 +202,7 @@ impl Node {
             let mut lane = std::mem::take(&mut self.shards[other].lanes[number]);
             self.shards[number].intake.poll_passed(other as u16, |item| {
                 if lane.len() >= self.lane_items {
-                    seen.full_lanes += 1;
+                    seen.note("full lanes");
                     return Err(item);
                 }
                 lane.push_back(item);
@@ -190,7 +214,7 @@ impl Node {
 
     /// Whether everything that was read has come wherever it goes.
     pub fn is_at_rest(&self, log: &Log) -> bool {
-        let has_read_all = log.iter().all(|(at, events)| self.read[at] >= end_of(events));
+        let has_read_all = log.partitions().all(|(at, _)| self.read[&at] >= log.end(at));
         has_read_all
             && self.held.is_empty()
             && self.shards.iter().all(|shard| {
@@ -209,16 +233,11 @@ impl Shard {
             Input::Batch { partition, events, next } => {
                 for event in events {
                     let taken = intake.handle_event(streams, event);
-                    seen.repeats += u64::from(taken == Taken::Repeat);
+                    seen.count("repeats", u64::from(taken == Taken::Repeat));
                 }
                 intake.handle_read(streams, partition, next);
             }
             Input::CaughtUp => intake.handle_caught_up(),
         }
     }
-}
-
-/// Where a partition ends.
-pub fn end_of(events: &[SharedEvent]) -> u64 {
-    events.last().map_or(0, |event| event.position().offset + 1)
 }

@@ -1,200 +1,158 @@
-//! The world: a log, nodes that read it at their own pace, clients that come and go.
+//! The world: a log, a store, groups, nodes that read at their own pace, clients that come and go.
 //!
-//! The nodes' streams, rings and cursors are the real ones. Time, sockets and the log are not.
+//! The nodes' streams, rings, cursors, owners and backlogs are the real ones. Time, sockets, log,
+//! store and coordinator are not.
 
-use std::cell::RefCell;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher as _;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use corecast::base::{
-    BroadcastId, EpochMillis, LogIdentity, LogShape, Moment, Partition, Position, Priority, Topic,
-    UserId,
-};
-use corecast::domain::{
-    CloseReason, Membership, Open, Outcome, RingLimits, StreamKey, StreamsOptions,
-};
-use corecast::wire::archive::{Archiver, Audience, Event, MemberKind, SharedEvent};
+use corecast::base::{EpochMillis, Moment, Partition, Position, UserId};
+use corecast::domain::{CloseReason, RingLimits, StreamKey, StreamsOptions};
 use corecast::wire::cursor::Cursor;
-use corecast::wire::frame::{self, Message};
 
-use crate::client::{self, Kernel, Parser, Socket};
-use crate::node::{Log, Node, Shard, end_of};
+use crate::client::{Parser, Socket};
+use crate::groups::Groups;
+use crate::node::{Node, Parts};
+use crate::oracle::Person;
+use crate::owner::{OwnerWork, quiet_after};
+use crate::random::{Random, Seen};
+use crate::records::{Log, Truth};
+use crate::serving::Serving;
+use crate::sky::{SHAPE, Time, wall_at};
+use crate::sockets::Asking;
+use crate::store::FakeStore;
 
-const SHAPE: LogShape =
-    LogShape { identity: LogIdentity([7, 7, 7]), selected_partitions: 3, group_partitions: 2 };
-const ROLES: [&str; 4] = ["admin", "editor", "reader", "guest"];
-const USERS: usize = 12;
-const CLIENTS: usize = 16;
-const NODES: usize = 2;
+pub const ROLES: [&str; 4] = ["admin", "editor", "reader", "guest"];
+pub const USERS: usize = 12;
+/// Some users have two.
+pub const CLIENTS: usize = 16;
+pub const NODES: usize = 3;
 const SHARDS_MAX: u16 = 4;
-const WALL_START: u64 = 1_795_514_400_000;
 const WRITE_PROGRESS: Duration = Duration::from_secs(30);
 
 /// What is done to the world.
 #[derive(Clone, Copy)]
 pub struct Faults {
-    pub slow_sockets: bool,
     pub deaths: bool,
-    pub node_crashes: bool,
+    /// Nodes crash, stand still, and are cut off from the coordinator.
+    pub nodes: bool,
     pub stalls: bool,
     pub expiry: bool,
+    pub lost_notes: bool,
 }
 
 impl Faults {
     pub const ALL: Self =
-        Self { slow_sockets: true, deaths: true, node_crashes: true, stalls: true, expiry: true };
-    pub const NONE: Self = Self {
-        slow_sockets: false,
-        deaths: false,
-        node_crashes: false,
-        stalls: false,
-        expiry: false,
-    };
+        Self { deaths: true, nodes: true, stalls: true, expiry: true, lost_notes: true };
+    pub const NONE: Self =
+        Self { deaths: false, nodes: false, stalls: false, expiry: false, lost_notes: false };
 }
 
-/// What happened, so that a simulation in which nothing did is found out.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Seen {
-    pub deliveries: u64,
-    pub resumes: u64,
-    pub gaps: u64,
-    pub partial_writes: u64,
-    pub heartbeats: u64,
-    pub slow_closes: u64,
-    pub deaths: u64,
-    pub ahead: u64,
-    pub expired: u64,
-    pub passed: u64,
-    pub full_lanes: u64,
-    pub stalls: u64,
-    pub put_off: u64,
-    pub newcomers: u64,
-    pub repeats: u64,
+pub struct Client {
+    pub user: UserId,
+    pub roles: Vec<&'static str>,
+    pub connection: Option<Connection>,
+    /// It waits for what is kept for its user.
+    pub asking: Option<Asking>,
+    pub parser: Parser,
+    /// What it presents when it comes back. `None`: it begins anew.
+    pub last_id: Option<Cursor>,
+    /// What it got since it began.
+    pub got: BTreeSet<Position>,
+    /// What is for it and it has not got, since it began. What a GAP excuses is taken out, and
+    /// what its user had got by then.
+    pub missing: BTreeSet<Position>,
+    pub is_slow: bool,
+    /// It often begins anew.
+    pub is_forgetful: bool,
 }
 
-impl Seen {
-    pub fn add(&mut self, other: &Self) {
-        self.deliveries += other.deliveries;
-        self.resumes += other.resumes;
-        self.gaps += other.gaps;
-        self.partial_writes += other.partial_writes;
-        self.heartbeats += other.heartbeats;
-        self.slow_closes += other.slow_closes;
-        self.deaths += other.deaths;
-        self.ahead += other.ahead;
-        self.expired += other.expired;
-        self.passed += other.passed;
-        self.full_lanes += other.full_lanes;
-        self.stalls += other.stalls;
-        self.put_off += other.put_off;
-        self.newcomers += other.newcomers;
-        self.repeats += other.repeats;
-    }
-}
-
-/// SplitMix64: a stream of numbers that follows from the seed.
-pub struct Random(u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ bits >> 31
-    }
-
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    pub fn one_in(&mut self, chances: usize) -> bool {
-        self.below(chances) == 0
-    }
-}
-
-struct Client {
-    user: UserId,
-    roles: Vec<&'static str>,
-    connection: Option<Connection>,
-    parser: Parser,
-    last_id: Option<Cursor>,
-    /// Everything before it was before this client's time.
-    first_id: Option<Cursor>,
-    got: BTreeSet<Position>,
-    /// Events for this client that it has not got, with their expiry. What a GAP excuses, what has
-    /// expired and what lies before the client's time is taken out.
-    missing: BTreeMap<Position, Option<EpochMillis>>,
-    is_slow: bool,
-}
-
-struct Connection {
-    node: usize,
-    shard: usize,
-    key: StreamKey,
-    socket: Socket,
+pub struct Connection {
+    pub node: usize,
+    pub shard: usize,
+    pub key: StreamKey,
+    pub socket: Socket,
     /// It presented a cursor from before what its node serves.
-    is_too_old: bool,
+    pub is_too_old: bool,
 }
 
 pub struct World {
-    seed: u64,
-    random: Random,
-    faults: Faults,
-    now: Moment,
-    log: Log,
-    /// Records that repeat an earlier one.
-    repeats: BTreeSet<Position>,
-    nodes: Vec<Node>,
-    clients: Vec<Client>,
+    pub seed: u64,
+    pub random: Random,
+    pub faults: Faults,
+    pub now: Moment,
+    clock: Arc<Time>,
+    pub log: Log,
+    pub truth: Truth,
+    pub store: FakeStore,
+    pub groups: Groups,
+    pub nodes: Vec<Node>,
+    pub clients: Vec<Client>,
+    pub people: BTreeMap<UserId, Person>,
+    /// Up to where every checkpoint has been looked into.
+    pub checked: BTreeMap<Partition, u64>,
+    pub broadcasts: u64,
     ring: RingLimits,
-    seen: Seen,
-    trace: DefaultHasher,
+    /// Messages of one piece of a backlog.
+    piece: usize,
+    pub seen: Seen,
+    pub trace: DefaultHasher,
 }
 
 impl World {
     pub fn new(seed: u64, faults: Faults) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let ring = RingLimits {
-            frames: [8, 32, 4_096][random.below(3)],
-            bytes: [20_000, 1 << 20][random.below(2)],
+            frames: [8, 32, 4_096, 4_096][random.below(4)],
+            bytes: [20_000, 1 << 20, 1 << 20][random.below(3)],
         };
-        let log = SHAPE.all_partitions().map(|partition| (partition, Vec::new())).collect();
+        let (store, groups) = (FakeStore::new(random.fork()), Groups::new(random.fork()));
+        let piece = [2, 5, 1_000][random.below(3)];
         let mut world = Self {
             seed,
             random,
             faults,
             now: Moment(1_000_000),
-            log,
-            repeats: BTreeSet::new(),
+            clock: Arc::default(),
+            log: Log::new(),
+            truth: Truth::default(),
+            store,
+            groups,
             nodes: Vec::new(),
             clients: Vec::new(),
+            people: BTreeMap::new(),
+            checked: SHAPE.all_partitions().map(|partition| (partition, 0)).collect(),
+            broadcasts: 0,
             ring,
+            piece,
             seen: Seen::default(),
             trace: DefaultHasher::new(),
         };
+        world.pass_time(Duration::ZERO);
         for _ in 0..NODES {
             let drawn = world.random.below(usize::from(SHARDS_MAX)) as u16;
             let node = world.start_node(drawn);
             world.nodes.push(node);
         }
         for number in 0..CLIENTS {
-            let roles = ROLES.into_iter().filter(|_| world.random.one_in(2)).collect::<Vec<_>>();
             let user = UserId::new(&format!("user-{}", number % USERS)).expect("a user id");
-            let is_slow = world.random.one_in(3) && faults.slow_sockets;
+            let drawn = ROLES.into_iter().filter(|_| world.random.one_in(2)).collect::<Vec<_>>();
+            let person = world.people.entry(user.clone());
+            let roles = person.or_insert_with(|| Person::new(drawn)).roles.clone();
             world.clients.push(Client {
                 user,
                 roles,
                 connection: None,
+                asking: None,
                 parser: Parser::default(),
                 last_id: None,
-                first_id: None,
                 got: BTreeSet::new(),
-                missing: BTreeMap::new(),
-                is_slow,
+                missing: BTreeSet::new(),
+                is_slow: world.random.one_in(3),
+                is_forgetful: world.random.one_in(3),
             });
         }
         world
@@ -207,39 +165,46 @@ impl World {
         }
     }
 
-    /// No more faults: everybody comes back, and has everything.
+    /// No more faults: all is kept, everybody comes back, and has everything.
     pub fn run_liveness(&mut self) {
         self.faults = Faults::NONE;
-        self.now = self.now.plus(Duration::from_secs(20));
+        self.store.lock().has_faults = false;
+        self.groups.lock().has_faults = false;
+        let quiet = quiet_after(self.now);
+        self.pass_time(quiet.since(self.now));
+        for partition in SHAPE.all_partitions() {
+            self.append_unserved(partition);
+        }
         self.settle();
-        for client in 0..CLIENTS {
-            self.clients[client].is_slow = false;
-            if let Some(connection) = &self.clients[client].connection {
+        for client in &mut self.clients {
+            client.is_slow = false;
+            if let Some(connection) = &client.connection {
                 connection.socket.borrow_mut().room = None;
-            } else {
-                self.connect(client);
             }
         }
-        // A client that its node has ended comes back in the second round.
-        for _ in 0..3 {
-            self.turn_shards();
-            self.read_sockets();
+        // What comes in pieces takes many rounds.
+        for _ in 0..2_000 {
             for client in 0..CLIENTS {
-                if self.clients[client].connection.is_none() {
-                    self.connect(client);
-                }
+                self.connect(client);
+            }
+            self.turn_all(true);
+            if (0..CLIENTS).all(|client| self.is_complete(client)) {
+                break;
             }
         }
         for client in 0..CLIENTS {
             self.check_complete(client);
         }
+        self.check_people();
     }
 
     pub fn seen(&self) -> Seen {
-        let mut seen = self.seen;
+        let mut seen = self.seen.clone();
         for node in &self.nodes {
-            self.count(node, &mut seen);
+            count(node, &mut seen);
         }
+        seen.add(&self.store.lock().seen);
+        seen.add(&self.groups.lock().seen);
         seen
     }
 
@@ -248,115 +213,129 @@ impl World {
         self.trace.finish()
     }
 
-    fn wall(&self) -> EpochMillis {
-        EpochMillis(WALL_START + self.now.0)
+    pub fn wall(&self) -> EpochMillis {
+        wall_at(self.now)
     }
 
-    /// All that the log holds comes to every shard that has a part in it.
+    fn pass_time(&mut self, time: Duration) {
+        self.now = self.now.plus(time);
+        self.clock.set(self.now);
+        self.store.handle_time(self.now);
+        self.groups.handle_time(self.now);
+    }
+
+    /// All that the log holds comes to every shard that has a part in it, and into the store.
     fn settle(&mut self) {
-        for _ in 0..2_000 {
-            if self.nodes.iter().all(|node| node.is_at_rest(&self.log)) {
+        for _ in 0..4_000 {
+            if self.nodes.iter().all(|node| node.is_at_rest(&self.log)) && self.is_all_kept() {
                 break;
             }
             for node in 0..NODES {
                 self.read_log(node, usize::MAX);
             }
-            self.turn_shards();
+            self.pass_time(Duration::from_millis(20));
+            self.turn_all(true);
         }
         let seed = self.seed;
+        assert!(self.is_all_kept(), "seed {seed}: not all is kept");
         for node in &self.nodes {
             assert!(node.is_at_rest(&self.log), "seed {seed}: a node does not come to rest");
             for (number, shard) in node.shards.iter().enumerate() {
                 assert!(shard.is_serving, "seed {seed}: shard {number} does not serve");
-                for (partition, events) in &self.log {
-                    let (next, end) = (shard.streams.vector().next(*partition), end_of(events));
+                for (partition, _) in self.log.partitions() {
+                    let (next, end) =
+                        (shard.streams.vector().next(partition), self.log.end(partition));
                     assert_eq!(next, end, "seed {seed}: {partition:?} on shard {number}");
                 }
             }
         }
     }
 
+    fn is_all_kept(&self) -> bool {
+        let groups = self.groups.lock();
+        SHAPE.all_partitions().all(|partition| {
+            groups.committed().get(&partition).copied().unwrap_or(0) == self.log.end(partition)
+        })
+    }
+
     fn step(&mut self) {
-        self.now = self.now.plus(Duration::from_millis(self.random.next() % 400));
-        match self.random.below(12) {
+        let time = self.random.millis(400);
+        self.pass_time(time);
+        let mut kills = false;
+        match self.random.below(15) {
             0..=3 => self.append(),
             4..=5 => {
                 let (node, many) = (self.random.below(NODES), 1 + self.random.below(6));
                 self.read_log(node, many);
             }
-            6..=7 => {
-                let client = self.random.below(CLIENTS);
-                if self.clients[client].connection.is_none() {
+            6..=8 => {
+                for _ in 0..3 {
+                    let client = self.random.below(CLIENTS);
                     self.connect(client);
                 }
             }
-            8 if self.faults.deaths => self.kill_client(),
-            9 => self.change_rooms(),
-            10 if self.faults.node_crashes && self.random.one_in(12) => self.crash_node(),
+            9 => kills = self.faults.deaths,
+            10 => self.change_rooms(),
+            11 if self.faults.nodes && self.random.one_in(8) => self.crash_node(),
+            12 if self.faults.nodes && self.random.one_in(4) => self.disturb_node(),
+            13 if self.faults.nodes && self.random.one_in(4) => {
+                self.seen.note("rebalances");
+                self.groups.lock().rebalance(2);
+            }
             // Long quiet: heartbeats, and stuck sockets that run into their deadline.
-            11 if self.random.one_in(4) => {
-                self.now = self.now.plus(Duration::from_secs(self.random.next() % 40));
+            14 if self.random.one_in(4) => {
+                let time = self.random.millis(40_000);
+                self.pass_time(time);
             }
             _ => {}
         }
+        for node in 0..NODES {
+            if self.nodes[node].is_catching_up() && self.random.one_in(3) {
+                self.read_log(node, 40);
+            }
+        }
+        self.turn_owners(false);
+        self.turn_asks();
         self.turn_shards();
+        if kills {
+            // What was written in these turns is on its way.
+            self.kill_client();
+        }
+        self.read_and_check();
+    }
+
+    /// Everybody who does not stand still does something, and all of it is looked at.
+    fn turn_all(&mut self, is_eager: bool) {
+        self.turn_owners(is_eager);
+        self.turn_asks();
+        self.turn_shards();
+        self.read_and_check();
+    }
+
+    fn read_and_check(&mut self) {
         self.read_sockets();
         self.check_no_delay();
+        self.check_store();
     }
 
-    fn append(&mut self) {
-        let partitions: Vec<Partition> = SHAPE.all_partitions().collect();
-        let user = format!("user-{}", self.random.below(USERS));
-        let (partition, audience) = match self.random.below(4) {
-            0 => {
-                let index = SHAPE.partition_of_user(&user);
-                (Partition { topic: Topic::Selected, index }, Audience::User(&user))
+    fn turn_owners(&mut self, is_eager: bool) {
+        let first = self.random.below(NODES);
+        for number in (0..NODES).map(|number| (first + number) % NODES) {
+            let node = &mut self.nodes[number];
+            if node.frozen_until > self.now {
+                continue;
             }
-            kind => {
-                let groups: Vec<_> =
-                    partitions.iter().filter(|partition| partition.topic == Topic::Group).collect();
-                let partition = *groups[self.random.below(groups.len())];
-                let names = vec![ROLES[self.random.below(4)], ROLES[self.random.below(4)]];
-                let members = Audience::Members { kind: MemberKind::Role, names };
-                (partition, if kind == 1 { Audience::Everyone } else { members })
-            }
-        };
-        let offset = self.log[&partition].last().map_or(0, |event| event.position().offset + 1)
-            // Kafka's offsets have holes.
-            + u64::from(self.random.one_in(10));
-        let position = Position { partition, offset };
-        let expires_at = (self.faults.expiry && self.random.one_in(5))
-            .then(|| EpochMillis(self.wall().0 + self.random.next() % 3_000));
-        let content = format!("{}-{}-{offset}", partition.topic as u8, partition.index);
-        let padding = "x".repeat(self.random.below(2_000));
-        let earlier = &self.log[&partition];
-        let repeated = (self.random.one_in(15) && !earlier.is_empty())
-            .then(|| earlier[self.random.below(earlier.len())].event_id());
-        if repeated.is_some() {
-            self.repeats.insert(position);
+            let is_cut_off = node.cut_off_until > self.now;
+            node.owner.turn(&self.log, (is_eager, is_cut_off), &mut self.random, &mut self.seen);
+            node.serving.turn(&mut self.seen);
         }
-        let mut body = Vec::new();
-        frame::write_message(&mut body, &message(&content, &padding));
-        let event = Archiver::default().write(Event {
-            position,
-            appended_at: self.wall(),
-            event_id: repeated.unwrap_or_else(|| u128::from(self.random.next())),
-            attempt: 0,
-            broadcast: BroadcastId::new(1).expect("small"),
-            expires_at,
-            audience,
-            body: &body,
-        });
-        for client in &mut self.clients {
-            if repeated.is_none() && is_for(&event, client.user.as_str(), &client.roles) {
-                client.missing.insert(position, expires_at);
-            }
-        }
-        self.log.get_mut(&partition).expect("a partition").push(event);
     }
 
-    fn read_log(&mut self, node: usize, many: usize) {
-        let node = &mut self.nodes[node];
+    fn read_log(&mut self, number: usize, many: usize) {
+        let node = &mut self.nodes[number];
+        if node.frozen_until > self.now {
+            return;
+        }
         // What the log held at the start comes in large pieces.
         let many = if node.is_catching_up() { many.max(40) } else { many };
         node.read_log(&self.log, many, &mut self.random);
@@ -373,7 +352,12 @@ impl World {
             write_progress: WRITE_PROGRESS,
             seed: self.random.next(),
         };
-        Node::start(shards, options, &self.log, &mut self.random, self.now)
+        let member = Arc::new(self.groups.join());
+        let (store, clock) = (&self.store, self.clock.clone());
+        let owner = OwnerWork::new(member.clone(), store, clock.clone());
+        let serving = Serving::new(member, store, clock, self.piece);
+        let parts = Parts { owner, serving };
+        Node::start(shards, options, parts, &self.log, &mut self.random, self.now)
     }
 
     /// Shards have their turns in any order; one may stand still for long.
@@ -393,8 +377,8 @@ impl World {
                 continue;
             }
             if stops {
-                self.seen.stalls += 1;
-                let time = Duration::from_millis(self.random.next() % 20_000);
+                self.seen.note("shards that stand still");
+                let time = self.random.millis(20_000);
                 shard.stands_until = self.now.plus(time);
                 continue;
             }
@@ -411,331 +395,60 @@ impl World {
         self.report_edges(node, place);
         self.nodes[node].pass_on(place, &mut self.seen);
         self.feed(node, place);
+        let notes = self.nodes[node].shards[place].look(now);
+        self.note(node, notes);
+    }
+
+    pub fn note(&mut self, node: usize, notes: Vec<corecast::domain::Note>) {
+        let loses = self.faults.lost_notes;
+        self.nodes[node].serving.take(notes, loses, &mut self.random, &mut self.seen);
     }
 
     fn crash_node(&mut self) {
-        let node = self.random.below(NODES);
-        let mut seen = self.seen;
-        self.count(&self.nodes[node], &mut seen);
-        self.seen = seen;
+        let number = self.random.below(NODES);
+        let node = &self.nodes[number];
+        count(node, &mut self.seen);
+        self.seen.note("node crashes");
+        self.seen.count("crashes in the middle of a write", u64::from(node.owner.is_writing()));
+        self.seen.count("notes lost in a crash", u64::from(!node.serving.is_done()));
         for client in &mut self.clients {
-            if client.connection.as_ref().is_some_and(|connection| connection.node == node) {
+            if client.connection.as_ref().is_some_and(|connection| connection.node == number) {
                 client.connection = None;
                 client.parser = Parser::default();
             }
-        }
-        let before = self.nodes[node].sharding.count();
-        self.nodes[node] = self.start_node(before);
-    }
-
-    fn count(&self, node: &Node, seen: &mut Seen) {
-        for counters in node.shards.iter().map(|shard| shard.streams.counters()) {
-            seen.deliveries += counters.deliveries;
-            seen.resumes += counters.resumed;
-            seen.gaps += counters.gaps;
-            seen.heartbeats += counters.heartbeats;
-            seen.expired += counters.expired_skips;
-            seen.slow_closes += counters.closed[CloseReason::Slow as usize];
-        }
-    }
-
-    fn connect(&mut self, client: usize) {
-        let node = self.random.below(NODES);
-        let owner = self.nodes[node].sharding.of_user(self.clients[client].user.as_str());
-        let shard = &mut self.nodes[node].shards[usize::from(owner)];
-        if !shard.is_serving || shard.stands_until > self.now {
-            self.seen.put_off += 1;
-            return;
-        }
-        if self.faults.deaths && self.random.one_in(12) {
-            self.forget_all(client);
-        }
-        let room = self.clients[client].is_slow.then(|| self.random.below(3_000));
-        let socket: Socket = Rc::new(RefCell::new(Kernel { room, ..Kernel::default() }));
-        let (now, wall) = (self.now, self.wall());
-        let client = &mut self.clients[client];
-        let mut members: Vec<Membership> = client
-            .roles
-            .iter()
-            .map(|role| Membership { kind: MemberKind::Role, name: (*role).into() })
-            .collect();
-        members.sort_unstable();
-        let cursor = client.last_id.clone();
-        let shard = &mut self.nodes[node].shards[usize::from(owner)];
-        let mut is_too_old = false;
-        if let Some(cursor) = &cursor {
-            let read = shard.streams.vector().view().group();
-            let is_ahead = cursor.group.iter().zip(read).any(|(own, read)| own > read);
-            self.seen.ahead += u64::from(is_ahead);
-            is_too_old = !client::has_reached(cursor, &self.nodes[node].starts);
-        }
-        let shard = &mut self.nodes[node].shards[usize::from(owner)];
-        let opened = shard.streams.handle_open(
-            Open {
-                socket: socket.clone(),
-                user: &client.user,
-                members: &members,
-                connection: "c",
-                cursor,
-                backlog: None,
-                response_head: b"HTTP/1.1 200 OK\r\n\r\n",
-            },
-            now,
-            wall,
-        );
-        let key = opened.expect("there is room for all clients");
-        shard.sockets.push((key, socket.clone()));
-        client.parser = Parser::default();
-        let shard = usize::from(owner);
-        client.connection = Some(Connection { node, shard, key, socket, is_too_old });
-    }
-
-    /// The client is installed anew: what it had is nobody's any more.
-    fn forget_all(&mut self, client: usize) {
-        let client = &mut self.clients[client];
-        self.seen.newcomers += u64::from(client.first_id.is_some());
-        client.last_id = None;
-        client.first_id = None;
-        client.got.clear();
-        client.missing.clear();
-        for event in self.log.values().flatten() {
-            let is_his = is_for(event, client.user.as_str(), &client.roles);
-            if is_his && !self.repeats.contains(&event.position()) {
-                client.missing.insert(event.position(), event.expires_at());
+            if client.asking.as_ref().is_some_and(|asking| asking.node == number) {
+                client.asking = None;
             }
         }
+        let before = self.nodes[number].sharding.count();
+        self.nodes[number] = self.start_node(before);
     }
 
-    /// A client vanishes; what was on its way is lost.
-    fn kill_client(&mut self) {
-        let client = self.random.below(CLIENTS);
-        let Some(connection) = self.clients[client].connection.take() else { return };
-        self.seen.deaths += 1;
-        connection.socket.borrow_mut().is_dead = true;
-        // The node may hear of it at once, or only when it writes.
+    /// A node stands still, or hears nothing of who owns what: perhaps for longer than a session.
+    fn disturb_node(&mut self) {
+        let node = &mut self.nodes[self.random.below(NODES)];
+        let until = self.now.plus(self.random.millis(15_000));
         if self.random.one_in(2) {
-            let shard = &mut self.nodes[connection.node].shards[connection.shard];
-            shard.streams.handle_close(connection.key, CloseReason::Peer);
-        }
-        self.clients[client].parser = Parser::default();
-    }
-
-    /// Slow clients read a bit, or stop reading.
-    fn change_rooms(&mut self) {
-        for client in 0..CLIENTS {
-            let more = self.random.below(4_000);
-            let stops = self.random.one_in(3);
-            let client = &self.clients[client];
-            if let (true, Some(connection)) = (client.is_slow, &client.connection) {
-                connection.socket.borrow_mut().room = Some(if stops { 0 } else { more });
+            self.seen.note("frozen nodes");
+            node.frozen_until = until;
+            for shard in &mut node.shards {
+                shard.stands_until = shard.stands_until.max(until);
             }
+        } else {
+            self.seen.note("nodes cut off from the coordinator");
+            node.cut_off_until = until;
         }
-    }
-
-    fn report_edges(&mut self, node: usize, place: usize) {
-        let Shard { streams, sockets, .. } = &mut self.nodes[node].shards[place];
-        sockets.retain(|(key, _)| streams.contains(*key));
-        for (key, socket) in sockets {
-            let mut kernel = socket.borrow_mut();
-            if kernel.wants_edge && kernel.room != Some(0) {
-                kernel.wants_edge = false;
-                streams.handle_writable(*key);
-            }
-        }
-    }
-
-    fn feed(&mut self, node: usize, place: usize) {
-        let (now, wall) = (self.now, self.wall());
-        let streams = &mut self.nodes[node].shards[place].streams;
-        loop {
-            let Some(write) = streams.poll_write(now, wall) else { break };
-            let key = write.key;
-            let socket = write.socket.clone();
-            let mut kernel = socket.borrow_mut();
-            let bytes: Vec<u8> =
-                write.pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
-            assert!(!bytes.is_empty(), "seed {}: a write of nothing", self.seed);
-            let taken = kernel.room.map_or(bytes.len(), |room| room.min(bytes.len()));
-            let outcome = if kernel.is_dead {
-                Outcome::Dead
-            } else if taken == 0 {
-                kernel.wants_edge = true;
-                Outcome::Full
-            } else {
-                kernel.wants_edge = taken < bytes.len();
-                self.seen.partial_writes += u64::from(taken < bytes.len());
-                if let Some(room) = kernel.room.as_mut() {
-                    *room -= taken;
-                }
-                kernel.in_flight.push_back((wall.0, bytes[..taken].to_vec()));
-                Outcome::Took(taken)
-            };
-            drop(kernel);
-            drop(write);
-            streams.handle_written(key, outcome, now);
-        }
-    }
-
-    /// Clients read what arrived; each block is checked.
-    fn read_sockets(&mut self) {
-        for client in 0..CLIENTS {
-            let Some(connection) = self.clients[client].connection.as_ref() else { continue };
-            let shard = &self.nodes[connection.node].shards[connection.shard];
-            let node_has_it = shard.streams.contains(connection.key);
-            let socket = connection.socket.clone();
-            loop {
-                let Some((at, bytes)) = socket.borrow_mut().in_flight.pop_front() else { break };
-                self.trace.write(&bytes);
-                let mut parser = std::mem::take(&mut self.clients[client].parser);
-                let mut blocks = Vec::new();
-                parser.feed(at, &bytes, |block| blocks.push(block));
-                self.clients[client].parser = parser;
-                for block in blocks {
-                    self.take_block(client, block);
-                }
-            }
-            if !node_has_it {
-                self.clients[client].connection = None;
-                self.clients[client].parser = Parser::default();
-            }
-        }
-    }
-
-    fn take_block(&mut self, number: usize, block: client::Block) {
-        let seed = self.seed;
-        let client = &mut self.clients[number];
-        if let (Some(before), Some(id)) = (&client.last_id, &block.id) {
-            assert!(client::never_falls(before, id), "seed {seed}: an id of client {number} fell");
-        }
-        match block.event.as_deref() {
-            None => assert!(block.data.is_empty(), "seed {seed}: data without event"),
-            Some("CONNECTED") => {
-                let id = block.id.clone().expect("CONNECTED has an id");
-                if let Some(last) = &client.last_id {
-                    assert_eq!(last, &id, "seed {seed}: CONNECTED carries the presented cursor");
-                } else if let Some(connection) = &client.connection {
-                    // A node serves nobody before it has read what the log held at its start.
-                    let ends = &self.nodes[connection.node].ends;
-                    let has_all = client::has_reached(&id, ends);
-                    assert!(has_all, "seed {seed}: client {number} came in before the node was");
-                }
-                client.first_id.get_or_insert(id);
-            }
-            Some("MESSAGE") => {
-                let position = client::position_of(&block.data);
-                let id = block.id.clone().expect("MESSAGE has an id");
-                assert!(client::is_covered(&id, position), "seed {seed}: the id misses its event");
-                let last = client.last_id.as_ref().expect("CONNECTED came first");
-                assert!(
-                    !client::is_covered(last, position),
-                    "seed {seed}: client {number} got {position:?} behind a cursor that covers it"
-                );
-                assert!(client.got.insert(position), "seed {seed}: {position:?} twice");
-                assert!(!self.repeats.contains(&position), "seed {seed}: {position:?} is a repeat");
-                let event = find(&self.log, position);
-                assert!(
-                    is_for(&event, client.user.as_str(), &client.roles),
-                    "seed {seed}: {position:?} is not for client {number}"
-                );
-                let in_time = event.expires_at().is_none_or(|at| block.begun_at < at.0);
-                assert!(in_time, "seed {seed}: {position:?} was begun after its expiry");
-                client.missing.remove(&position);
-            }
-            Some("GAP") => {
-                let id = block.id.clone().expect("GAP has an id");
-                let connection = client.connection.as_ref().expect("a stream that is read");
-                let ring = self.nodes[connection.node].shards[connection.shard].streams.ring();
-                let is_needed = connection.is_too_old || ring.first() > 0;
-                assert!(is_needed, "seed {seed}: a gap for client {number}, of which all is there");
-                client.missing.retain(|position, _| !client::is_covered(&id, *position));
-            }
-            Some(other) => panic!("seed {seed}: unexpected event {other}"),
-        }
-        let Some(id) = block.id else { return };
-        // Nothing of the audience lies between the last cursor and this one, but the event itself.
-        if let Some(last) = &client.last_id {
-            for (skipped, expires_at) in &client.missing {
-                let is_new =
-                    client::is_covered(&id, *skipped) && !client::is_covered(last, *skipped);
-                let has_expired = expires_at.is_some_and(|at| at.0 <= WALL_START + self.now.0);
-                assert!(
-                    !is_new || has_expired,
-                    "seed {seed}: client {number} was led past {skipped:?}"
-                );
-            }
-        }
-        client.last_id = Some(id);
-    }
-
-    /// A reader that takes everything has everything that its shard has taken, whoever else is
-    /// stuck.
-    fn check_no_delay(&mut self) {
-        for number in 0..CLIENTS {
-            let client = &self.clients[number];
-            let Some(connection) = client.connection.as_ref() else { continue };
-            let shard = &self.nodes[connection.node].shards[connection.shard];
-            if client.is_slow || !shard.has_turned || client.first_id.is_none() {
-                continue;
-            }
-            let (node, place) = (connection.node, connection.shard);
-            self.forget_what_is_excused(number);
-            let vector = self.nodes[node].shards[place].streams.vector();
-            let mut missing = self.clients[number].missing.keys();
-            let late = missing.find(|missed| missed.offset < vector.next(missed.partition));
-            assert_eq!(late, None, "seed {}: client {number} waits", self.seed);
-        }
-    }
-
-    fn check_complete(&mut self, number: usize) {
-        let seed = self.seed;
-        assert!(self.clients[number].first_id.is_some(), "seed {seed}: {number} never came in");
-        self.forget_what_is_excused(number);
-        let missing = self.clients[number].missing.keys().next();
-        assert_eq!(missing, None, "seed {seed}: client {number} misses it");
-    }
-
-    /// What has expired, and what was before the client's time, need not come any more.
-    fn forget_what_is_excused(&mut self, number: usize) {
-        let wall = self.wall();
-        let client = &mut self.clients[number];
-        let first = client.first_id.as_ref().expect("connected");
-        client.missing.retain(|position, expires_at| {
-            !client::is_covered(first, *position) && expires_at.is_none_or(|at| at > wall)
-        });
     }
 }
 
-/// The oracle's own idea of an audience, from what was appended.
-fn is_for(event: &SharedEvent, user: &str, roles: &[&str]) -> bool {
-    use corecast::wire::archive::AudienceRef;
-    match event.audience() {
-        AudienceRef::Everyone => true,
-        AudienceRef::User(name) => name == user,
-        AudienceRef::Members { names, .. } => names.iter().any(|name| roles.contains(&name)),
-    }
-}
-
-fn find(log: &Log, position: Position) -> SharedEvent {
-    let found = log[&position.partition].iter().find(|event| event.position() == position);
-    found.expect("an event of the log").clone()
-}
-
-fn message<'a>(content: &'a str, padding: &'a str) -> Message<'a> {
-    Message {
-        broadcast_id: BroadcastId::new(1).expect("small"),
-        user_id: None,
-        correlation_id: Some(padding),
-        delivery_status: "PENDING",
-        read_status: "UNREAD",
-        delivered_at: None,
-        read_at: None,
-        created_at: None,
-        sender_name: None,
-        content,
-        priority: Priority::Normal,
-        category: None,
-        broadcast_created_at: None,
-        scheduled_at: None,
-        expires_at: None,
+fn count(node: &Node, seen: &mut Seen) {
+    for counters in node.shards.iter().map(|shard| shard.streams.counters()) {
+        seen.count("deliveries", counters.deliveries);
+        seen.count("resumes", counters.resumed);
+        seen.count("gaps", counters.gaps);
+        seen.count("heartbeats", counters.heartbeats);
+        seen.count("expired frames", counters.expired_skips);
+        seen.count("slow closes", counters.closed[CloseReason::Slow as usize]);
+        seen.count("cut backlogs", counters.closed[CloseReason::Continues as usize]);
     }
 }

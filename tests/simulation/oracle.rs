@@ -1,0 +1,298 @@
+//! What must hold at every step, from what was accepted alone:
+//!
+//! - P1: below a checkpoint everything is in the store; what the store takes for delivered has
+//!   reached its user, and so has what lies below a stored cursor;
+//! - P2: along the cursors that a client presents nothing comes twice, out of order or not at all;
+//! - P3: nobody gets what is for another.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use corecast::base::{Position, Topic};
+use corecast::domain::Backlog;
+use corecast::ports::Delivery;
+use corecast::wire::cursor::Cursor;
+
+use crate::client::{self, Block};
+use crate::store::Landed;
+use crate::world::{CLIENTS, Connection, World};
+
+/// What has become of a user's messages, whichever of his clients it was.
+pub struct Person {
+    pub roles: Vec<&'static str>,
+    /// His machines have it, each with the client that got it first.
+    arrived: BTreeMap<Position, usize>,
+    /// A GAP has told of it.
+    excused: BTreeSet<Position>,
+}
+
+impl Person {
+    pub fn new(roles: Vec<&'static str>) -> Self {
+        Self { roles, arrived: BTreeMap::new(), excused: BTreeSet::new() }
+    }
+
+    fn knows(&self, position: Position) -> bool {
+        self.arrived.contains_key(&position) || self.excused.contains(&position)
+    }
+}
+
+impl World {
+    /// What a client has to get from here on: it opens a stream behind this backlog.
+    pub fn begin_chain(&mut self, number: usize, backlog: &Backlog) {
+        let wall = self.wall();
+        let client = &mut self.clients[number];
+        let shelves = self.store.lock();
+        if !backlog.is_resumed {
+            client.got.clear();
+            client.missing.clear();
+            let his = self.truth.all();
+            let his = his.filter(|(_, sent)| sent.names.admit(&client.user, &client.roles));
+            client.missing.extend(his.map(|(position, _)| position));
+        }
+        // What lies behind the checkpoint comes from the log, whoever had it.
+        client.missing.retain(|position| {
+            let sent = self.truth.at(*position);
+            if sent.has_ended(wall) {
+                return false;
+            }
+            if !backlog.checkpoint.covers(*position) {
+                return true;
+            }
+            let row = sent.names.user().and_then(|user| shelves.row(user, sent.broadcast));
+            let delivered_at = row.and_then(|row| row.delivered_at);
+            let is_delivered = delivered_at.is_some_and(|at| match backlog.is_resumed {
+                // Of another device, before this one began.
+                true => at < backlog.since,
+                false => true,
+            });
+            let stored = shelves.cursor_of(&client.user, position.partition);
+            let is_group = position.partition.topic == Topic::Group;
+            let is_served = is_group && !backlog.is_resumed && position.offset < stored;
+            sent.is_kept && !is_delivered && !is_served
+        });
+    }
+
+    pub fn take_block(&mut self, number: usize, block: Block) {
+        let seed = self.seed;
+        let client = &mut self.clients[number];
+        if let (Some(before), Some(id)) = (&client.last_id, &block.id) {
+            let rises = client::never_falls(before, id);
+            assert!(rises, "seed {seed}: an id of client {number} fell: {before:?}, {id:?}");
+            let is_backlog = id.backlog && !before.backlog;
+            assert!(!is_backlog, "seed {seed}: client {number} is led back into a backlog");
+        }
+        match block.event.as_deref() {
+            None => assert!(block.data.is_empty(), "seed {seed}: data without event"),
+            Some("CONNECTED") => {
+                let id = block.id.as_ref().expect("CONNECTED has an id");
+                if let Some(last) = &client.last_id {
+                    assert_eq!(last, id, "seed {seed}: CONNECTED carries the presented cursor");
+                }
+            }
+            Some("MESSAGE") => self.take_message(number, &block),
+            Some("GAP") => {
+                let id = block.id.clone().expect("GAP has an id");
+                let connection = client.connection.as_ref().expect("a stream that is read");
+                let ring = self.nodes[connection.node].shards[connection.shard].streams.ring();
+                let is_needed = connection.is_too_old || ring.first() > 0;
+                assert!(is_needed, "seed {seed}: a gap for client {number}, of which all is there");
+                let person = self.people.get_mut(&client.user).expect("a person");
+                client.missing.retain(|position| {
+                    let is_covered = client::is_covered(&id, *position);
+                    if is_covered {
+                        person.excused.insert(*position);
+                    }
+                    !is_covered
+                });
+            }
+            Some(other) => panic!("seed {seed}: unexpected event {other}"),
+        }
+        if let Some(id) = block.id {
+            self.take_id(number, id);
+        }
+    }
+
+    fn take_message(&mut self, number: usize, block: &Block) {
+        let seed = self.seed;
+        let client = &mut self.clients[number];
+        let said = client::said(&block.data);
+        let (user, broadcast) = (&client.user, said.broadcast);
+        let is_his = said.user.as_ref().is_none_or(|said| said == user);
+        assert!(is_his, "seed {seed}: client {number} got what is for {:?}", said.user);
+        let position = self.truth.place(broadcast, said.user.as_ref());
+        let position = position.expect("it was sent");
+        let sent = self.truth.at(position);
+        let is_for = sent.names.admit(user, &client.roles);
+        assert!(is_for, "seed {seed}: {position:?} is not for client {number}");
+        assert_eq!(sent.content, said.content, "seed {seed}: {position:?} says something else");
+        let in_time = sent.expires_at.is_none_or(|at| block.begun_at < at.0);
+        assert!(in_time, "seed {seed}: {position:?} was begun after its expiry");
+        let id = block.id.as_ref().expect("MESSAGE has an id");
+        assert!(client::is_covered(id, position), "seed {seed}: the id misses its event");
+        let last = client.last_id.as_ref().expect("CONNECTED came first");
+        assert!(
+            !client::is_covered(last, position),
+            "seed {seed}: client {number} got {position:?} behind a cursor that covers it"
+        );
+        assert!(client.got.insert(position), "seed {seed}: {position:?} twice to client {number}");
+        client.missing.remove(&position);
+        let person = self.people.get_mut(user).expect("a person");
+        match person.arrived.get(&position) {
+            None => drop(person.arrived.insert(position, number)),
+            Some(first) if *first == number => self.seen.note("repeats to who began anew"),
+            Some(_) => self.seen.note("messages to a second device"),
+        }
+        if id.backlog {
+            self.seen.note("messages of backlogs");
+        }
+    }
+
+    fn take_id(&mut self, number: usize, id: Cursor) {
+        let (seed, wall) = (self.seed, self.wall());
+        let client = &mut self.clients[number];
+        // Nothing of the audience lies between the last cursor and this one, but the event itself.
+        let before = client.last_id.as_ref();
+        for skipped in &client.missing {
+            let is_new = client::is_covered(&id, *skipped)
+                && before.is_none_or(|last| !client::is_covered(last, *skipped));
+            assert!(
+                !is_new || self.truth.at(*skipped).has_ended(wall),
+                "seed {seed}: client {number} was led past {skipped:?}"
+            );
+        }
+        client.last_id = Some(id);
+    }
+
+    /// The client's machine has all that is on its way, and the client will never read it.
+    pub fn take_unread(&mut self, number: usize, connection: &Connection) {
+        let client = &self.clients[number];
+        let mut parser = client.parser.clone();
+        let mut blocks = Vec::new();
+        for (at, bytes) in &connection.socket.borrow().in_flight {
+            parser.feed(*at, bytes, |block| blocks.push(block));
+        }
+        let person = self.people.get_mut(&client.user).expect("a person");
+        for block in blocks {
+            if block.event.as_deref() == Some("MESSAGE") {
+                let said = client::said(&block.data);
+                let position = self.truth.place(said.broadcast, said.user.as_ref());
+                let position = position.expect("it was sent");
+                person.arrived.entry(position).or_insert(number);
+                self.seen.note("messages that arrived and were not read");
+            } else if block.event.as_deref() == Some("GAP") {
+                let id = block.id.expect("GAP has an id");
+                let missing = client.missing.iter();
+                let told = missing.filter(|position| client::is_covered(&id, **position));
+                person.excused.extend(told);
+            }
+        }
+    }
+
+    /// A reader that takes everything has everything that its shard has taken, whoever else is
+    /// stuck.
+    pub fn check_no_delay(&mut self) {
+        for number in 0..CLIENTS {
+            let client = &self.clients[number];
+            let Some(connection) = client.connection.as_ref() else { continue };
+            let shard = &self.nodes[connection.node].shards[connection.shard];
+            if client.is_slow || !shard.has_turned || client.last_id.is_none() {
+                continue;
+            }
+            let (node, place) = (connection.node, connection.shard);
+            self.forget_what_has_ended(number);
+            let vector = self.nodes[node].shards[place].streams.vector();
+            let mut missing = self.clients[number].missing.iter();
+            let late = missing.find(|missed| missed.offset < vector.next(missed.partition));
+            assert_eq!(late, None, "seed {}: client {number} waits", self.seed);
+        }
+    }
+
+    /// What the store says is so.
+    pub fn check_store(&mut self) {
+        let (seed, wall) = (self.seed, self.wall());
+        let mut shelves = self.store.lock();
+        for (partition, next) in self.groups.lock().committed() {
+            let checked = self.checked.get_mut(partition).expect("a partition");
+            for (position, sent) in self.truth.between(*partition, *checked, *next) {
+                if !sent.is_kept || sent.has_ended(wall) {
+                    continue;
+                }
+                let is_there = match sent.names.user() {
+                    Some(user) => shelves.has_row(user, sent.broadcast),
+                    None => shelves.has_group(*partition, position.offset),
+                };
+                assert!(is_there, "seed {seed}: {position:?} is acknowledged and not kept");
+            }
+            *checked = (*checked).max(*next);
+        }
+        for landed in std::mem::take(&mut shelves.landed) {
+            match landed {
+                Landed::Delivered { user, broadcast } => {
+                    let position = self.truth.place(broadcast, Some(&user));
+                    let position = position.expect("it was sent");
+                    let person = &self.people[&user];
+                    let has_ended = self.truth.at(position).has_ended(wall);
+                    let knows = person.knows(position) || has_ended;
+                    assert!(knows, "seed {seed}: {position:?} was noted, and {user} has it not");
+                    let is_gap = !person.arrived.contains_key(&position) && !has_ended;
+                    self.seen.count("rows noted behind a gap", u64::from(is_gap));
+                }
+                Landed::Cursor { user, partition, from, next } => {
+                    let person = &self.people[&user];
+                    for (position, sent) in self.truth.between(partition, from, next) {
+                        let is_his = sent.names.admit(&user, &person.roles) && sent.is_kept;
+                        assert!(
+                            !is_his || person.knows(position) || sent.has_ended(wall),
+                            "seed {seed}: a cursor of {user} is beyond {position:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    pub fn is_complete(&mut self, number: usize) -> bool {
+        let client = &self.clients[number];
+        let is_served = client.last_id.as_ref().is_some_and(|last| !last.backlog);
+        if client.connection.is_none() || !is_served {
+            return false;
+        }
+        self.forget_what_has_ended(number);
+        self.clients[number].missing.is_empty()
+    }
+
+    pub fn check_complete(&mut self, number: usize) {
+        let seed = self.seed;
+        self.forget_what_has_ended(number);
+        let missing = self.clients[number].missing.first();
+        assert_eq!(missing, None, "seed {seed}: client {number} misses it");
+        assert!(self.is_complete(number), "seed {seed}: {number} never came in");
+    }
+
+    /// Every accepted message has reached every one of its audience, waits for him, or has ended.
+    pub fn check_people(&self) {
+        let (seed, wall) = (self.seed, self.wall());
+        let shelves = self.store.lock();
+        for (user, person) in &self.people {
+            for (position, sent) in self.truth.all() {
+                let is_his = sent.names.admit(user, &person.roles) && sent.is_kept;
+                if !is_his || sent.has_ended(wall) {
+                    continue;
+                }
+                assert!(person.knows(position), "seed {seed}: {user} never got {position:?}");
+                if sent.names.user().is_some() {
+                    let row = shelves.row(user, sent.broadcast).expect("it is kept");
+                    let is_sound =
+                        matches!(row.progress.delivery, Delivery::Pending | Delivery::Delivered);
+                    assert!(is_sound, "seed {seed}: {position:?} is {:?}", row.progress);
+                }
+            }
+        }
+    }
+
+    /// What has ended need not come any more.
+    fn forget_what_has_ended(&mut self, number: usize) {
+        let wall = self.wall();
+        let truth = &self.truth;
+        self.clients[number].missing.retain(|position| !truth.at(*position).has_ended(wall));
+    }
+}

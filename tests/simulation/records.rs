@@ -1,0 +1,146 @@
+//! The log as it stands, and beside it what the oracle knows of each record: whom it is for and
+//! what it says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use corecast::base::{BroadcastId, EpochMillis, Partition, Position, UserId};
+use corecast::domain::{Decoder, Finding};
+use corecast::wire::archive::SharedEvent;
+
+use crate::sky::SHAPE;
+
+/// One record; its event, if it is one to be served.
+pub struct Entry {
+    pub offset: u64,
+    pub appended_at: EpochMillis,
+    pub value: Option<bytes::Bytes>,
+    pub event: Option<SharedEvent>,
+}
+
+pub struct Log {
+    partitions: BTreeMap<Partition, Vec<Entry>>,
+    decoder: Decoder,
+}
+
+/// Whom a record is for, as it was meant.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Names {
+    Everyone,
+    Roles(Vec<&'static str>),
+    User(UserId),
+}
+
+impl Names {
+    pub fn admit(&self, user: &UserId, roles: &[&str]) -> bool {
+        match self {
+            Self::Everyone => true,
+            Self::Roles(names) => names.iter().any(|name| roles.contains(name)),
+            Self::User(name) => name == user,
+        }
+    }
+
+    pub fn user(&self) -> Option<&UserId> {
+        match self {
+            Self::User(user) => Some(user),
+            Self::Everyone | Self::Roles(_) => None,
+        }
+    }
+}
+
+/// A record that is to be served, and repeats none.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    pub broadcast: BroadcastId,
+    pub names: Names,
+    pub content: String,
+    pub expires_at: Option<EpochMillis>,
+    /// It waits for users who are not here.
+    pub is_kept: bool,
+}
+
+impl Sent {
+    pub fn has_ended(&self, wall: EpochMillis) -> bool {
+        self.expires_at.is_some_and(|at| at <= wall)
+    }
+}
+
+/// What was accepted, by its place.
+#[derive(Default)]
+pub struct Truth {
+    sent: BTreeMap<Position, Sent>,
+    places: BTreeMap<(BroadcastId, Option<UserId>), Position>,
+    pub repeats: BTreeSet<Position>,
+}
+
+impl Log {
+    pub fn new() -> Self {
+        let partitions = SHAPE.all_partitions().map(|partition| (partition, Vec::new())).collect();
+        Self { partitions, decoder: Decoder::new(SHAPE) }
+    }
+
+    pub fn entries(&self, partition: Partition) -> &[Entry] {
+        &self.partitions[&partition]
+    }
+
+    pub fn partitions(&self) -> impl Iterator<Item = (Partition, &[Entry])> {
+        self.partitions.iter().map(|(partition, entries)| (*partition, entries.as_slice()))
+    }
+
+    /// Where a partition ends.
+    pub fn end(&self, partition: Partition) -> u64 {
+        self.entries(partition).last().map_or(0, |entry| entry.offset + 1)
+    }
+
+    /// Appends a record `hole` offsets behind the last one; whether it is to be served.
+    pub fn append(
+        &mut self,
+        partition: Partition,
+        hole: u64,
+        appended_at: EpochMillis,
+        value: Option<bytes::Bytes>,
+    ) -> (Position, bool) {
+        let position = Position { partition, offset: self.end(partition) + hole };
+        let found = self.decoder.decode_caught(position, appended_at, value.as_deref());
+        let event = match found {
+            Finding::Serve(event) => Some(event),
+            Finding::Ignore(_) | Finding::Bad(_) => None,
+        };
+        let is_served = event.is_some();
+        let entry = Entry { offset: position.offset, appended_at, value, event };
+        self.partitions.get_mut(&partition).expect("a partition").push(entry);
+        (position, is_served)
+    }
+}
+
+impl Truth {
+    pub fn accept(&mut self, position: Position, sent: Sent) {
+        let key = (sent.broadcast, sent.names.user().cloned());
+        assert!(self.places.insert(key, position).is_none(), "each is sent once");
+        self.sent.insert(position, sent);
+    }
+
+    /// Where the message of this broadcast stands that such a user gets.
+    pub fn place(&self, broadcast: BroadcastId, user: Option<&UserId>) -> Option<Position> {
+        self.places.get(&(broadcast, user.cloned())).copied()
+    }
+
+    pub fn at(&self, position: Position) -> &Sent {
+        &self.sent[&position]
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = (Position, &Sent)> {
+        self.sent.iter().map(|(position, sent)| (*position, sent))
+    }
+
+    /// From one offset of a partition to another.
+    pub fn between(
+        &self,
+        partition: Partition,
+        from: u64,
+        to: u64,
+    ) -> impl Iterator<Item = (Position, &Sent)> {
+        let place = |offset| Position { partition, offset };
+        let range = self.sent.range(place(from)..place(to.max(from)));
+        range.map(|(position, sent)| (*position, sent))
+    }
+}

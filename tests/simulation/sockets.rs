@@ -1,0 +1,331 @@
+//! Clients come, by a cursor or without one; sockets take bytes, or do not; clients die.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use corecast::base::{BroadcastId, Moment, Partition};
+use corecast::control::Unavailable;
+use corecast::domain::{Backlog, CloseReason, Membership, Note, Open, Outcome, Served};
+use corecast::lane::Ask;
+use corecast::limits::shard as limits;
+use corecast::wire::archive::MemberKind;
+use corecast::wire::cursor::Cursor;
+
+use crate::client::{Kernel, Parser, Socket, unsent};
+use crate::node::Shard;
+use crate::sky::Task;
+use crate::world::{CLIENTS, Connection, NODES, World};
+
+/// A client that waits for what is kept for its user.
+pub struct Asking {
+    pub node: usize,
+    shard: usize,
+    task: Task<Result<Backlog, Unavailable>>,
+    answer: Option<Backlog>,
+    /// It is put off then.
+    until: Moment,
+    /// What the store said of the user before: that must not come again.
+    before: Before,
+}
+
+/// What has been noted of a user.
+struct Before {
+    delivered: BTreeSet<BroadcastId>,
+    groups: Vec<(Partition, u64)>,
+}
+
+impl World {
+    pub fn connect(&mut self, number: usize) {
+        let client = &self.clients[number];
+        if client.connection.is_some() || client.asking.is_some() {
+            return;
+        }
+        let node = self.random.below(NODES);
+        let owner = self.nodes[node].sharding.of_user(client.user.as_str());
+        let shard = &mut self.nodes[node].shards[usize::from(owner)];
+        if !shard.is_serving || shard.stands_until > self.now {
+            self.seen.note("connects to nodes that start");
+            return;
+        }
+        let chances = if client.is_forgetful { 2 } else { 12 };
+        if self.faults.deaths && client.last_id.is_some() && self.random.one_in(chances) {
+            self.seen.note("clients that begin anew");
+            self.clients[number].last_id = None;
+        }
+        let shard = usize::from(owner);
+        match self.clients[number].last_id.clone() {
+            Some(cursor) if !cursor.backlog => self.open(number, (node, shard), Some(cursor), None),
+            cursor => self.ask(number, (node, shard), cursor),
+        }
+    }
+
+    fn ask(&mut self, number: usize, (node, shard): (usize, usize), cursor: Option<Cursor>) {
+        let client = &self.clients[number];
+        let shelves = self.store.lock();
+        let before = Before {
+            delivered: shelves.delivered_of(&client.user),
+            groups: self
+                .log
+                .partitions()
+                .map(|(partition, _)| partition)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .map(|partition| (partition, shelves.cursor_of(&client.user, partition)))
+                .collect(),
+        };
+        drop(shelves);
+        let task = self.nodes[node].serving.ask(Ask {
+            shard: shard as u16,
+            key: 0,
+            user: client.user.clone(),
+            members: members(&client.roles),
+            progress: cursor.as_ref().map(|cursor| (Served::from(cursor), cursor.at())),
+        });
+        let until = self.now.plus(limits::ASK_TIME);
+        let asking = Asking { node, shard, task, answer: None, until, before };
+        self.clients[number].asking = Some(asking);
+    }
+
+    /// Whoever waits for what is kept for him is served, put off, or waits on.
+    pub fn turn_asks(&mut self) {
+        for number in 0..CLIENTS {
+            let Some(mut asking) = self.clients[number].asking.take() else { continue };
+            let node = &self.nodes[asking.node];
+            if node.frozen_until > self.now {
+                self.clients[number].asking = Some(asking);
+                continue;
+            }
+            if asking.answer.is_none() {
+                match asking.task.turn() {
+                    Some(Ok(backlog)) => asking.answer = Some(backlog),
+                    Some(Err(_)) => {
+                        self.seen.note("backlogs that could not be had");
+                        continue;
+                    }
+                    None => {}
+                }
+            }
+            let stands = node.shards[asking.shard].stands_until > self.now;
+            let is_late = self.faults.stalls && self.random.one_in(3);
+            if asking.until <= self.now && !stands {
+                self.seen.note("asks that took too long");
+            } else if stands || is_late || asking.answer.is_none() {
+                self.clients[number].asking = Some(asking);
+            } else if let Some(backlog) = asking.answer.take() {
+                self.take_backlog(number, &asking, backlog);
+            }
+        }
+    }
+
+    fn take_backlog(&mut self, number: usize, asking: &Asking, backlog: Backlog) {
+        let seed = self.seed;
+        let client = &self.clients[number];
+        self.seen.count("backlogs", u64::from(!backlog.is_done()));
+        self.seen.count("flagged resumes", u64::from(backlog.is_resumed));
+        if !backlog.is_resumed {
+            for message in &backlog.messages {
+                let candidate = message.candidate;
+                let place = candidate.position.expect("it is of this log");
+                let is_noted = match candidate.row {
+                    Some(row) => asking.before.delivered.contains(&row.broadcast),
+                    None => false,
+                };
+                let stored = asking.before.groups.iter();
+                let is_served = stored
+                    .filter(|(at, _)| at.topic == corecast::base::Topic::Group)
+                    .any(|(at, next)| *at == place.partition && place.offset < *next);
+                assert!(
+                    !is_noted && !is_served,
+                    "seed {seed}: {place:?} goes to {} again, though he had it",
+                    client.user
+                );
+            }
+        }
+        self.begin_chain(number, &backlog);
+        let cursor = self.clients[number].last_id.clone();
+        self.open(number, (asking.node, asking.shard), cursor, Some(backlog));
+    }
+
+    fn open(
+        &mut self,
+        number: usize,
+        (node, place): (usize, usize),
+        cursor: Option<Cursor>,
+        backlog: Option<Backlog>,
+    ) {
+        let (seed, now, wall) = (self.seed, self.now, self.wall());
+        let client = &self.clients[number];
+        let room = client.is_slow.then(|| self.random.below(3_000));
+        let socket: Socket = Rc::new(RefCell::new(Kernel { room, ..Kernel::default() }));
+        let vector = self.nodes[node].shards[place].streams.vector();
+        for (partition, end) in &self.nodes[node].ends {
+            // A node serves nobody before it has read what the log held at its start.
+            let next = vector.next(*partition);
+            assert!(next >= *end, "seed {seed}: client {number} came in before the node was");
+        }
+        let from = match (&backlog, &cursor) {
+            (Some(backlog), _) => Some(backlog.checkpoint.clone()),
+            (None, cursor) => cursor.as_ref().map(Served::from),
+        };
+        let from = from.expect("by one of them");
+        let is_ahead = !from.is_within(vector.view());
+        self.seen.count("clients ahead of the node", u64::from(is_ahead));
+        let starts = &self.nodes[node].starts;
+        let is_too_old = from.places().any(|(partition, next)| next < starts[&partition]);
+        let presented = cursor.as_ref().filter(|_| backlog.is_none()).map(Served::from);
+        let shard = &mut self.nodes[node].shards[place];
+        let opened = shard.streams.handle_open(
+            Open {
+                socket: socket.clone(),
+                user: &client.user,
+                members: &members(&client.roles),
+                connection: "c",
+                cursor,
+                backlog,
+                response_head: b"HTTP/1.1 200 OK\r\n\r\n",
+            },
+            now,
+            wall,
+        );
+        let key = opened.expect("there is room for all clients");
+        shard.sockets.push((key, socket.clone()));
+        let client = &mut self.clients[number];
+        client.parser = Parser::default();
+        client.connection = Some(Connection { node, shard: place, key, socket, is_too_old });
+        let user = client.user.clone();
+        if let Some(served) = presented {
+            self.note(node, vec![Note::Presented { user, served }]);
+        }
+    }
+
+    /// A client vanishes; what was on its way is lost, though perhaps its machine had it.
+    pub fn kill_client(&mut self) {
+        // Rather one with something on its way.
+        let has_some = |number: &usize| {
+            let connection = self.clients[*number].connection.as_ref();
+            connection.is_some_and(|connection| unsent(&connection.socket) > 0)
+        };
+        let busy: Vec<usize> = (0..CLIENTS).filter(has_some).collect();
+        let number = match busy.len() {
+            0 => self.random.below(CLIENTS),
+            many => busy[self.random.below(many)],
+        };
+        let client = &mut self.clients[number];
+        if self.random.one_in(2) {
+            client.asking = None;
+        }
+        let Some(connection) = client.connection.take() else { return };
+        self.seen.note("deaths");
+        let is_acknowledged = self.random.one_in(2);
+        {
+            let mut kernel = connection.socket.borrow_mut();
+            kernel.is_dead = true;
+            kernel.is_acknowledged = is_acknowledged;
+        }
+        if is_acknowledged {
+            self.take_unread(number, &connection);
+        }
+        // The node may hear of it at once, or only when it writes.
+        if self.random.one_in(2) {
+            let shard = &mut self.nodes[connection.node].shards[connection.shard];
+            shard.streams.handle_close(connection.key, CloseReason::Peer);
+        }
+        self.clients[number].parser = Parser::default();
+    }
+
+    /// Slow clients read a bit, or stop reading.
+    pub fn change_rooms(&mut self) {
+        for client in 0..CLIENTS {
+            let more = self.random.below(4_000);
+            let stops = self.random.one_in(3);
+            let client = &self.clients[client];
+            if let (true, Some(connection)) = (client.is_slow, &client.connection) {
+                connection.socket.borrow_mut().room = Some(if stops { 0 } else { more });
+            }
+        }
+    }
+
+    pub fn report_edges(&mut self, node: usize, place: usize) {
+        let Shard { streams, sockets, .. } = &mut self.nodes[node].shards[place];
+        sockets.retain(|(key, _)| streams.contains(*key));
+        for (key, socket) in sockets {
+            let mut kernel = socket.borrow_mut();
+            if kernel.wants_edge && kernel.room != Some(0) {
+                kernel.wants_edge = false;
+                streams.handle_writable(*key);
+            }
+        }
+    }
+
+    pub fn feed(&mut self, node: usize, place: usize) {
+        let (now, wall) = (self.now, self.wall());
+        let streams = &mut self.nodes[node].shards[place].streams;
+        loop {
+            let Some(write) = streams.poll_write(now, wall) else { break };
+            let key = write.key;
+            let socket = write.socket.clone();
+            let mut kernel = socket.borrow_mut();
+            let bytes: Vec<u8> =
+                write.pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+            assert!(!bytes.is_empty(), "seed {}: a write of nothing", self.seed);
+            let taken = kernel.room.map_or(bytes.len(), |room| room.min(bytes.len()));
+            let outcome = if kernel.is_dead {
+                Outcome::Dead
+            } else if taken == 0 {
+                kernel.wants_edge = true;
+                Outcome::Full
+            } else {
+                kernel.wants_edge = taken < bytes.len();
+                self.seen.count("partial writes", u64::from(taken < bytes.len()));
+                if let Some(room) = kernel.room.as_mut() {
+                    *room -= taken;
+                }
+                kernel.in_flight.push_back((wall.0, bytes[..taken].to_vec()));
+                Outcome::Took(taken)
+            };
+            drop(kernel);
+            drop(write);
+            streams.handle_written(key, outcome, now);
+        }
+    }
+
+    /// Clients read what arrived; each block is checked.
+    pub fn read_sockets(&mut self) {
+        use std::hash::Hasher as _;
+        for client in 0..CLIENTS {
+            let Some(connection) = self.clients[client].connection.as_ref() else { continue };
+            let shard = &self.nodes[connection.node].shards[connection.shard];
+            let node_has_it = shard.streams.contains(connection.key);
+            let socket = connection.socket.clone();
+            // It takes its time, so that the node does not know what has arrived.
+            let is_late = self.clients[client].is_slow && self.random.one_in(2);
+            if is_late && node_has_it {
+                continue;
+            }
+            loop {
+                let Some((at, bytes)) = socket.borrow_mut().in_flight.pop_front() else { break };
+                self.trace.write(&bytes);
+                let mut parser = std::mem::take(&mut self.clients[client].parser);
+                let mut blocks = Vec::new();
+                parser.feed(at, &bytes, |block| blocks.push(block));
+                self.clients[client].parser = parser;
+                for block in blocks {
+                    self.take_block(client, block);
+                }
+            }
+            if !node_has_it {
+                self.clients[client].connection = None;
+                self.clients[client].parser = Parser::default();
+            }
+        }
+    }
+}
+
+/// Sorted, without repeats.
+fn members(roles: &[&str]) -> Vec<Membership> {
+    let member = |role: &&str| Membership { kind: MemberKind::Role, name: (*role).into() };
+    let mut members: Vec<Membership> = roles.iter().map(member).collect();
+    members.sort_unstable();
+    members
+}
