@@ -389,8 +389,8 @@ fn write(
     (java, ends)
 }
 
-/// Creates broadcasts to the role and to the user of the traffic in turn. Whatever is refused must be so for now, and
-/// soon.
+/// Creates broadcasts to the role and to the user of the traffic in turn. Whatever is refused must
+/// be so for now, and soon.
 fn create(admin: SocketAddr, shared: &Shared, stop: &mpsc::Receiver<()>) {
     let mut number = 0;
     while goes_on(stop, CREATE_PACE) {

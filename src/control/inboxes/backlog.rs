@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::known::{Checkpoint, Known};
 use super::{KeptStore, Unavailable};
-use crate::base::{EpochMillis, LogShape, UserId};
+use crate::base::{EpochMillis, LogShape, Topic, UserId};
 use crate::domain::{Backlog, Candidate, KeptMessage, Reach, Row, Served, in_order};
 use crate::lane::Ask;
 use crate::limits::keeping as limits;
@@ -71,19 +71,18 @@ async fn reach(
     let own_partition = shape.partition_of_user(ask.user.as_str());
     let groups = usize::from(shape.group_partitions);
     let zero = || Served { own_partition, own: 0, group: vec![0; groups].into() };
-    let mut behind = zero();
     let (progress, since) = match &ask.progress {
         Some(presented) => presented.clone(),
         None => {
+            let mut stored = zero();
             let places = kept.parts.inbox.cursor(&ask.user, shape.identity).await?;
-            places.iter().for_each(|(partition, next)| behind.raise(*partition, *next));
-            // Which of the user's own messages still wait, their rows say.
-            (Served { own: 0, ..behind.clone() }, kept.now())
+            // How far the user's own messages have come, their rows say.
+            let of_groups = places.iter().filter(|(partition, _)| partition.topic == Topic::Group);
+            of_groups.for_each(|(partition, next)| stored.raise(*partition, *next));
+            (stored, kept.now())
         }
     };
-    // What had been served when the last stream ended need not come from the log again.
     let mut checkpoint = progress.clone();
-    behind.places().for_each(|(partition, next)| checkpoint.raise(partition, next));
     known.iter().for_each(|(partition, next)| checkpoint.raise(*partition, *next));
     Ok(Reach { progress, checkpoint, is_resumed: ask.progress.is_some(), since })
 }

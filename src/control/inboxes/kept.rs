@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::backlog;
 use super::known::{Checkpoints, Contents, Groups};
-use crate::base::{EpochMillis, LogShape, Partition, Topic, UserId};
+use crate::base::{EpochMillis, LogShape, UserId};
 use crate::domain::{Backlog, Note, Row, Served};
 use crate::lane::Ask;
 use crate::ports::{
@@ -52,13 +52,9 @@ impl KeptStore {
     pub async fn warm(&self) -> Result<(), Unavailable> {
         let shape = self.parts.log.shape().await?;
         let checkpoint = self.checkpoints.get(&self.parts, &shape).await?;
-        let groups = (0..shape.group_partitions).map(|index| {
-            let partition = Partition { topic: Topic::Group, index };
-            checkpoint.get(&partition).copied().unwrap_or(0)
-        });
-        let to: Vec<u64> = groups.collect();
-        let from = vec![0; to.len()];
-        let rows = self.groups.between(&self.parts, &shape, (&from, &to), self.now()).await?;
+        let from = vec![0; usize::from(shape.group_partitions)];
+        let range = (&from[..], &*checkpoint);
+        let rows = self.groups.between(&self.parts, &shape, range, self.now()).await?;
         let ids: Vec<_> = rows.iter().map(|row| row.broadcast).collect();
         self.contents.get(&self.parts, &ids).await?;
         Ok(())

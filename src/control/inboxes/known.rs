@@ -179,8 +179,8 @@ struct Partial {
     /// Everything below has been read.
     next: u64,
     rows: BTreeMap<u64, GroupRow>,
-    /// Whose rows those are. A broadcast that was published twice is served at its first place, also
-    /// to who stands between the two.
+    /// Whose rows those are. A broadcast that was published twice is served at its first place,
+    /// also to who stands between the two.
     broadcasts: HashSet<BroadcastId>,
 }
 
