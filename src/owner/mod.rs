@@ -90,11 +90,15 @@ impl Owner {
         };
         let mut work = Work::default();
         tokio::select! {
-            ended = self.work(&mut work) => return ended,
+            ended = self.work(&mut work) => {
+                // Others may be able to.
+                self.ownership.leave().await;
+                return ended;
+            }
             () = asked => {}
         }
         let finished = tokio::time::timeout(limits::LEAVE_TIME, self.finish(&mut work)).await;
-        if finished.is_err() {
+        if !matches!(finished, Ok(Ok(()))) {
             tracing::warn!("not everything that was in work could be committed before leaving");
         }
         self.ownership.leave().await;
@@ -103,17 +107,18 @@ impl Owner {
     }
 
     /// Makes durable what is in work, and commits it.
-    async fn finish(&self, work: &mut Work) {
+    async fn finish(&self, work: &mut Work) -> Result<(), LogError> {
         while let Some(kept) = work.keeping.join_next().await {
-            work.take_kept(kept);
+            work.holdings.handle_kept(joined(kept)?);
         }
         while let Some(done) = work.committing.join_next().await {
-            self.take_commits(work, done);
+            self.take_commits(work, joined(done)?);
         }
         self.commit(work);
         while let Some(done) = work.committing.join_next().await {
-            self.take_commits(work, done);
+            self.take_commits(work, joined(done)?);
         }
+        Ok(())
     }
 
     async fn work(&self, work: &mut Work) -> Result<(), LogError> {
@@ -149,12 +154,14 @@ impl Owner {
                     }
                     Some(kept) = work.keeping.join_next() => {
                         let is_first = wants.is_empty();
-                        work.take_kept(kept);
+                        work.holdings.handle_kept(joined(kept)?);
                         if is_first {
                             break Ok(Vec::new());
                         }
                     }
-                    Some(done) = work.committing.join_next() => self.take_commits(work, done),
+                    Some(done) = work.committing.join_next() => {
+                        self.take_commits(work, joined(done)?);
+                    }
                     _ = commits.tick() => self.commit(work),
                 }
             };
@@ -227,16 +234,11 @@ impl Owner {
         });
     }
 
-    fn take_commits(
-        &self,
-        work: &mut Work,
-        done: Result<Result<Vec<(Mark, Commit)>, LogError>, JoinError>,
-    ) {
+    fn take_commits(&self, work: &mut Work, done: Result<Vec<(Mark, Commit)>, LogError>) {
         let commits = match done {
-            Ok(Ok(commits)) => commits,
+            Ok(commits) => commits,
             // Tried again with the next tick; what is durable stays so.
-            Ok(Err(error)) => return tracing::debug!(%error, "checkpoints have to wait"),
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+            Err(error) => return tracing::debug!(%error, "checkpoints have to wait"),
         };
         for (mark, commit) in commits {
             if work.holdings.handle_commit(mark, commit) {
@@ -275,13 +277,12 @@ impl Work {
             kept
         });
     }
+}
 
-    fn take_kept(&mut self, kept: Result<Kept, JoinError>) {
-        match kept {
-            Ok(kept) => self.holdings.handle_kept(kept),
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
-    }
+/// What a task has come to. One that panicked ends the owning, which is told; a panic would end it
+/// in silence, and keep the partitions from others.
+fn joined<T>(done: Result<T, JoinError>) -> Result<T, LogError> {
+    done.map_err(|error| LogError::Failed(format!("a task of the owner ended: {error}")))
 }
 
 /// Waits while the log is away, and for nothing else.
