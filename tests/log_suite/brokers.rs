@@ -1,29 +1,14 @@
-//! Brokers that the tests share, and logs in topics of their own.
+//! Logs in Kafka, in topics of their own.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use corecast::ingest::kafka::{KafkaLog, KafkaOptions};
 use corecast::ports::Log;
-use harness::kafka::{Kafka, Version};
+use harness::kafka::{Kafka, Version, are_to_be_had, shared};
 
 use crate::{PARTITIONS, run, suite};
-
-/// Whether brokers can be run here; says so if not.
-pub fn are_to_be_had() -> bool {
-    let missing = harness::kafka::missing();
-    if let Some(program) = missing {
-        harness::skip(&format!("no {program}"), "install a JDK 17 and Maven");
-    }
-    missing.is_none()
-}
-
-/// One broker of the newest release, which nobody stops.
-pub fn shared() -> &'static Kafka {
-    static BROKER: OnceLock<Kafka> = OnceLock::new();
-    BROKER.get_or_init(|| Kafka::start(Version::V4_3, 1))
-}
 
 /// Topics of a test of its own.
 pub fn options(kafka: &Kafka) -> KafkaOptions {

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use corecast::base::{Partition, Topic};
 use corecast::ingest::kafka::KafkaOptions;
 use corecast::ports::{Bounds, Log, LogError, Want};
-use harness::kafka::JavaProducer;
+use harness::kafka::{JavaProducer, are_to_be_had, shared};
 
-use crate::brokers::{are_to_be_had, open, options, shared};
+use crate::brokers::{open, options};
 use crate::{LONG, PARTITIONS, failure, fetch_until, header, patient, record, run, shape_of, text};
 
 /// One Java program for all tests here.

@@ -7,9 +7,9 @@ use std::sync::OnceLock;
 use corecast::base::Topic;
 use corecast::ingest::kafka::{KafkaLog, KafkaOptions, SaslLogin, SaslMechanism, TlsFiles};
 use corecast::ports::LogError;
-use harness::kafka::{Kafka, Listener, PASSWORD, USER, Version};
+use harness::kafka::{Kafka, Listener, PASSWORD, USER, Version, are_to_be_had};
 
-use crate::brokers::{are_to_be_had, open, options};
+use crate::brokers::{open, options};
 use crate::{fetch_all, header, record, run, shape_of, text};
 
 fn secured() -> &'static Kafka {

@@ -23,6 +23,22 @@ pub trait Stores {
     }
 }
 
+/// What a suite asks of every store: its name, and what it does with stores that are empty.
+pub type Case = (&'static str, fn(&dyn Stores));
+
+/// Runs every case; names the one that fails.
+pub fn run(cases: &[Case], stores: &dyn Stores) {
+    for (name, case) in cases {
+        let began = std::time::Instant::now();
+        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(stores)));
+        if let Err(cause) = failed {
+            eprintln!("--- the case was: {name}");
+            std::panic::resume_unwind(cause);
+        }
+        println!("{:6.2} s  {name}", began.elapsed().as_secs_f64());
+    }
+}
+
 /// In folders that go with this.
 #[derive(Default)]
 pub struct EmbeddedStores {
