@@ -39,16 +39,6 @@ fn contents(stream: &mut Stream, many: usize) -> Vec<String> {
     (0..many).map(|_| stream.message().content().to_owned()).collect()
 }
 
-/// Waits until what is in the log has been kept: a user without a stream finds it in the store.
-fn wait_until_kept(node: &Node) {
-    let rows = || node.metric("corecast_rows_total").expect("it is counted");
-    let before = rows();
-    send(node, "nobody", "the last one");
-    wait::until_true("what was sent is kept", LONG, || {
-        rows() > before && node.metric("corecast_owned_lag_records") == Some(0.0)
-    });
-}
-
 /// Opens streams without a cursor until nothing waits for the user any more.
 fn wait_until_nothing_waits(node: &Node, query: &str) {
     wait::until_true("all is noted as delivered", LONG, || {
@@ -108,7 +98,7 @@ fn a_backlog_that_breaks_off_goes_on_where_it_was(runtime: Runtime) {
             node.create(&body);
         }
     }
-    wait_until_kept(&node);
+    node.wait_until_kept();
     let query = "userId=broken&roles=piece";
     let mut whole = Stream::open(node.public, &ask(query, &[]));
     let mut cursors = vec![whole.connected().1.id.expect("CONNECTED has one")];
@@ -162,7 +152,7 @@ fn nothing_live_comes_before_the_backlog(runtime: Runtime) {
     for content in &waits {
         send(&node, "busy", content);
     }
-    wait_until_kept(&node);
+    node.wait_until_kept();
     let mut stream = Stream::open(node.public, &ask("userId=busy", &[]));
     let live: Vec<String> = (0..20).map(|number| format!("live {number}")).collect();
     for content in &live {
@@ -189,7 +179,7 @@ fn only_what_is_kept_and_has_not_ended_waits(runtime: Runtime) {
         body.as_object_mut().expect("an object").extend(more);
         node.create(&body);
     }
-    wait_until_kept(&node);
+    node.wait_until_kept();
     wait::until_true("it has ended", LONG, || jiff::Timestamp::now() > soon);
     let mut stream = node.stream("userId=picky");
     assert_eq!(stream.message().content(), "kept");
@@ -206,7 +196,7 @@ fn a_long_backlog_comes_in_pieces(runtime: Runtime) {
             "targetIds": users});
         node.create(&body);
     }
-    wait_until_kept(&node);
+    node.wait_until_kept();
     let mut got = Vec::new();
     let mut cursor: Option<String> = None;
     let mut streams = 0;
@@ -251,7 +241,7 @@ fn a_client_that_goes_in_its_backlog_costs_nothing(runtime: Runtime) {
     for _ in 0..20 {
         node.say(&"x".repeat(60_000));
     }
-    wait_until_kept(&node);
+    node.wait_until_kept();
     let mut narrow = http::Connection::narrow(node.public);
     let ask = ask("userId=gone", &[]);
     narrow.send(&request(node.public, &ask)).expect("taken");

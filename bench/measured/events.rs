@@ -202,7 +202,7 @@ impl Shard {
 
     fn write_all(&mut self) {
         loop {
-            let Some(write) = self.streams.poll_write(Moment(0), WALL) else { return };
+            let Some(write) = self.streams.poll_write(WALL) else { return };
             let bytes = write.pieces.iter().map(|piece| piece.len()).sum();
             let key = write.key;
             drop(write);

@@ -47,7 +47,7 @@ pub enum FromShard {
     LongTurn { shard: u16, took: Duration },
 }
 
-/// A user who comes without a cursor, or in the middle of a backlog.
+/// A user who comes without a cursor, in the middle of a backlog, or from before the ring.
 #[derive(Debug)]
 pub struct Ask {
     pub shard: u16,
@@ -56,6 +56,7 @@ pub struct Ask {
     pub user: UserId,
     /// Sorted, without repeats.
     pub members: Vec<Membership>,
-    /// How far the backlog was out that the client was given before, and when that began.
+    /// What the client has been served, and since when it need not have been: when the backlog
+    /// began that it was given before, or `SINCE_EVER`.
     pub progress: Option<(Served, EpochMillis)>,
 }

@@ -33,7 +33,6 @@ const SEEDS: u64 = 200;
 const MUST_HAPPEN: &[&str] = &[
     "deliveries",
     "resumes",
-    "gaps",
     "partial writes",
     "heartbeats",
     "slow closes",
@@ -69,6 +68,10 @@ const MUST_HAPPEN: &[&str] = &[
     "messages of backlogs",
     "flagged resumes",
     "cut backlogs",
+    "resumes from before the ring",
+    "resumes in the middle of what the ring had lost",
+    "streams that went on from the store",
+    "clients put off until the owners come after",
     "backlogs that could not be had",
     "asks that took too long",
     "messages that arrived and were not read",

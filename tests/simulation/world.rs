@@ -21,7 +21,7 @@ use crate::owner::{OwnerWork, quiet_after};
 use crate::random::{Random, Seen};
 use crate::records::{Log, Truth};
 use crate::serving::Serving;
-use crate::sky::{SHAPE, Time, wall_at};
+use crate::sky::{BEGIN, SHAPE, Time, wall_at};
 use crate::sockets::Asking;
 use crate::store::FakeStore;
 
@@ -62,8 +62,7 @@ pub struct Client {
     pub last_id: Option<Cursor>,
     /// What it got since it began.
     pub got: BTreeSet<Position>,
-    /// What is for it and it has not got, since it began. What a GAP excuses is taken out, and
-    /// what its user had got by then.
+    /// What is for it and it has not got, since it began, but for what its user had got by then.
     pub missing: BTreeSet<Position>,
     pub is_slow: bool,
     /// It often begins anew.
@@ -75,8 +74,8 @@ pub struct Connection {
     pub shard: usize,
     pub key: StreamKey,
     pub socket: Socket,
-    /// It presented a cursor from before what its node serves.
-    pub is_too_old: bool,
+    /// It gets what the store keeps first.
+    pub has_backlog: bool,
 }
 
 pub struct World {
@@ -115,7 +114,7 @@ impl World {
             seed,
             random,
             faults,
-            now: Moment(1_000_000),
+            now: BEGIN,
             clock: Arc::default(),
             log: Log::new(),
             truth: Truth::default(),
@@ -184,6 +183,7 @@ impl World {
         }
         // What comes in pieces takes many rounds.
         for _ in 0..2_000 {
+            self.pass_time(Duration::from_millis(20));
             for client in 0..CLIENTS {
                 self.connect(client);
             }
@@ -445,10 +445,10 @@ fn count(node: &Node, seen: &mut Seen) {
     for counters in node.shards.iter().map(|shard| shard.streams.counters()) {
         seen.count("deliveries", counters.deliveries);
         seen.count("resumes", counters.resumed);
-        seen.count("gaps", counters.gaps);
         seen.count("heartbeats", counters.heartbeats);
         seen.count("expired frames", counters.expired_skips);
         seen.count("slow closes", counters.closed[CloseReason::Slow as usize]);
-        seen.count("cut backlogs", counters.closed[CloseReason::Continues as usize]);
+        let continued = counters.closed[CloseReason::Continues as usize];
+        seen.count("streams that went on from the store", continued);
     }
 }
