@@ -50,6 +50,7 @@ impl Groups {
             partitions: PARTITIONS,
             replication: 1,
             retention: Duration::from_secs(3_600),
+            dead_retention: Duration::from_secs(7_200),
             fetch_pace: Duration::ZERO,
             client_id: "corecast-test".to_owned(),
             tls: None,
@@ -58,6 +59,7 @@ impl Groups {
         let groups = KafkaGroups {
             selected: format!("owners-selected-{number}"),
             group: format!("owners-group-{number}"),
+            dead_letters: format!("owners-dead-{number}"),
         };
         Self { options, groups }
     }
