@@ -113,8 +113,8 @@ pub trait Log: Send + Sync {
     /// of them may have been appended.
     async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError>;
 
-    /// The same for records that are moved; theirs are every key, value and header, as they are. One
-    /// that no topic takes is `Oversized`.
+    /// The same for records that are moved, each with key, value and headers as they are. What the
+    /// topic refuses for its size is `Oversized`.
     async fn append_moved(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError>;
 
     /// Durable records from the wanted places on, at least one if there is one, about `bytes_max`
