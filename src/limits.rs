@@ -61,6 +61,9 @@ pub mod log {
             + contract::TARGET_NAMES_MAX * (contract::NAME_BYTES_MAX + 3)
             < RECORD_VALUE_BYTES_MAX
     );
+    /// A record of a dead-letter topic, with key, headers and what batches add: twice what a topic
+    /// that is made here takes, since a dead letter has more headers than its record had.
+    pub const DEAD_RECORD_BYTES_MAX: usize = 2 * super::kafka::MESSAGE_BYTES_MAX;
     /// Records of one batch between ingest and a shard: one turn decodes it in under a millisecond.
     pub const BATCH_RECORDS_MAX: usize = 512;
     /// Bytes that one fetch may bring.
@@ -472,7 +475,7 @@ pub mod relay {
 
 /// Owning partitions: what their records leave behind.
 pub mod owner {
-    use super::{Duration, log};
+    use super::{Duration, kafka, log};
 
     /// Between two commits: a checkpoint is so far behind what is durable, and a new owner does so
     /// much again.
@@ -488,6 +491,11 @@ pub mod owner {
     pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
     /// What finishing may take before a node leaves its partitions to the others.
     pub const LEAVE_TIME: Duration = Duration::from_secs(3);
+    /// Of the reason that a dead letter names, bytes of UTF-8: what a decoder says is a line.
+    pub const DEAD_REASON_BYTES_MAX: usize = 4_096;
+    /// What is left of a value in the first place when a broker refuses a dead letter for its size:
+    /// one with the default `max.message.bytes` takes that beside 100 KB of headers. Then halves.
+    pub const DEAD_VALUE_BYTES_CUT: usize = kafka::PRODUCE_BYTES_MAX;
     /// Broadcasts that are known to have their content in the store.
     pub const CONTENTS_KNOWN_MAX: usize = 16_384;
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use corecast::base::{BroadcastId, LogIdentity, Partition, Position, Topic, UserId};
-use corecast::owner::{Owner, leaving};
+use corecast::owner::{LogNames, Owner, leaving};
 use corecast::ports::{
     Content, GroupRow, Inbox, InboxRow, InboxWrite, LogError, NewRecord, Owned, Ownership,
     StoreError, SystemClock,
@@ -121,6 +121,7 @@ impl Bench {
             store: embedded.store(),
             inbox: Arc::new(Gated { gate: gated, asked: ask }),
             clock,
+            names: LogNames::default(),
             retention: Duration::from_secs(3_600),
             counters: Arc::default(),
         };

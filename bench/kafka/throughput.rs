@@ -14,7 +14,7 @@ use corecast::ingest::Ingest;
 use corecast::ingest::kafka::KafkaLog;
 use corecast::lane::{Doorbell, ToShard, lane};
 use corecast::limits;
-use corecast::ports::{Batch, Bounds, Log, LogError, NewRecord, Want};
+use corecast::ports::{Batch, Bounds, Log, LogError, MovedRecord, NewRecord, Want};
 use harness::kafka::Kafka;
 
 use super::figures::{Figures, Goal, Spread};
@@ -209,6 +209,10 @@ impl Log for FromTheStart {
 
     async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
         self.0.append(records).await
+    }
+
+    async fn append_moved(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
+        self.0.append_moved(records).await
     }
 
     async fn fetch(

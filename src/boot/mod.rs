@@ -205,6 +205,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         store: backends.store.clone(),
         inbox: backends.inbox.clone(),
         clock,
+        names: config.log.names(),
         retention: config.retention,
         counters: owner_counters,
     };

@@ -147,7 +147,7 @@ mod tests {
         // "alice" belongs to this partition; the log's tests hold the partitioner's values.
         let index = match topic {
             Topic::Selected => SHAPE.partition_of_user("alice"),
-            Topic::Group => 0,
+            _ => 0,
         };
         Position { partition: Partition { topic, index }, offset: 5 }
     }

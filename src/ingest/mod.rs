@@ -232,7 +232,7 @@ mod tests {
 
     use super::*;
     use crate::base::{EpochMillis, Position, Topic};
-    use crate::ports::{Bounds, NewRecord, Record};
+    use crate::ports::{Bounds, MovedRecord, NewRecord, Record, TimedBy};
 
     #[test]
     fn pieces_keep_order_and_positions() {
@@ -240,6 +240,7 @@ mod tests {
         let record = |offset| Record {
             offset,
             appended_at: EpochMillis(0),
+            timed_by: TimedBy::Producer,
             key: None,
             value: None,
             headers: Vec::new(),
@@ -274,6 +275,10 @@ mod tests {
             Ok(Vec::new())
         }
 
+        async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
+            Ok(Vec::new())
+        }
+
         async fn fetch(
             &self,
             wants: &[Want],
@@ -300,6 +305,10 @@ mod tests {
         }
 
         async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+            Ok(Vec::new())
+        }
+
+        async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
             Ok(Vec::new())
         }
 

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::dead::DeadClass;
+
 /// Written on the control threads, read by anybody.
 #[derive(Debug, Default)]
 pub struct OwnerCounters {
@@ -17,6 +19,10 @@ pub struct OwnerCounters {
     pub commits_lost: AtomicU64,
     /// Offsets that the log had lost before they were kept.
     pub skipped_records: AtomicU64,
+    /// Dead letters written, in the order of `DeadClass::ALL`.
+    pub dead_letters: [AtomicU64; DeadClass::ALL.len()],
+    /// Tries to write some that failed.
+    pub dead_letter_retries: AtomicU64,
 }
 
 pub(super) fn add(counter: &AtomicU64, by: u64) {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Owner;
 use super::counters::{OwnerCounters, add};
+use super::dead::{DeadLetter, DeadLetters};
 use crate::base::{BroadcastId, LogShape, Position};
 use crate::domain::{Assessor, Broadcast, Effect};
 use crate::limits::owner as limits;
@@ -21,6 +22,7 @@ pub struct Keeper {
     inbox: Arc<dyn Inbox>,
     clock: Arc<dyn Clock>,
     counters: Arc<OwnerCounters>,
+    dead: DeadLetters,
     /// One for each batch in work, at most; they keep their buffers.
     assessors: Mutex<Vec<Assessor>>,
     retention: std::time::Duration,
@@ -34,6 +36,7 @@ pub struct Rows {
     contents: Vec<Broadcast>,
     messages: Vec<InboxWrite>,
     groups: Vec<GroupRow>,
+    dead: Vec<DeadLetter>,
 }
 
 impl Keeper {
@@ -44,6 +47,7 @@ impl Keeper {
             inbox: owner.inbox.clone(),
             clock: owner.clock.clone(),
             counters: owner.counters.clone(),
+            dead: DeadLetters::new(owner.log.clone(), owner.names.clone(), owner.counters.clone()),
             assessors: Mutex::default(),
             retention: owner.retention,
             known: Mutex::default(),
@@ -65,6 +69,7 @@ impl Keeper {
             tokio::time::sleep(backoff.wait()).await;
         }
         add(&self.counters.rows, (rows.messages.len() + rows.groups.len()) as u64);
+        self.dead.keep(&rows.dead).await;
     }
 
     /// All of it, once more if it must be.
@@ -99,7 +104,14 @@ impl Keeper {
             let position = Position { partition: batch.partition, offset: record.offset };
             let value = record.value.as_deref();
             // What is bad, or not served, the shards have told of.
-            let Ok(effect) = assessor.assess(position, record.appended_at, value) else { continue };
+            let effect = match assessor.assess(position, record.appended_at, value) {
+                Ok(effect) => effect,
+                Err(bad) => {
+                    let (partition, record) = (batch.partition, record.clone());
+                    rows.dead.push(DeadLetter { partition, record, reason: bad.into() });
+                    continue;
+                }
+            };
             let place = self.place(position, record);
             match effect {
                 Effect::Message { user, kept, content } if kept.ends_at > now => {

@@ -7,6 +7,7 @@
 //! lost meanwhile does no harm: its mark is refused.
 
 mod counters;
+mod dead;
 mod held;
 mod keep;
 
@@ -25,6 +26,7 @@ use crate::ports::{
 };
 
 pub use counters::OwnerCounters;
+pub use dead::{DeadClass, DeadLetter, DeadLetters, DeadReason, LogNames};
 pub use held::{Holdings, Kept};
 pub use keep::{Keeper, Rows};
 
@@ -35,6 +37,7 @@ pub struct Owner {
     pub store: Arc<dyn Store>,
     pub inbox: Arc<dyn Inbox>,
     pub clock: Arc<dyn Clock>,
+    pub names: LogNames,
     /// Without `expiresAt`, a broadcast ends so long after its creation.
     pub retention: Duration,
     pub counters: Arc<OwnerCounters>,

@@ -15,6 +15,8 @@ pub use backoff::Backoff;
 pub use clock::{Clock, SystemClock};
 pub use descriptors::Descriptors;
 pub use inbox::{Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Place, Progress};
-pub use log::{Batch, Bounds, Header, Log, LogError, NewRecord, Record, Want};
+pub use log::{
+    Batch, Bounds, Header, Log, LogError, MovedRecord, NewRecord, Record, TimedBy, Want,
+};
 pub use ownership::{Commit, Mark, Owned, Ownership, Standing, Tenure};
 pub use store::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod archive;
 pub mod cursor;
+pub mod dead_letter;
 pub mod frame;
 pub mod head;
 mod plain;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use corecast::base::{Moment, Partition};
-use corecast::owner::{Holdings, Keeper, Kept, Owner, OwnerCounters, Rows};
+use corecast::owner::{Holdings, Keeper, Kept, LogNames, Owner, OwnerCounters, Rows};
 use corecast::ports::{
-    Batch, Bounds, Clock, Commit, LogError, Mark, Ownership as _, Record, StoreError, Want,
+    Batch, Bounds, Clock, Commit, LogError, Mark, Ownership as _, Record, StoreError, TimedBy, Want,
 };
 
 use crate::groups::Membership;
@@ -47,6 +47,7 @@ impl OwnerWork {
             store: Arc::new(store.clone()),
             inbox: Arc::new(store.clone()),
             clock,
+            names: LogNames::default(),
             retention: RETENTION,
             counters: Arc::<OwnerCounters>::default(),
         };
@@ -179,6 +180,7 @@ fn batch_of(log: &Log, want: Want, many: usize) -> Batch {
         .map(|entry| Record {
             offset: entry.offset,
             appended_at: entry.appended_at,
+            timed_by: TimedBy::Log,
             key: None,
             value: entry.value.clone(),
             headers: Vec::new(),

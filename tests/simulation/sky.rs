@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use async_trait::async_trait;
 use corecast::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, Position};
-use corecast::ports::{Batch, Bounds, Clock, Log, LogError, NewRecord, Want};
+use corecast::ports::{Batch, Bounds, Clock, Log, LogError, MovedRecord, NewRecord, Want};
 
 pub const SHAPE: LogShape =
     LogShape { identity: LogIdentity([7, 7, 7]), selected_partitions: 3, group_partitions: 2 };
@@ -71,6 +71,10 @@ impl Log for ShapeOfLog {
     }
 
     async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+        Err(LogError::Failed("nobody appends by this".to_owned()))
+    }
+
+    async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
         Err(LogError::Failed("nobody appends by this".to_owned()))
     }
 

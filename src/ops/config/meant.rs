@@ -9,6 +9,7 @@ use super::written::{self, Shards, Written};
 use crate::domain::RingLimits;
 use crate::ingest::kafka::{KafkaGroups, KafkaOptions};
 use crate::limits;
+use crate::owner::LogNames;
 use crate::shard::{RuntimeKind, RuntimeWanted, ShardsWanted};
 use crate::store::scylla::{Login, ScyllaOptions};
 
@@ -48,6 +49,17 @@ impl LogConfig {
         match self {
             Self::Embedded { partitions } => *partitions,
             Self::Kafka { options, .. } => options.partitions,
+        }
+    }
+
+    /// As dead letters name what they come from.
+    pub fn names(&self) -> LogNames {
+        match self {
+            Self::Embedded { .. } => LogNames::default(),
+            Self::Kafka { options, groups } => LogNames {
+                topics: [options.topic_selected.clone(), options.topic_group.clone()],
+                consumer_groups: [groups.selected.clone(), groups.group.clone()],
+            },
         }
     }
 }

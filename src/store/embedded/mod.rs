@@ -117,7 +117,7 @@ impl Embedded {
         let keyspaces = Keyspaces::open(&database).map_err(|error| open_error(path, error))?;
         let shape = log_shape(&database, &keyspaces, options)?;
         let ends = log::ends(&keyspaces.log, &shape).map_err(|error| open_error(path, error))?;
-        let committer = commit::start(database, keyspaces.clone(), shape, ends, clock.clone())
+        let committer = commit::start(database, keyspaces.clone(), ends, clock.clone())
             .map_err(|error| open_error(path, error.into()))?;
         Ok(Self {
             log: Arc::new(EmbeddedLog::new(shape, keyspaces.log.clone(), committer.clone())),
