@@ -210,6 +210,24 @@ fn a_client_that_misses_something_for_good() {
     check("gap", &socket);
 }
 
+#[test]
+fn a_log_that_goes_on_elsewhere() {
+    let mut bench = Bench::new(100);
+    let (_, socket) = bench.open("alice", None);
+    bench.append(group(0), 0, Audience::Everyone);
+    bench.streams.handle_skip(group(0), 1);
+    bench.append(group(0), 1, Audience::Everyone);
+    bench.streams.handle_skip(group(1), 50);
+    bench.write();
+    assert!(bench.streams.is_empty(), "it is to come back for what the store keeps");
+    bench.append(group(1), 50, Audience::Everyone);
+    check("skipped", &socket);
+    let text = String::from_utf8(socket.borrow().clone()).expect("UTF-8");
+    let last = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back();
+    let backlog = kept_behind(&bench, last.expect("an id"), 2);
+    assert!(!bench.streams.is_of_use(&backlog), "it does not reach up to where the log goes on");
+}
+
 /// What the store keeps behind this cursor, of the first group partition, below a checkpoint.
 fn kept_behind(bench: &Bench, cursor: &str, checkpoint: u64) -> Backlog {
     let cursor = Cursor::parse(cursor).expect("a cursor");

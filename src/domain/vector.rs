@@ -84,10 +84,10 @@ pub struct History {
 const BLOCK: u64 = 64;
 
 impl History {
-    /// Holds one vector: that before the frame 0.
-    pub fn new(base: &Vector) -> Self {
+    /// Holds one vector: that before the frame `first`.
+    pub fn new(first: u64, base: &Vector) -> Self {
         let width = base.offsets.len();
-        let mut history = Self { width, groups: base.groups, blocks: VecDeque::new(), first: 0 };
+        let mut history = Self { width, groups: base.groups, blocks: VecDeque::new(), first };
         history.push(base);
         history
     }
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn the_history_has_the_vector_before_every_frame_of_the_ring() {
         let mut vector = Vector::new(&SHAPE);
-        let mut history = History::new(&vector);
+        let mut history = History::new(0, &vector);
         for sequence in 1..=1_000 {
             vector.advance(group((sequence % 2) as u16), sequence);
             history.push(&vector);

@@ -19,6 +19,9 @@ pub enum ToShard {
     Start { partition: Partition, next: u64 },
     /// Records of one partition, in order.
     Batch(Batch),
+    /// The log can't be read below `next`, and has not been up to there. What comes of it until
+    /// then only tells what is a repeat.
+    Skip { partition: Partition, next: u64 },
     /// What the log held at the start has been read: streams may be served.
     CaughtUp,
     /// What the store keeps for a user who is about to be served; `None`: not to be had now.

@@ -104,6 +104,9 @@ impl<C: Clock> Shard<C> {
                     self.core.intake.handle_start(&mut self.core.streams, partition, next);
                 }
                 Some(ToShard::Batch(batch)) => self.core.take_batch(&batch, now),
+                Some(ToShard::Skip { partition, next }) => {
+                    self.core.intake.handle_skip(&mut self.core.streams, partition, next);
+                }
                 Some(ToShard::CaughtUp) => self.core.intake.handle_caught_up(),
                 Some(ToShard::Backlog { key, backlog }) => {
                     let (door, set) = (&mut self.door, self.set.as_fd());

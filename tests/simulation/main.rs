@@ -46,6 +46,9 @@ const MUST_HAPPEN: &[&str] = &[
     "clients that begin anew",
     "repeats",
     "records that nobody serves",
+    "trims",
+    "nodes that fell behind the log's start",
+    "checkpoints below the log",
     // Owners.
     "batches",
     "node crashes",

@@ -81,7 +81,11 @@ impl OwnerWork {
         self.take_owned(log);
         self.look_after_writes(seen);
         for want in self.holdings.wants() {
-            if is_eager || random.one_in(3) {
+            let start = log.start(want.partition);
+            if want.offset < start {
+                seen.note("checkpoints below the log");
+                self.holdings.skip(want.partition, start);
+            } else if is_eager || random.one_in(3) {
                 let many = if is_eager { usize::MAX } else { 1 + random.below(8) };
                 self.begin(batch_of(log, want, many), seen);
             }
@@ -108,7 +112,7 @@ impl OwnerWork {
             Some(Err(_)) => self.coming = Some((came, self.ask_checkpoints())),
             Some(Ok(checkpoints)) => {
                 for partition in came {
-                    let bounds = Bounds { start: 0, end: log.end(partition) };
+                    let bounds = Bounds { start: log.start(partition), end: log.end(partition) };
                     let checkpoint = checkpoints.get(&partition).copied();
                     self.holdings.handle_start(partition, checkpoint, bounds);
                 }

@@ -19,6 +19,8 @@ pub struct Entry {
 
 pub struct Log {
     partitions: BTreeMap<Partition, Vec<Entry>>,
+    /// Where each partition begins: what lies before it is no longer there.
+    starts: BTreeMap<Partition, u64>,
     decoder: Decoder,
 }
 
@@ -75,20 +77,30 @@ pub struct Truth {
 impl Log {
     pub fn new() -> Self {
         let partitions = SHAPE.all_partitions().map(|partition| (partition, Vec::new())).collect();
-        Self { partitions, decoder: Decoder::new(SHAPE) }
+        let starts = SHAPE.all_partitions().map(|partition| (partition, 0)).collect();
+        Self { partitions, starts, decoder: Decoder::new(SHAPE) }
     }
 
+    /// The records that are still there.
     pub fn entries(&self, partition: Partition) -> &[Entry] {
-        &self.partitions[&partition]
+        let (entries, start) = (&self.partitions[&partition], self.start(partition));
+        &entries[entries.partition_point(|entry| entry.offset < start)..]
     }
 
-    pub fn partitions(&self) -> impl Iterator<Item = (Partition, &[Entry])> {
-        self.partitions.iter().map(|(partition, entries)| (*partition, entries.as_slice()))
+    pub fn start(&self, partition: Partition) -> u64 {
+        self.starts[&partition]
     }
 
     /// Where a partition ends.
     pub fn end(&self, partition: Partition) -> u64 {
-        self.entries(partition).last().map_or(0, |entry| entry.offset + 1)
+        let last = self.partitions[&partition].last().map_or(0, |entry| entry.offset + 1);
+        last.max(self.start(partition))
+    }
+
+    /// The partition's time is over up to here.
+    pub fn trim(&mut self, partition: Partition, start: u64) {
+        let known = self.starts.get_mut(&partition).expect("a partition");
+        *known = start.max(*known);
     }
 
     /// Appends a record `hole` offsets behind the last one; whether it is to be served.

@@ -14,7 +14,7 @@ use corecast::wire::cursor::Cursor;
 
 use crate::client::{Kernel, Parser, Socket, unsent};
 use crate::node::Shard;
-use crate::sky::Task;
+use crate::sky::{SHAPE, Task};
 use crate::world::{CLIENTS, Connection, NODES, World};
 
 /// A client that waits for what is kept for its user.
@@ -80,12 +80,8 @@ impl World {
         let shelves = self.store.lock();
         let before = Before {
             delivered: shelves.delivered_of(&client.user),
-            groups: self
-                .log
-                .partitions()
-                .map(|(partition, _)| partition)
-                .collect::<Vec<_>>()
-                .into_iter()
+            groups: SHAPE
+                .all_partitions()
                 .map(|partition| (partition, shelves.cursor_of(&client.user, partition)))
                 .collect(),
         };

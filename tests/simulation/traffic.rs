@@ -162,7 +162,7 @@ impl World {
         let number = self.random.below(many);
         let (position, _) = self.truth.all().nth(number).expect("so many are there");
         let mut entries = self.log.entries(position.partition).iter();
-        let entry = entries.find(|entry| entry.offset == position.offset).expect("it stands there");
+        let Some(entry) = entries.find(|entry| entry.offset == position.offset) else { return };
         let (value, wall) = (entry.value.clone(), self.wall());
         let (repeated, is_served) = self.log.append(position.partition, 0, wall, value);
         assert!(is_served, "its bytes are as good as those of the first");

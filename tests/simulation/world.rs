@@ -42,13 +42,27 @@ pub struct Faults {
     pub stalls: bool,
     pub expiry: bool,
     pub lost_notes: bool,
+    /// The log forgets what has been kept.
+    pub trims: bool,
 }
 
 impl Faults {
-    pub const ALL: Self =
-        Self { deaths: true, nodes: true, stalls: true, expiry: true, lost_notes: true };
-    pub const NONE: Self =
-        Self { deaths: false, nodes: false, stalls: false, expiry: false, lost_notes: false };
+    pub const ALL: Self = Self {
+        deaths: true,
+        nodes: true,
+        stalls: true,
+        expiry: true,
+        lost_notes: true,
+        trims: true,
+    };
+    pub const NONE: Self = Self {
+        deaths: false,
+        nodes: false,
+        stalls: false,
+        expiry: false,
+        lost_notes: false,
+        trims: false,
+    };
 }
 
 pub struct Client {
@@ -242,7 +256,7 @@ impl World {
             assert!(node.is_at_rest(&self.log), "seed {seed}: a node does not come to rest");
             for (number, shard) in node.shards.iter().enumerate() {
                 assert!(shard.is_serving, "seed {seed}: shard {number} does not serve");
-                for (partition, _) in self.log.partitions() {
+                for partition in SHAPE.all_partitions() {
                     let (next, end) =
                         (shard.streams.vector().next(partition), self.log.end(partition));
                     assert_eq!(next, end, "seed {seed}: {partition:?} on shard {number}");
@@ -262,7 +276,7 @@ impl World {
         let time = self.random.millis(400);
         self.pass_time(time);
         let mut kills = false;
-        match self.random.below(15) {
+        match self.random.below(16) {
             0..=3 => self.append(),
             4..=5 => {
                 let (node, many) = (self.random.below(NODES), 1 + self.random.below(6));
@@ -282,6 +296,7 @@ impl World {
                 self.seen.note("rebalances");
                 self.groups.lock().rebalance(2);
             }
+            15 if self.faults.trims && self.random.one_in(4) => self.trim_log(),
             // Long quiet: heartbeats, and stuck sockets that run into their deadline.
             14 if self.random.one_in(4) => {
                 let time = self.random.millis(40_000);
@@ -338,7 +353,7 @@ impl World {
         }
         // What the log held at the start comes in large pieces.
         let many = if node.is_catching_up() { many.max(40) } else { many };
-        node.read_log(&self.log, many, &mut self.random);
+        node.read_log(&self.log, many, &mut self.random, &mut self.seen);
     }
 
     /// With another number of shards than before.
@@ -402,6 +417,17 @@ impl World {
     pub fn note(&mut self, node: usize, notes: Vec<corecast::domain::Note>) {
         let loses = self.faults.lost_notes;
         self.nodes[node].serving.take(notes, loses, &mut self.random, &mut self.seen);
+    }
+
+    /// Some of what has been kept is no longer in the log, whoever has read it.
+    fn trim_log(&mut self) {
+        for (partition, kept) in &self.checked {
+            if self.random.one_in(2) {
+                let start = self.random.next() % (kept + 1);
+                self.seen.count("trims", u64::from(start > self.log.start(*partition)));
+                self.log.trim(*partition, start);
+            }
+        }
     }
 
     fn crash_node(&mut self) {

@@ -334,6 +334,21 @@ impl<S> Streams<S> {
         self.vector.advance(partition, next);
     }
 
+    /// The log can't be read below `next` any more, and has not been up to there: nothing before it
+    /// is served from here. Every stream ends as soon as its backlog is out, and its client comes
+    /// back for what the store keeps.
+    pub fn handle_skip(&mut self, partition: Partition, next: u64) {
+        if next <= self.vector.next(partition) {
+            return;
+        }
+        self.vector.advance(partition, next);
+        self.ring.clear(&self.vector);
+        for (index, stream) in self.slab.iter_mut() {
+            stream.state |= CUT_OFF;
+            enqueue(stream, index, &mut self.queue);
+        }
+    }
+
     /// The socket may take bytes again.
     pub fn handle_writable(&mut self, key: StreamKey) {
         let Some(stream) = self.slab.get_mut(key.index) else { return };
