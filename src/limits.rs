@@ -519,6 +519,9 @@ pub mod keeping {
     pub const CHECKPOINT_AGE: Duration = Duration::from_millis(250);
     /// Rows of an inbox, and of group messages, that are read in one statement.
     pub const ROWS_READ: usize = 1_000;
+    /// Contents that are read together, each by a statement of its own: little enough that a slow
+    /// store has it within `shard::ASK_TIME`, after which a question is given up.
+    pub const CONTENTS_READ: usize = 100;
     /// Rows of one inbox that are looked at: a hundred thousand messages of one user.
     pub const INBOX_ROWS_MAX: usize = 100_000;
     /// One piece of a backlog: as much as a client gets on one stream before it comes back for
