@@ -358,6 +358,10 @@ pub mod store {
     /// What one partition of a list, and of the outbox, spans.
     pub const LIST_BUCKET: Duration = Duration::from_secs(24 * 3_600);
     pub const OUTBOX_BUCKET: Duration = Duration::from_secs(3_600);
+    /// Reads of the embedded log and store that may wait for the disk at a time, each on a thread
+    /// of its own. Without this bound fifteen thousand connects made 260 threads, and their stacks
+    /// and heaps were more than the streams.
+    pub const DISK_READS_AT_ONCE: usize = 8;
     /// Buckets, and rows of the outbox, that are read in one statement.
     pub const BUCKETS_READ: usize = 100;
     pub const OUTBOX_READ: usize = 1_000;
