@@ -85,6 +85,13 @@ pub mod log {
     /// Offsets of a partition within which a record of the same event id is a repeat. What a crash
     /// leaves unnoted is published again at the next start, long before so many others.
     pub const REPEAT_RECORDS: u64 = 4_096;
+    /// How far above the checkpoint a partition may end for a record to be published there again:
+    /// so it is found well before it would be beyond what repeats are known in.
+    pub const AGAIN_RECORDS: u64 = REPEAT_RECORDS / 2;
+    /// How often a record is tried whose serving fails.
+    pub const ATTEMPTS: u32 = 3;
+    /// Between two of them.
+    pub const ATTEMPT_WAIT: Duration = Duration::from_secs(1);
 }
 
 /// Connections to Kafka.
@@ -370,6 +377,9 @@ pub mod store {
     /// How far the outbox's position stays behind the clock: what nodes' clocks may differ and a
     /// row may take to be written. A node whose clock is further behind hides its rows.
     pub const OUTBOX_SLACK: Duration = Duration::from_secs(600);
+    /// The same for quick looks at what is parked, and how often a look is a whole one.
+    pub const PARKED_QUICK_SLACK: Duration = Duration::from_secs(10);
+    pub const PARKED_WHOLE_LOOK: Duration = Duration::from_secs(30);
     /// How far the position moves before it is stored again.
     pub const POSITION_STEP: Duration = Duration::from_secs(60);
 }
@@ -502,6 +512,28 @@ pub mod owner {
     pub const DEAD_VALUE_BYTES_CUT: usize = kafka::PRODUCE_BYTES_MAX;
     /// Broadcasts that are known to have their content in the store.
     pub const CONTENTS_KNOWN_MAX: usize = 16_384;
+}
+
+/// Records that wait until they are published again.
+pub mod parking {
+    use super::Duration;
+
+    /// Shares of what is parked; the owner of group partition b publishes those of share b, b plus
+    /// the number of partitions, and so on. Each is asked for at every look.
+    pub const BUCKETS: u16 = 16;
+    /// Between two looks: so late a record is published, at most, beyond what it waits for.
+    pub const LOOK: Duration = Duration::from_millis(500);
+    /// How old the time may be at which a row is due when it is written: so a row that is written
+    /// twice is one. Quick looks begin further back.
+    pub const DUE_AGE: Duration = Duration::from_secs(5);
+    const _: () = assert!(DUE_AGE.as_millis() < super::store::PARKED_QUICK_SLACK.as_millis());
+    /// Between two tries when a backend is away: the longest.
+    pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
+    /// Rows of a share that are looked at together. Each is at most a record of `log`.
+    pub const ROWS_MAX: usize = 16;
+    /// How long it is remembered that an event stands where it is served: longer than any log or
+    /// dead letter is kept by default.
+    pub const SERVED_KEEP: Duration = Duration::from_secs(30 * 24 * 3_600);
 }
 
 /// What the control threads do for users who come and go.

@@ -16,7 +16,8 @@ use corecast::lane::Ask;
 use corecast::limits::keeping as limits;
 use corecast::ports::{
     Batch, Bounds, Commit, Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Log, LogError,
-    Mark, MovedRecord, NewRecord, Owned, Ownership, Place, Progress, Standing, StoreError, SystemClock, Want,
+    Mark, MovedRecord, NewRecord, Owned, Ownership, Place, Progress, Standing, StoreError,
+    SystemClock, Want,
 };
 use corecast::wire::frame::GapReason;
 

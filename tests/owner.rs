@@ -120,9 +120,12 @@ impl Bench {
             ownership: ownership.clone(),
             store: embedded.store(),
             inbox: Arc::new(Gated { gate: gated, asked: ask }),
+            parking: embedded.parking(),
             clock,
             names: LogNames::default(),
             retention: Duration::from_secs(3_600),
+            is_testing: false,
+            unknown_is_for_all: false,
             counters: Arc::default(),
         };
         let taking_part = ownership.clone();

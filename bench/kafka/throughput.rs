@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use corecast::base::{LogShape, Partition, Position};
 use corecast::control::Threads;
-use corecast::domain::{Decoder, Finding};
+use corecast::domain::{Decoder, Finding, Rules};
 use corecast::ingest::Ingest;
 use corecast::ingest::kafka::KafkaLog;
 use corecast::lane::{Doorbell, ToShard, lane};
@@ -138,7 +138,7 @@ fn fetch_and_decode(kafka: &Kafka) -> Pass {
                 let (selected_partitions, group_partitions) =
                     (super::PARTITIONS, super::PARTITIONS);
                 let shape = LogShape { identity, selected_partitions, group_partitions };
-                decoder = Some(Decoder::new(shape));
+                decoder = Some(Decoder::new(Rules { shape, is_testing: false }));
                 began = Instant::now();
             }
             Some(ToShard::Batch(batch)) => {

@@ -131,6 +131,8 @@ impl Collector for Sources {
             partitions,
             lag,
             rows,
+            parked,
+            published_again,
             retries,
             commits_lost,
             skipped_records,
@@ -151,6 +153,8 @@ impl Collector for Sources {
         }
         for (name, help, counter) in [
             ("rows", "Rows of inboxes and of group messages written", rows),
+            ("records_parked", "Records that could not be served where they stood", parked),
+            ("records_published_again", "Records that were published again", published_again),
             ("row_retries", "Writes of such rows that have to be done again", retries),
             ("commits_lost", "Commits refused because the partition had gone", commits_lost),
             ("notes_lost", "Notes of what reached users that found no room", &*self.notes_dropped),

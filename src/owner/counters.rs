@@ -13,6 +13,9 @@ pub struct OwnerCounters {
     pub lag: AtomicU64,
     /// Rows of inboxes and of group messages written.
     pub rows: AtomicU64,
+    /// Records that were parked, and that were published again.
+    pub parked: AtomicU64,
+    pub published_again: AtomicU64,
     /// Tries of the store that failed.
     pub retries: AtomicU64,
     /// Commits refused because the partition had gone to another node.

@@ -1,7 +1,7 @@
 //! Floor 2: the seams to the world, as traits. Implementations stand on floor 3.
 //!
-//! `Log`, `Ownership`, `Store` and `Inbox` are called on the control threads only; `Clock`
-//! everywhere.
+//! `Log`, `Ownership`, `Store`, `Inbox` and `Parking` are called on the control threads only;
+//! `Clock` everywhere.
 
 mod backoff;
 mod clock;
@@ -9,6 +9,7 @@ mod descriptors;
 mod inbox;
 mod log;
 mod ownership;
+mod parking;
 mod store;
 
 pub use backoff::Backoff;
@@ -19,4 +20,5 @@ pub use log::{
     Batch, Bounds, Header, Log, LogError, MovedRecord, NewRecord, Record, TimedBy, Want,
 };
 pub use ownership::{Commit, Mark, Owned, Ownership, Standing, Tenure};
+pub use parking::{Bucket, Parked, Parking};
 pub use store::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};

@@ -1,5 +1,6 @@
 //! Floor 1: bytes that others read, and how they are written and read.
 
+pub mod again;
 pub mod api;
 pub mod archive;
 pub mod cursor;

@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use corecast::base::{EpochMillis, Moment, Partition, Position, UserId};
 use corecast::domain::{CloseReason, RingLimits, StreamKey, StreamsOptions};
+use corecast::ports::Bounds;
 use corecast::wire::cursor::Cursor;
 
 use crate::client::{Parser, Socket};
+use crate::desk::Desk;
 use crate::groups::Groups;
 use crate::node::{Node, Parts};
 use crate::oracle::Person;
@@ -101,6 +103,7 @@ pub struct World {
     pub log: Log,
     pub truth: Truth,
     pub store: FakeStore,
+    desk: Desk,
     pub groups: Groups,
     pub nodes: Vec<Node>,
     pub clients: Vec<Client>,
@@ -108,6 +111,8 @@ pub struct World {
     /// Up to where every checkpoint has been looked into.
     pub checked: BTreeMap<Partition, u64>,
     pub broadcasts: u64,
+    /// Offsets go up by thousands now and then.
+    pub has_large_holes: bool,
     ring: RingLimits,
     /// Messages of one piece of a backlog.
     piece: usize,
@@ -123,6 +128,8 @@ impl World {
             bytes: [20_000, 1 << 20, 1 << 20][random.below(3)],
         };
         let (store, groups) = (FakeStore::new(random.fork()), Groups::new(random.fork()));
+        let desk = Desk::new(random.fork());
+        let has_large_holes = random.one_in(3);
         let piece = [2, 5, 1_000][random.below(3)];
         let mut world = Self {
             seed,
@@ -133,12 +140,14 @@ impl World {
             log: Log::new(),
             truth: Truth::default(),
             store,
+            desk,
             groups,
             nodes: Vec::new(),
             clients: Vec::new(),
             people: BTreeMap::new(),
             checked: SHAPE.all_partitions().map(|partition| (partition, 0)).collect(),
             broadcasts: 0,
+            has_large_holes,
             ring,
             piece,
             seen: Seen::default(),
@@ -183,6 +192,7 @@ impl World {
         self.faults = Faults::NONE;
         self.store.lock().has_faults = false;
         self.groups.lock().has_faults = false;
+        self.desk.lock().has_faults = false;
         let quiet = quiet_after(self.now);
         self.pass_time(quiet.since(self.now));
         for partition in SHAPE.all_partitions() {
@@ -219,6 +229,7 @@ impl World {
         }
         seen.add(&self.store.lock().seen);
         seen.add(&self.groups.lock().seen);
+        seen.add(&self.desk.lock().seen);
         seen
     }
 
@@ -236,6 +247,18 @@ impl World {
         self.clock.set(self.now);
         self.store.handle_time(self.now);
         self.groups.handle_time(self.now);
+        self.take_published();
+    }
+
+    /// What was published again stands in the log; whoever publishes sees how long that is.
+    fn take_published(&mut self) {
+        let landed = self.desk.lock().handle_time(self.now);
+        landed.into_iter().for_each(|record| self.append_again(record));
+        let mut desk = self.desk.lock();
+        for partition in SHAPE.all_partitions() {
+            let bounds = Bounds { start: self.log.start(partition), end: self.log.end(partition) };
+            desk.handle_bounds(partition, bounds);
+        }
     }
 
     /// All that the log holds comes to every shard that has a part in it, and into the store.
@@ -266,6 +289,9 @@ impl World {
     }
 
     fn is_all_kept(&self) -> bool {
+        if !self.desk.lock().is_empty() || !self.store.lock().parked.is_empty() {
+            return false;
+        }
         let groups = self.groups.lock();
         SHAPE.all_partitions().all(|partition| {
             groups.committed().get(&partition).copied().unwrap_or(0) == self.log.end(partition)
@@ -369,7 +395,7 @@ impl World {
         };
         let member = Arc::new(self.groups.join());
         let (store, clock) = (&self.store, self.clock.clone());
-        let owner = OwnerWork::new(member.clone(), store, clock.clone());
+        let owner = OwnerWork::new(member.clone(), store, &self.desk, clock.clone());
         let serving = Serving::new(member, store, clock, self.piece);
         let parts = Parts { owner, serving };
         Node::start(shards, options, parts, &self.log, &mut self.random, self.now)

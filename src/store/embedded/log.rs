@@ -201,7 +201,7 @@ fn put_text(out: &mut Vec<u8>, text: Option<&Bytes>) {
     out.put_slice(text.map_or(&[][..], |text| text));
 }
 
-fn decode(key: &[u8], value: &[u8]) -> Result<Record, LogError> {
+pub(super) fn decode(key: &[u8], value: &[u8]) -> Result<Record, LogError> {
     let malformed = || LogError::Failed("a record of the embedded log is malformed".to_owned());
     let offset = key.get(3..).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
     let mut bytes = Bytes::copy_from_slice(value);
