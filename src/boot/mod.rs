@@ -204,6 +204,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         ownership: backends.ownership.clone(),
         store: backends.store.clone(),
         inbox: backends.inbox.clone(),
+        dead_letters: backends.dead_letters.clone(),
         clock,
         names: config.log.names(),
         retention: config.retention,

@@ -58,6 +58,7 @@ impl Place {
             format!("log.topic_group={group}"),
             format!("log.consumer_group_selected=owners-of-{selected}"),
             format!("log.consumer_group_group=owners-of-{group}"),
+            format!("log.consumer_group_dead_letters=readers-of-{selected}"),
             format!("log.partitions={PARTITIONS}"),
             "store.kind=scylla".to_owned(),
             format!("store.nodes={}", json!(cassandra.addresses())),
@@ -70,6 +71,11 @@ impl Place {
     /// Whose members own the partitions.
     pub fn consumer_groups(&self) -> [String; 2] {
         [&self.selected, &self.group].map(|topic| format!("owners-of-{topic}"))
+    }
+
+    /// Whose members read the dead letters back.
+    pub fn dead_letter_group(&self) -> String {
+        format!("readers-of-{}", self.selected)
     }
 
     /// For `--set`.

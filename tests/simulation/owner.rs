@@ -46,6 +46,7 @@ impl OwnerWork {
             ownership: member.clone(),
             store: Arc::new(store.clone()),
             inbox: Arc::new(store.clone()),
+            dead_letters: Arc::new(ShapeOfLog),
             clock,
             names: LogNames::default(),
             retention: RETENTION,

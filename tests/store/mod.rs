@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use corecast::base::{BroadcastId, EpochMillis, Priority, TargetType};
 use corecast::domain::{Broadcast, Target};
-use corecast::ports::{Clock, Inbox, Store, SystemClock};
+use corecast::ports::{Clock, DeadLetterRows, Inbox, Store, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use corecast::store::scylla::{OpenError, Progress, ScyllaOptions, ScyllaStore};
 use harness::wait;
@@ -17,6 +17,9 @@ use harness::wait;
 pub trait Stores {
     /// One store, by both of its ports.
     fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>);
+
+    /// One store, by the port of its dead letters.
+    fn fresh_dead_letters(&self) -> Arc<dyn DeadLetterRows>;
 
     fn fresh(&self) -> Arc<dyn Store> {
         self.fresh_both().0
@@ -29,13 +32,23 @@ pub struct EmbeddedStores {
     folders: RefCell<Vec<tempfile::TempDir>>,
 }
 
-impl Stores for EmbeddedStores {
-    fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>) {
+impl EmbeddedStores {
+    fn open(&self) -> Embedded {
         let folder = tempfile::tempdir().expect("a folder");
         let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 1 };
         self.folders.borrow_mut().push(folder);
-        let embedded = Embedded::open(&options, Arc::new(SystemClock)).expect("it opens");
+        Embedded::open(&options, Arc::new(SystemClock)).expect("it opens")
+    }
+}
+
+impl Stores for EmbeddedStores {
+    fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>) {
+        let embedded = self.open();
         (embedded.store(), embedded.inbox())
+    }
+
+    fn fresh_dead_letters(&self) -> Arc<dyn DeadLetterRows> {
+        self.open().dead_letters()
     }
 }
 
@@ -45,13 +58,24 @@ pub struct CqlStores {
     pub replication: u16,
 }
 
-impl Stores for CqlStores {
-    fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>) {
+impl CqlStores {
+    fn open(&self) -> Arc<ScyllaStore> {
         let replication = self.replication;
         let options = ScyllaOptions { replication, ..ScyllaOptions::new(self.nodes.clone()) };
         let running = Running::start(ScyllaOptions { keyspace: draw_keyspace(), ..options });
         running.wait_until(|progress| *progress == Progress::Serving);
-        (running.store.clone(), running.store)
+        running.store
+    }
+}
+
+impl Stores for CqlStores {
+    fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>) {
+        let store = self.open();
+        (store.clone(), store)
+    }
+
+    fn fresh_dead_letters(&self) -> Arc<dyn DeadLetterRows> {
+        self.open()
     }
 }
 

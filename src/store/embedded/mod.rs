@@ -17,12 +17,17 @@
 //! | `list` | list (1), time (8), id (8), both inverted in newest-first lists | empty |
 //! | `inbox` | user id, 0 (1), broadcast id (8) | JSON, `inbox_rows.rs` |
 //! | `group_message` | log identity (3), partition (2), offset (8) | JSON, `inbox_rows.rs` |
+//! | `dead_letter` | original (16) | JSON, `dead_letter_rows.rs` |
+//! | `dead_letter_list` | time (8), original (16), both inverted | empty |
+//! | `dead_letter_id` | `dltTopic-partition-offset` | original (16) |
 //! | `cursor` | user id, 0 (1), log identity (3), topic (1), partition (2) | JSON `{v, next}` |
 //!
-//! Rows of the last three are joined with what stands there. Those past their `keepUntil` are no
-//! longer read; nothing removes them yet.
+//! Rows of the inbox, of group messages, cursors and dead letters are joined with what stands
+//! there. Those past their `keepUntil` are no longer read; nothing removes them yet.
 
 mod commit;
+mod dead_letter_rows;
+mod dead_letters;
 mod inbox;
 mod inbox_rows;
 mod log;
@@ -37,7 +42,7 @@ use std::sync::Arc;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use crate::base::{LogIdentity, LogShape};
-use crate::ports::{Clock, Descriptors, Inbox, Log, Ownership, Store};
+use crate::ports::{Clock, DeadLetterRows, Descriptors, Inbox, Log, Ownership, Store};
 
 use commit::Committer;
 
@@ -103,6 +108,9 @@ struct Keyspaces {
     inbox: Keyspace,
     group_message: Keyspace,
     cursor: Keyspace,
+    dead_letter: Keyspace,
+    dead_letter_list: Keyspace,
+    dead_letter_id: Keyspace,
 }
 
 impl Embedded {
@@ -146,6 +154,10 @@ impl Embedded {
         self.store.clone()
     }
 
+    pub fn dead_letters(&self) -> Arc<dyn DeadLetterRows> {
+        self.store.clone()
+    }
+
     /// Waits until a write has failed, which poisons the database: the reason. Keeps nothing open.
     pub fn failure(&self) -> impl Future<Output = String> + Send + use<> {
         self.committer.failure()
@@ -166,6 +178,9 @@ impl Keyspaces {
             inbox: open("inbox")?,
             group_message: open("group_message")?,
             cursor: open("cursor")?,
+            dead_letter: open("dead_letter")?,
+            dead_letter_list: open("dead_letter_list")?,
+            dead_letter_id: open("dead_letter_id")?,
         })
     }
 }

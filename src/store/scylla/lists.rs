@@ -23,6 +23,7 @@ pub(super) enum List {
     Active,
     Scheduled,
     Outbox,
+    DeadLetters,
 }
 
 impl List {
@@ -33,6 +34,7 @@ impl List {
             Self::Active => "active",
             Self::Scheduled => "scheduled",
             Self::Outbox => "outbox",
+            Self::DeadLetters => "dead letters",
         }
     }
 
@@ -49,7 +51,7 @@ impl List {
             Self::All => true,
             Self::Active => status == Status::Active,
             Self::Scheduled => status == Status::Scheduled,
-            Self::Outbox => false,
+            Self::Outbox | Self::DeadLetters => false,
         }
     }
 
@@ -59,6 +61,7 @@ impl List {
             Self::Active => &statements.active,
             Self::Scheduled => &statements.scheduled,
             Self::Outbox => &statements.outbox,
+            Self::DeadLetters => &statements.dead_letters.listed,
         }
     }
 }
@@ -144,8 +147,8 @@ async fn places(
         let day = u64::try_from(limits::LIST_BUCKET.as_millis()).unwrap_or(u64::MAX);
         from = Some(match list {
             List::Scheduled | List::Outbox => EpochMillis(last.0.saturating_add(day)),
-            List::All | List::Active if last.0 < day => return Ok(found),
-            List::All | List::Active => EpochMillis(last.0 - day),
+            _ if last.0 < day => return Ok(found),
+            _ => EpochMillis(last.0 - day),
         });
     }
 }
@@ -178,7 +181,7 @@ async fn places_of_bucket(
     let (at, id) = match (after, list) {
         (Some(place), _) => (time_column(place.at), id_column(place.id)),
         (None, List::Scheduled | List::Outbox) => (CqlTimestamp(-1), -1),
-        (None, List::All | List::Active) => (CqlTimestamp(i64::MAX), i64::MAX),
+        (None, _) => (CqlTimestamp(i64::MAX), i64::MAX),
     };
     let values = (time_column(bucket), at, id, limit_column(limit));
     let statement = list.read(&connected.statements);
@@ -192,14 +195,14 @@ fn place(at: CqlTimestamp, id: i64) -> Result<ListPlace, StoreError> {
 }
 
 /// Some buckets in the list's order from that one on; fewer than `BUCKETS_READ` only at the end.
-async fn buckets(
+pub(super) async fn buckets(
     connected: &Shared,
     list: List,
     from: Option<EpochMillis>,
 ) -> Result<Vec<EpochMillis>, StoreError> {
     let statements = &connected.statements;
     let (statement, default) = match list {
-        List::All => (&statements.buckets_down, CqlTimestamp(i64::MAX)),
+        List::All | List::DeadLetters => (&statements.buckets_down, CqlTimestamp(i64::MAX)),
         List::Active | List::Scheduled | List::Outbox => (&statements.buckets_up, CqlTimestamp(0)),
     };
     let from = from.map_or(default, time_column);

@@ -13,6 +13,7 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::{Consistency, Statement};
 use tokio::task::JoinSet;
 
+use super::dead_letter_statements::DeadLetterStatements;
 use super::errors::store_error;
 use super::inbox_statements::InboxStatements;
 use crate::limits::store as limits;
@@ -45,6 +46,7 @@ pub(super) struct Statements {
     pub position: PreparedStatement,
     pub probe: PreparedStatement,
     pub inbox: InboxStatements,
+    pub dead_letters: DeadLetterStatements,
 }
 
 /// How a statement may be run.
@@ -183,6 +185,7 @@ impl Statements {
             probe: prepare(Plain, "SELECT layout FROM KS.corecast_schema WHERE part = 'schema'")
                 .await?,
             inbox: InboxStatements::prepare(session, keyspace).await?,
+            dead_letters: DeadLetterStatements::prepare(session, keyspace).await?,
         })
     }
 }
