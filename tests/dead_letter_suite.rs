@@ -185,7 +185,7 @@ fn two_of_one_original_are_one_row(stores: &dyn Stores) {
                 let other = row(5, 8, earlier(1));
                 let in_order: Vec<DeadLetterRow> = order.map(|at| letters[at].clone()).into();
                 if is_together {
-                    write(&rows, &[&in_order[..], &[other.clone()]].concat()).await;
+                    write(&rows, &[&in_order[..], std::slice::from_ref(&other)].concat()).await;
                 } else {
                     for letter in &in_order {
                         write(&rows, std::slice::from_ref(letter)).await;
