@@ -30,17 +30,20 @@ impl DeadLetterStatements {
             )
             .await?,
             row: prepare(
-                "SELECT dlt_topic, dlt_partition, failed_at, record, parts, purged_at \
+                "SELECT dlt_topic, dlt_partition, dlt_offset, record, parts, purged_at \
                  FROM KS.dead_letter WHERE original = ?",
             )
             .await?,
             insert_part: prepare(
-                "INSERT INTO KS.dead_letter_part (original, part, bytes) VALUES (?, ?, ?) \
-                 USING TIMESTAMP ?",
+                "INSERT INTO KS.dead_letter_part (original, dlt_offset, part, bytes) \
+                 VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
             )
             .await?,
-            part: prepare("SELECT bytes FROM KS.dead_letter_part WHERE original = ? AND part = ?")
-                .await?,
+            part: prepare(
+                "SELECT bytes FROM KS.dead_letter_part WHERE original = ? AND dlt_offset = ? \
+                 AND part = ?",
+            )
+            .await?,
             insert_id: prepare(
                 "INSERT INTO KS.dead_letter_id (dlt_topic, dlt_partition, dlt_offset, original) \
                  VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
@@ -68,7 +71,7 @@ impl DeadLetterStatements {
             .await?,
             purge_part: prepare(
                 "UPDATE KS.dead_letter_part USING TIMESTAMP ? SET bytes = 0x \
-                 WHERE original = ? AND part = ?",
+                 WHERE original = ? AND dlt_offset = ? AND part = ?",
             )
             .await?,
             purge_listed: prepare(

@@ -1,5 +1,5 @@
-//! Dead letters: a row by original, large ones in parts; where each id is found; and a list of them
-//! by hour.
+//! Dead letters: a row by original, large ones in parts of their own; where each id is found; and
+//! a list of them by hour.
 //!
 //! Cells of a row merge by the rank of its offset, so of two dead letters of one original that of
 //! the smallest stays, as a whole. A purge overwrites the bytes at a rank above all of those, and
@@ -28,7 +28,7 @@ use crate::store::dead_record;
 struct DeadColumns {
     dlt_topic: Option<String>,
     dlt_partition: Option<i32>,
-    failed_at: Option<CqlTimestamp>,
+    dlt_offset: Option<i64>,
     record: Option<Vec<u8>>,
     parts: Option<i32>,
     purged_at: Option<CqlTimestamp>,
@@ -109,6 +109,7 @@ impl DeadLetterRows for ScyllaStore {
         let statements = &connected.statements.dead_letters;
         let place = row.place();
         let (written, original) = (written_at(now), &place.original.0[..]);
+        let offset = offset_column(id.offset);
         // The row first: from then on it is gone, whatever else is left.
         let values = (written, time_column(now), original);
         execute(&connected.session, &statements.purge, values).await?;
@@ -116,7 +117,7 @@ impl DeadLetterRows for ScyllaStore {
         let values = (written, hour, failed_at, original);
         execute(&connected.session, &statements.purge_listed, values).await?;
         for part in 1..=parts_of(&dead_record::write(&row.record)).1.len() {
-            let values = (written, original, part_column(part));
+            let values = (written, original, offset, part_column(part));
             execute(&connected.session, &statements.purge_part, values).await?;
         }
         Ok(true)
@@ -209,7 +210,7 @@ async fn write(
     let (first, others) = parts_of(&bytes);
     // A row is read once it is there, so what belongs to it comes before.
     for (part, bytes) in (1..).zip(&others) {
-        let values = (original, part_column(part), *bytes, rank);
+        let values = (original, offset, part_column(part), *bytes, rank);
         execute(session, &statements.insert_part, values).await?;
     }
     let failed_at = time_column(place.failed_at);
@@ -229,17 +230,20 @@ async fn read(connected: &Shared, original: Original) -> Result<Option<DeadLette
     let (session, statements) = (&connected.session, &connected.statements.dead_letters);
     let rows = rows_of::<DeadColumns>(session, &statements.row, (&original.0[..],)).await?;
     let Some(columns) = rows.into_iter().next() else { return Ok(None) };
-    let DeadColumns { dlt_topic, dlt_partition, failed_at, record, parts, purged_at } = columns;
-    let (Some(topic), Some(partition), Some(_), Some(mut bytes), Some(parts), None) =
-        (dlt_topic, dlt_partition, failed_at, record, parts, purged_at)
+    let DeadColumns { dlt_topic, dlt_partition, dlt_offset, record, parts, .. } = columns;
+    let (Some(topic), Some(partition), Some(offset), Some(mut bytes), Some(parts)) =
+        (dlt_topic, dlt_partition, dlt_offset, record, parts)
     else {
         return Ok(None);
     };
+    if columns.purged_at.is_some() {
+        return Ok(None);
+    }
     let others = each(1..=parts, |part| {
         let connected = connected.clone();
         async move {
             let statement = &connected.statements.dead_letters.part;
-            let values = (&original.0[..], part);
+            let values = (&original.0[..], offset, part);
             let rows = rows_of::<(Option<Vec<u8>>,)>(&connected.session, statement, values).await?;
             Ok(rows.into_iter().next().and_then(|(bytes,)| bytes))
         }

@@ -170,11 +170,12 @@ const DEAD_LETTERS: &[Table] = &[
                failed_at timestamp, record blob, parts int, purged_at timestamp",
         with: "default_time_to_live = 34560000",
     },
-    // The rest of a large one, 256 KiB a row. Key: the dead letter and the number of the part, from
-    // 1 on, so that the parts of one are spread.
+    // The rest of a large one, 256 KiB a row. Key: the original, which dead letter of it, and the
+    // number of the part, from 1 on, so that the parts of one are spread.
     Table {
         name: "dead_letter_part",
-        body: "original blob, part int, bytes blob, PRIMARY KEY ((original, part))",
+        body: "original blob, dlt_offset bigint, part int, bytes blob, \
+               PRIMARY KEY ((original, dlt_offset, part))",
         with: "default_time_to_live = 34560000",
     },
     // Which dead letter an id means. Key: the place in the dead-letter topic. Grows by one small
