@@ -163,9 +163,11 @@ fn a_cursor_from_before_the_ring_gets_what_came_after_it(runtime: Runtime) {
         assert_eq!(contents(&rest), contents(&whole[place + 1..]), "from {place}");
         let marker = format!("marker {place}");
         send(&node, 0, &marker);
-        let before = resumed.contents_until(&marker);
+        let mut before = resumed.contents_until(&marker);
+        // What is for who is here comes as long as the ring has it.
+        before.retain(|content| !content.ends_with(" is here"));
         let others = (0..place).map(|place| format!("marker {place}"));
-        assert!(others.eq(before), "nothing twice, from {place}");
+        assert_eq!(before, others.collect::<Vec<_>>(), "nothing twice, from {place}");
     }
     assert_eq!(node.metric("corecast_gaps_total"), Some(0.0));
 }
