@@ -112,9 +112,8 @@ pub struct Running {
     pub ended: Arc<Mutex<Option<OpenError>>>,
 }
 
-/// A database that is busy with other tests takes its time: on three nodes, seconds for each of
-/// seventeen tables.
-pub const STORE_TIME: Duration = Duration::from_secs(150);
+/// A database that is busy with other tests takes its time.
+pub const STORE_TIME: Duration = Duration::from_secs(60);
 
 impl Running {
     pub fn start(options: ScyllaOptions) -> Self {
