@@ -580,8 +580,12 @@ pub mod keeping {
     /// more.
     pub const BACKLOG_MESSAGES_MAX: usize = 1_000;
     pub const BACKLOG_BYTES_MAX: usize = 4 << 20;
-    /// Contents that are kept in memory.
+    /// Contents that are kept in memory, and for whom broadcasts are: half a million broadcasts
+    /// that name three roles each.
     pub const CONTENTS_BYTES_MAX: usize = 64 << 20;
+    pub const ADDRESSEES_BYTES_MAX: usize = 64 << 20;
+    /// How many there are at first room for.
+    pub const CONTENTS_EXPECTED: usize = 1_024;
     /// Between two tries of the store.
     pub const RETRY_WAIT_FIRST: Duration = Duration::from_millis(100);
     pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);

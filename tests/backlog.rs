@@ -11,7 +11,7 @@ use corecast::base::{
     TargetType, Topic, UserId,
 };
 use corecast::control::{KeptParts, KeptStore};
-use corecast::domain::{Backlog, Broadcast, SINCE_EVER, Served, Target};
+use corecast::domain::{Backlog, Broadcast, Membership, SINCE_EVER, Served, Target};
 use corecast::lane::Ask;
 use corecast::limits::keeping as limits;
 use corecast::ports::{
@@ -19,17 +19,22 @@ use corecast::ports::{
     Mark, MovedRecord, NewRecord, Owned, Ownership, Place, Progress, Standing, StoreError,
     SystemClock, Want,
 };
+use corecast::wire::archive::MemberKind;
 use corecast::wire::frame::GapReason;
 
 const SHAPE: LogShape =
     LogShape { identity: LogIdentity([1, 2, 3]), selected_partitions: 1, group_partitions: 1 };
 const CHECKPOINT: u64 = 1 << 30;
+/// The ids of group broadcasts begin here.
+const GROUP_FIRST: u64 = 1 << 50;
 
 /// A log and owners that have kept all of it, and an inbox with a row for every offset.
 #[derive(Default)]
 struct Stub {
     /// Rows of the inbox.
     rows: u64,
+    /// Group broadcasts, each for the role that its offset names.
+    groups: u64,
     content_bytes: usize,
     /// How far the row of this offset has come, and how its broadcast stands.
     stands: BTreeMap<u64, (Delivery, Status)>,
@@ -132,24 +137,38 @@ impl Inbox for Stub {
 
     async fn group(
         &self,
-        _: LogIdentity,
-        _: u16,
-        _: u64,
-        _: usize,
+        log: LogIdentity,
+        index: u16,
+        from: u64,
+        limit: usize,
     ) -> Result<Vec<GroupRow>, StoreError> {
-        Ok(Vec::new())
+        let partition = Partition { topic: Topic::Group, index };
+        let row = |offset| GroupRow {
+            broadcast: BroadcastId::new(GROUP_FIRST + offset).expect("small"),
+            place: Place {
+                log,
+                position: Position { partition, offset },
+                appended_at: EpochMillis(offset),
+            },
+            keep_until: EpochMillis(u64::MAX),
+        };
+        Ok((from..self.groups).take(limit).map(row).collect())
     }
 
     async fn contents(&self, ids: &[BroadcastId]) -> Result<Vec<Option<Content>>, StoreError> {
         self.contents_read.fetch_add(ids.len(), Ordering::Relaxed);
         let content = |id: &BroadcastId| {
+            let target = match id.get().checked_sub(GROUP_FIRST) {
+                None => Target { r#type: TargetType::Selected, ids: Vec::new() },
+                Some(role) => Target { r#type: TargetType::Role, ids: vec![role.to_string()] },
+            };
             let broadcast = Broadcast {
                 id: *id,
                 correlation_id: String::new(),
                 sender_id: None,
                 sender_name: None,
                 content: "x".repeat(self.content_bytes),
-                target: Target { r#type: TargetType::Selected, ids: Vec::new() },
+                target,
                 priority: Priority::Normal,
                 category: None,
                 created_at: EpochMillis(0),
@@ -184,22 +203,31 @@ fn own() -> Partition {
     Partition { topic: Topic::Selected, index: 0 }
 }
 
-/// What a client gets that presents a cursor at this offset, or none.
-fn ask(stub: &Arc<Stub>, cursor: Option<u64>) -> Option<Backlog> {
-    let kept = KeptStore::new(KeptParts {
+fn kept(stub: &Arc<Stub>) -> KeptStore {
+    KeptStore::new(KeptParts {
         log: stub.clone(),
         ownership: stub.clone(),
         inbox: stub.clone(),
         clock: Arc::new(SystemClock),
         retention: Duration::from_secs(3_600),
         messages_max: limits::BACKLOG_MESSAGES_MAX,
-    });
+    })
+}
+
+/// What a client gets that presents a cursor at this offset, or none.
+fn ask(stub: &Arc<Stub>, cursor: Option<u64>) -> Option<Backlog> {
+    ask_as(&kept(stub), &[], cursor)
+}
+
+/// The same of somebody with roles.
+fn ask_as(kept: &KeptStore, roles: &[u64], cursor: Option<u64>) -> Option<Backlog> {
+    let role = |role: &u64| Membership { kind: MemberKind::Role, name: role.to_string().into() };
     let served = |own| Served { own_partition: 0, own, group: [0].into() };
     let ask = Ask {
         shard: 0,
         key: 0,
         user: UserId::new("somebody").expect("a user id"),
-        members: Vec::new(),
+        members: roles.iter().map(role).collect(),
         progress: cursor.map(|own| (served(own), SINCE_EVER)),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
@@ -267,6 +295,36 @@ fn the_oldest_cursor_costs_bounded_work() {
         let gap = backlog.gap.expect("there is more than is looked at");
         assert_eq!((gap.reason, gap.from), (GapReason::Limit, EpochMillis(99_999)));
     }
+}
+
+/// More contents than a node remembers.
+#[test]
+fn whom_a_group_broadcast_is_for_is_read_once() {
+    const GROUPS: u64 = 2_000;
+    let stub = Arc::new(Stub { groups: GROUPS, content_bytes: 60_000, ..Stub::default() });
+    assert!(GROUPS as usize * stub.content_bytes > limits::CONTENTS_BYTES_MAX);
+    let kept = kept(&stub);
+    let read = |roles: &[u64]| {
+        let before = stub.contents_read.load(Ordering::Relaxed);
+        let backlog = ask_as(&kept, roles, None).expect("the store is there");
+        assert_eq!(offsets(&backlog), roles);
+        stub.contents_read.load(Ordering::Relaxed) - before
+    };
+    assert_eq!(read(&[]), GROUPS as usize, "the first one finds out");
+    assert_eq!(read(&[]), 0, "who gets nothing");
+    let theirs = [3, 700, 1_400, 1_999];
+    assert!(read(&theirs) <= theirs.len(), "who gets some reads no others");
+    assert_eq!(read(&theirs), 0, "what is asked for again is still known");
+}
+
+/// A piece of them is read, not all that waits.
+#[test]
+fn no_more_contents_are_read_than_a_piece_takes() {
+    let stub = Arc::new(Stub { rows: 1_000, content_bytes: 60_000, ..Stub::default() });
+    let backlog = ask(&stub, Some(0)).expect("the store is there");
+    assert!(backlog.is_cut);
+    let read = stub.contents_read.load(Ordering::Relaxed);
+    assert!(read <= backlog.messages.len() + limits::CONTENTS_READ, "{read} contents read");
 }
 
 #[test]

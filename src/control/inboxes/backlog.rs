@@ -145,14 +145,12 @@ async fn group_candidates(
     // Up to the checkpoint itself: a client may have been served more than is durable.
     let rows = kept.groups.between(&kept.parts, shape, (&reach.progress.group, known), now).await?;
     let ids: Vec<_> = rows.iter().map(|row| row.broadcast).collect();
-    let contents = kept.contents.get(&kept.parts, &ids).await?;
+    let addressees = kept.contents.addressees(&kept.parts, &ids).await?;
     let mut met = HashSet::new();
     let is_his = |row: &&GroupRow| {
+        let addressees = addressees.get(&row.broadcast);
         // A broadcast that was published twice is served at its first place.
-        contents
-            .get(&row.broadcast)
-            .is_some_and(|known| known.is_active(now) && known.admits(&ask.members))
-            && met.insert(row.broadcast)
+        addressees.is_some_and(|named| named.admit(&ask.members)) && met.insert(row.broadcast)
     };
     let candidate = |row: &GroupRow| Candidate {
         broadcast: row.broadcast,
@@ -179,7 +177,7 @@ async fn fill(
         if room == 0 || bytes >= limits::BACKLOG_BYTES_MAX {
             return Ok((messages, true));
         }
-        let piece: Vec<Candidate> = rest.by_ref().take(room).collect();
+        let piece: Vec<Candidate> = rest.by_ref().take(room.min(limits::CONTENTS_READ)).collect();
         let ids: Vec<_> = piece.iter().map(|candidate| candidate.broadcast).collect();
         let contents = kept.contents.get(&kept.parts, &ids).await?;
         for candidate in piece {

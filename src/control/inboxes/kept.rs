@@ -56,7 +56,7 @@ impl KeptStore {
         let range = (&from[..], &*checkpoint);
         let rows = self.groups.between(&self.parts, &shape, range, self.now()).await?;
         let ids: Vec<_> = rows.iter().map(|row| row.broadcast).collect();
-        self.contents.get(&self.parts, &ids).await?;
+        self.contents.addressees(&self.parts, &ids).await?;
         Ok(())
     }
 

@@ -3,7 +3,11 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use quick_cache::Weighter;
+use quick_cache::unsync::Cache;
 
 use super::{KeptParts, Unavailable};
 use crate::base::{
@@ -65,6 +69,7 @@ async fn ask(parts: &KeptParts, shape: &LogShape) -> Result<Checkpoint, Unavaila
 /// A content that was read, and what all who get it share.
 #[derive(Debug)]
 pub struct Known {
+    /// Without the names of its audience.
     pub broadcast: Broadcast,
     pub status: Option<Status>,
     /// The frame of MESSAGE without its `id` line, as every member of a group audience gets it.
@@ -72,22 +77,25 @@ pub struct Known {
 }
 
 impl Known {
-    fn new(content: Content) -> Self {
-        let Content { mut broadcast, status } = content;
-        broadcast.target.ids.sort_unstable();
-        Self { broadcast, status, shared_frame: OnceLock::new() }
-    }
-
     /// Whether it may be served at all. An older producer's has no status and counts as active.
     pub fn is_active(&self, now: EpochMillis) -> bool {
         matches!(self.status, None | Some(Status::Active))
             && self.broadcast.expires_at.is_none_or(|at| at > now)
     }
+}
 
-    /// Whether somebody with these memberships is in its group audience.
-    pub fn admits(&self, members: &[Membership]) -> bool {
-        let target = &self.broadcast.target;
-        let kind = match target.r#type {
+/// For whom a group broadcast is.
+#[derive(Debug)]
+pub struct Addressees {
+    kind: TargetType,
+    /// Sorted.
+    names: Vec<String>,
+}
+
+impl Addressees {
+    /// Whether somebody with these memberships is among them.
+    pub fn admit(&self, members: &[Membership]) -> bool {
+        let kind = match self.kind {
             TargetType::All => return true,
             TargetType::Role => MemberKind::Role,
             TargetType::Group => MemberKind::Group,
@@ -96,74 +104,128 @@ impl Known {
             TargetType::Selected => return false,
         };
         let is_named = |member: &&Membership| {
-            target.ids.binary_search_by(|id| id.as_str().cmp(&member.name)).is_ok()
+            self.names.binary_search_by(|name| name.as_str().cmp(&member.name)).is_ok()
         };
         members.iter().filter(|member| member.kind == kind).any(|member| is_named(&member))
     }
+}
 
-    fn bytes(&self) -> usize {
-        let Broadcast { content, target, .. } = &self.broadcast;
-        let names: usize = target.ids.iter().map(|id| id.len() + size_of::<String>()).sum();
-        // With the shared frame, which repeats the content.
-        size_of::<Self>() + 2 * content.len() + names
+/// What broadcasts say and for whom they are; neither ever changes. They are remembered apart: who
+/// connects gets a few of the contents, and has to be looked for among all addressees.
+pub struct Contents {
+    known: Mutex<Remembered<Known>>,
+    addressees: Mutex<Remembered<Addressees>>,
+}
+
+type Found<T> = HashMap<BroadcastId, Arc<T>>;
+
+impl Default for Contents {
+    fn default() -> Self {
+        Self {
+            known: Mutex::new(Remembered::new(limits::CONTENTS_BYTES_MAX)),
+            addressees: Mutex::new(Remembered::new(limits::ADDRESSEES_BYTES_MAX)),
+        }
     }
 }
 
-/// Contents by broadcast. They never change.
-#[derive(Default)]
-pub struct Contents {
-    known: Mutex<(usize, HashMap<BroadcastId, Arc<Known>>)>,
-}
-
 impl Contents {
-    /// Those that exist. What was read stays known if the question is given up meanwhile, so that
-    /// the next one gets further.
+    /// What those say that exist.
     pub async fn get(
         &self,
         parts: &KeptParts,
         ids: &[BroadcastId],
-    ) -> Result<HashMap<BroadcastId, Arc<Known>>, StoreError> {
-        let mut found = HashMap::with_capacity(ids.len());
-        let mut missing = Vec::new();
-        {
-            let known = self.lock();
-            for id in ids {
-                match known.1.get(id) {
-                    Some(content) => drop(found.insert(*id, content.clone())),
-                    None => missing.push(*id),
-                }
-            }
-        }
-        missing.sort_unstable();
-        missing.dedup();
-        for ids in missing.chunks(limits::CONTENTS_READ) {
-            let contents = parts.inbox.contents(ids).await?;
-            for content in contents.into_iter().flatten() {
-                let content = Arc::new(Known::new(content));
-                found.insert(content.broadcast.id, content.clone());
-                self.note(content);
-            }
-        }
+    ) -> Result<Found<Known>, StoreError> {
+        let (mut found, missing) = lock(&self.known).get(ids);
+        self.read(parts, &missing, |id, known, _| drop(found.insert(id, known))).await?;
+        Ok(found)
+    }
+
+    /// For whom those are that exist.
+    pub async fn addressees(
+        &self,
+        parts: &KeptParts,
+        ids: &[BroadcastId],
+    ) -> Result<Found<Addressees>, StoreError> {
+        let (mut found, missing) = lock(&self.addressees).get(ids);
+        self.read(parts, &missing, |id, _, named| drop(found.insert(id, named))).await?;
         Ok(found)
     }
 
     /// When a broadcast ends, if that is known here.
     pub fn ends_at(&self, id: BroadcastId) -> Option<EpochMillis> {
-        self.lock().1.get(&id).and_then(|content| content.broadcast.expires_at)
+        lock(&self.known).0.get(&id).and_then(|known| known.broadcast.expires_at)
     }
 
-    fn note(&self, content: Arc<Known>) {
-        let mut known = self.lock();
-        if known.0 > limits::CONTENTS_BYTES_MAX {
-            *known = (0, HashMap::new());
+    /// What was read stays known if the question is given up meanwhile, so that the next one gets
+    /// further.
+    async fn read(
+        &self,
+        parts: &KeptParts,
+        ids: &[BroadcastId],
+        mut found: impl FnMut(BroadcastId, Arc<Known>, Arc<Addressees>),
+    ) -> Result<(), StoreError> {
+        for ids in ids.chunks(limits::CONTENTS_READ) {
+            let contents = parts.inbox.contents(ids).await?;
+            for Content { mut broadcast, status } in contents.into_iter().flatten() {
+                let id = broadcast.id;
+                let mut names = mem::take(&mut broadcast.target.ids);
+                names.sort_unstable();
+                let named = Arc::new(Addressees { kind: broadcast.target.r#type, names });
+                let known = Known { broadcast, status, shared_frame: OnceLock::new() };
+                let known = Arc::new(known);
+                lock(&self.addressees).0.insert(id, named.clone());
+                lock(&self.known).0.insert(id, known.clone());
+                found(id, known, named);
+            }
         }
-        known.0 += content.bytes();
-        known.1.insert(content.broadcast.id, content);
+        Ok(())
+    }
+}
+
+/// As much as goes into so many bytes; what is asked for least makes room for more.
+struct Remembered<T>(Cache<BroadcastId, Arc<T>, Bytes>);
+
+impl<T> Remembered<T>
+where
+    Bytes: Weighter<BroadcastId, Arc<T>>,
+{
+    fn new(bytes_max: usize) -> Self {
+        let bytes_max = bytes_max as u64;
+        Self(Cache::with_weighter(limits::CONTENTS_EXPECTED, bytes_max, Bytes))
     }
 
-    fn lock(&self) -> MutexGuard<'_, (usize, HashMap<BroadcastId, Arc<Known>>)> {
-        // Whole whoever panicked while holding it: an entry too many or too few.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Those of them that are here, and which are not.
+    fn get(&self, ids: &[BroadcastId]) -> (Found<T>, Vec<BroadcastId>) {
+        let mut found = HashMap::with_capacity(ids.len());
+        let mut missing = Vec::new();
+        for id in ids {
+            match self.0.get(id) {
+                Some(value) => drop(found.insert(*id, value.clone())),
+                None => missing.push(*id),
+            }
+        }
+        missing.sort_unstable();
+        missing.dedup();
+        (found, missing)
+    }
+}
+
+/// What remembering costs.
+#[derive(Clone)]
+struct Bytes;
+
+impl Weighter<BroadcastId, Arc<Known>> for Bytes {
+    fn weight(&self, _: &BroadcastId, known: &Arc<Known>) -> u64 {
+        // With the shared frame, which repeats the content.
+        (size_of::<Known>() + 2 * known.broadcast.content.len()) as u64
+    }
+}
+
+impl Weighter<BroadcastId, Arc<Addressees>> for Bytes {
+    fn weight(&self, _: &BroadcastId, addressees: &Arc<Addressees>) -> u64 {
+        let names = addressees.names.iter();
+        let names: usize = names.map(|name| name.len() + size_of::<String>()).sum();
+        (size_of::<Addressees>() + names) as u64
     }
 }
 
@@ -240,4 +302,9 @@ impl Partial {
             stays
         });
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whole whoever panicked while holding it: an entry too many or too few.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
