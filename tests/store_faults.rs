@@ -620,7 +620,7 @@ impl Load {
                         let number = shared.numbers.fetch_add(1, Ordering::Relaxed) % 4_096;
                         match create(&store, outbox_row(now(), number)).await {
                             Ok(id) => shared.made.lock().unwrap().push(id),
-                            Err(error) => shared.errors.lock().unwrap().push(error.to_string()),
+                            Err(error) => shared.errors.lock().unwrap().push(error),
                         }
                         shared.done.fetch_add(1, Ordering::Relaxed);
                     }
@@ -650,24 +650,29 @@ impl Load {
     /// The same, and there were no errors.
     fn end(self) -> Vec<BroadcastId> {
         let (made, errors) = self.stop();
-        assert!(errors.is_empty(), "{} errors, the first: {}", errors.len(), errors[0]);
+        assert!(errors.is_empty(), "{} errors: {errors:#?}", errors.len());
         made
     }
 }
 
-/// As a node does it, with a message for a user of its own. Ids are the creator's own, so no claim
-/// may be refused.
-async fn create(store: &ScyllaStore, row: OutboxRow) -> Result<BroadcastId, StoreError> {
+/// As a node does it, with a message for a user of its own; an error names its step. Ids are the
+/// creator's own, so no claim may be refused.
+async fn create(store: &ScyllaStore, row: OutboxRow) -> Result<BroadcastId, String> {
+    fn step<T>(name: &str, done: Result<T, StoreError>) -> Result<T, String> {
+        done.map_err(|error| format!("{name}: {error}"))
+    }
     let content = Broadcast { created_at: row.created_at, ..broadcast(row.id) };
-    store.put_outbox(&row).await?;
-    assert_eq!(store.claim_broadcast(&content).await?, Claim::Applied, "{}", row.id);
-    assert_eq!(store.create_status(row.id, Status::Active).await?, Claim::Applied, "{}", row.id);
+    step("outbox", store.put_outbox(&row).await)?;
+    let claim = step("claim", store.claim_broadcast(&content).await)?;
+    assert_eq!(claim, Claim::Applied, "{}", row.id);
+    let status = step("status", store.create_status(row.id, Status::Active).await)?;
+    assert_eq!(status, Claim::Applied, "{}", row.id);
     let mut message = message_of(row.id);
-    store.write_inbox(std::slice::from_ref(&message)).await?;
+    step("pending", store.write_inbox(std::slice::from_ref(&message)).await)?;
     message.progress.delivery = Delivery::Delivered;
-    store.write_inbox(std::slice::from_ref(&message)).await?;
-    store.remove_outbox(&row).await?;
-    let read = store.broadcast(row.id).await?;
+    step("delivered", store.write_inbox(std::slice::from_ref(&message)).await)?;
+    step("removal from the outbox", store.remove_outbox(&row).await)?;
+    let read = step("reading", store.broadcast(row.id).await)?;
     assert!(read.is_some_and(|read| read.broadcast == content), "{} is not as written", row.id);
     Ok(row.id)
 }
