@@ -1,7 +1,7 @@
 //! Dead letters as rows: read back from their topics, whoever wrote them there, for who lists,
 //! looks at, sends again and purges them.
 //!
-//! `tests/dead_letter_suite.rs` states what every implementation must do. `Ok` of a write means
+//! `tests/store_suite` states what every implementation must do. `Ok` of a write means
 //! durable.
 
 use std::fmt;

@@ -1,7 +1,7 @@
 //! The inbox: what is kept of messages for users who are not here.
 //!
 //! Rows are written by whoever learns something, in any order, again and again, and merge as a
-//! maximum. `tests/inbox_suite.rs` states what every implementation must do. `Ok` of a write means
+//! maximum. `tests/store_suite` states what every implementation must do. `Ok` of a write means
 //! durable.
 
 use async_trait::async_trait;

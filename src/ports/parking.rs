@@ -1,7 +1,7 @@
 //! Parking: records that could not be served where they stood, until they have been published
 //! again.
 //!
-//! `tests/parking_suite.rs` states what every implementation must do. `Ok` of a write means
+//! `tests/store_suite` states what every implementation must do. `Ok` of a write means
 //! durable.
 
 use async_trait::async_trait;

@@ -1,6 +1,6 @@
 //! The store: what must outlive a node.
 //!
-//! `tests/store_suite.rs` states what every implementation must do. `Ok` of a write means durable.
+//! `tests/store_suite` states what every implementation must do. `Ok` of a write means durable.
 
 use async_trait::async_trait;
 

@@ -12,6 +12,9 @@ use corecast::ports::{Clock, DeadLetterRows, Inbox, Parking, Store, SystemClock}
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use corecast::store::scylla::{OpenError, Progress, ScyllaOptions, ScyllaStore};
 use harness::wait;
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use tokio::task::JoinHandle;
 
 /// Makes stores that are empty.
 pub trait Stores {
@@ -26,22 +29,9 @@ pub trait Stores {
     }
 
     fn fresh_parking(&self) -> Arc<dyn Parking>;
-}
 
-/// What a suite asks of every store: its name, and what it does with stores that are empty.
-pub type Case = (&'static str, fn(&dyn Stores));
-
-/// Runs every case; names the one that fails.
-pub fn run(cases: &[Case], stores: &dyn Stores) {
-    for (name, case) in cases {
-        let began = std::time::Instant::now();
-        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(stores)));
-        if let Err(cause) = failed {
-            eprintln!("--- the case was: {name}");
-            std::panic::resume_unwind(cause);
-        }
-        println!("{:6.2} s  {name}", began.elapsed().as_secs_f64());
-    }
+    /// Nobody uses any of them any more. Tables take memory and time of a database, used or not.
+    fn forget(&self);
 }
 
 /// In folders that go with this.
@@ -72,21 +62,33 @@ impl Stores for EmbeddedStores {
     fn fresh_parking(&self) -> Arc<dyn Parking> {
         self.open().parking()
     }
+
+    fn forget(&self) {
+        self.folders.borrow_mut().clear();
+    }
 }
 
 /// Over CQL, each in a keyspace of its own.
 pub struct CqlStores {
-    pub nodes: Vec<String>,
-    pub replication: u16,
+    nodes: Vec<String>,
+    raw: Session,
+    open: RefCell<Vec<(Running, String)>>,
 }
 
 impl CqlStores {
+    pub fn new(nodes: Vec<String>) -> Self {
+        let raw = block_on(SessionBuilder::new().known_nodes(&nodes).build());
+        Self { nodes, raw: raw.expect("a session"), open: RefCell::default() }
+    }
+
     fn open(&self) -> Arc<ScyllaStore> {
-        let replication = self.replication;
-        let options = ScyllaOptions { replication, ..ScyllaOptions::new(self.nodes.clone()) };
-        let running = Running::start(ScyllaOptions { keyspace: draw_keyspace(), ..options });
+        let keyspace = draw_keyspace();
+        let options = ScyllaOptions::new(self.nodes.clone());
+        let running = Running::start(ScyllaOptions { keyspace: keyspace.clone(), ..options });
         running.wait_until(|progress| *progress == Progress::Serving);
-        running.store
+        let store = running.store.clone();
+        self.open.borrow_mut().push((running, keyspace));
+        store
     }
 }
 
@@ -103,6 +105,14 @@ impl Stores for CqlStores {
     fn fresh_parking(&self) -> Arc<dyn Parking> {
         self.open()
     }
+
+    fn forget(&self) {
+        for (running, keyspace) in self.open.borrow_mut().drain(..) {
+            running.task.abort();
+            let drop = format!("DROP KEYSPACE {keyspace}");
+            block_on(self.raw.query_unpaged(drop, ())).expect("it is there");
+        }
+    }
 }
 
 /// A store and what its `run` says.
@@ -110,6 +120,7 @@ pub struct Running {
     pub store: Arc<ScyllaStore>,
     pub said: Arc<Mutex<Vec<Progress>>>,
     pub ended: Arc<Mutex<Option<OpenError>>>,
+    task: JoinHandle<()>,
 }
 
 /// A database that is busy with other tests takes its time.
@@ -119,16 +130,15 @@ impl Running {
     pub fn start(options: ScyllaOptions) -> Self {
         let store = ScyllaStore::new(options, "test-node".to_owned(), Arc::new(SystemClock));
         let store = Arc::new(store);
-        let (said, ended) = (Arc::default(), Arc::default());
-        let running = Self { store: store.clone(), said, ended };
-        let (said, ended) = (running.said.clone(), running.ended.clone());
-        runtime().spawn(async move {
-            let Err(error) = store.run(|progress| said.lock().unwrap().push(progress)).await else {
-                return;
-            };
-            *ended.lock().unwrap() = Some(error);
+        let (said, ended) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<Mutex<Option<_>>>::default());
+        let (running, saying, ending) = (store.clone(), said.clone(), ended.clone());
+        let task = runtime().spawn(async move {
+            let say = |progress| saying.lock().unwrap().push(progress);
+            if let Err(error) = running.run(say).await {
+                *ending.lock().unwrap() = Some(error);
+            }
         });
-        running
+        Self { store, said, ended, task }
     }
 
     /// Waits until the last that was said is so.

@@ -1,8 +1,4 @@
-//! What every store of dead letters must do, one suite over all of them.
-//!
-//! Each case gets a store of its own that is empty.
-
-mod store;
+//! What every `DeadLetterRows` must do.
 
 use std::sync::{Arc, OnceLock};
 
@@ -13,14 +9,12 @@ use corecast::ports::{
     DeadLetterId, DeadLetterPlace, DeadLetterRow, DeadLetterRows, Header, Record, TimedBy,
 };
 use corecast::wire::dead_letter as headers;
-use harness::cassandra::Cassandra;
-use harness::maven;
-use store::{CqlStores, EmbeddedStores, Stores, at_once, block_on, now};
 
-type Case = (&'static str, fn(&dyn Stores));
+use super::Case;
+use super::store::{Stores, at_once, block_on, now};
 
 /// Every promise of the trait.
-const CASES: &[Case] = &[
+pub const CASES: &[Case] = &[
     ("a row comes back as it was", a_row_comes_back_as_it_was),
     ("headers of anybody stop nothing", headers_of_anybody_stop_nothing),
     ("writing again changes nothing", writing_again_changes_nothing),
@@ -37,32 +31,6 @@ const CASES: &[Case] = &[
 const TOPIC: &str = "some-topic-dlt";
 /// More than any page here has.
 const BYTES: usize = 1 << 30;
-
-#[test]
-fn embedded_dead_letters_keep_every_promise() {
-    run(&EmbeddedStores::default());
-}
-
-#[test]
-fn dead_letters_over_cql_keep_every_promise() {
-    if let Some(program) = maven::missing() {
-        return harness::skip(program, "install a JDK and Maven");
-    }
-    let cluster = Cassandra::start(1);
-    run(&CqlStores { nodes: cluster.addresses(), replication: 1 });
-}
-
-fn run(stores: &dyn Stores) {
-    for (name, case) in CASES {
-        let began = std::time::Instant::now();
-        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(stores)));
-        if let Err(cause) = failed {
-            eprintln!("--- the case was: {name}");
-            std::panic::resume_unwind(cause);
-        }
-        println!("{:6.2} s  {name}", began.elapsed().as_secs_f64());
-    }
-}
 
 fn header(name: &str, value: Option<&[u8]>) -> Header {
     let name = Bytes::copy_from_slice(name.as_bytes());

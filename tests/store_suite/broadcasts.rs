@@ -1,8 +1,4 @@
-//! What every store must do, one suite over all of them.
-//!
-//! Each case gets a store of its own that is empty. Times are about now, as a node's are.
-
-mod store;
+//! What every `Store` must do.
 
 use std::collections::HashSet;
 
@@ -10,14 +6,12 @@ use corecast::base::{BroadcastId, EpochMillis, Priority, Status, TargetType};
 use corecast::domain::{Broadcast, Target};
 use corecast::limits::contract;
 use corecast::ports::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};
-use harness::cassandra::Cassandra;
-use harness::maven;
-use store::{
-    Case, CqlStores, EmbeddedStores, Stores, at_once, block_on, broadcast, id_at, now, run,
-};
+
+use super::Case;
+use super::store::{Stores, at_once, block_on, broadcast, id_at, now};
 
 /// Every promise of the trait.
-const CASES: &[Case] = &[
+pub const CASES: &[Case] = &[
     ("an id is claimed once", an_id_is_claimed_once),
     ("of many claims one is applied", of_many_claims_one_is_applied),
     ("a status is created once", a_status_is_created_once),
@@ -36,20 +30,6 @@ const CASES: &[Case] = &[
     ("the outbox crosses hours", the_outbox_crosses_hours),
     ("all at a time", all_at_a_time),
 ];
-
-#[test]
-fn the_embedded_store_keeps_every_promise() {
-    run(CASES, &EmbeddedStores::default());
-}
-
-#[test]
-fn the_store_over_cql_keeps_every_promise() {
-    if let Some(program) = maven::missing() {
-        return harness::skip(program, "install a JDK and Maven");
-    }
-    let cluster = Cassandra::start(1);
-    run(CASES, &CqlStores { nodes: cluster.addresses(), replication: 1 });
-}
 
 fn an_id_is_claimed_once(stores: &dyn Stores) {
     let store = stores.fresh();

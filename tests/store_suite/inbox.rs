@@ -1,8 +1,4 @@
-//! What every inbox must do, one suite over all of them.
-//!
-//! Each case gets a store of its own that is empty. Times are about now, as a node's are.
-
-mod store;
+//! What every `Inbox` must do.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,15 +15,13 @@ use corecast::ports::{
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use corecast::store::scylla::{Progress as StoreProgress, ScyllaOptions};
 use harness::cassandra::Cassandra;
-use harness::maven;
 use scylla::client::session_builder::SessionBuilder;
-use store::{
-    Case, CqlStores, EmbeddedStores, Running, Stores, at_once, block_on, broadcast, draw_keyspace,
-    id_at, now, run,
-};
+
+use super::Case;
+use super::store::{Running, Stores, at_once, block_on, broadcast, draw_keyspace, id_at, now};
 
 /// Every promise of the trait.
-const CASES: &[Case] = &[
+pub const CASES: &[Case] = &[
     ("a row is what its writes say together", a_row_is_what_its_writes_say_together),
     ("no order makes a difference", no_order_makes_a_difference),
     ("many write one row at a time", many_write_one_row_at_a_time),
@@ -45,21 +39,6 @@ const CASES: &[Case] = &[
     ("contents come without an audience", contents_come_without_an_audience),
     ("nothing is asked and nothing is written", nothing_is_asked_and_nothing_is_written),
 ];
-
-#[test]
-fn the_embedded_inbox_keeps_every_promise() {
-    run(CASES, &EmbeddedStores::default());
-}
-
-#[test]
-fn the_inbox_over_cql_keeps_every_promise() {
-    if let Some(program) = maven::missing() {
-        return harness::skip(program, "install a JDK and Maven");
-    }
-    let cluster = Cassandra::start(1);
-    run(CASES, &CqlStores { nodes: cluster.addresses(), replication: 1 });
-    cells_expire_in_their_order(&cluster);
-}
 
 fn a_row_is_what_its_writes_say_together(stores: &dyn Stores) {
     let (_, inbox) = stores.fresh_both();
@@ -668,7 +647,7 @@ fn copy_folder(from: &Path, to: &Path) {
 
 /// Seconds that are left to the cells, to within a minute: state outlives its row, and what is
 /// written last never shortens a life.
-fn cells_expire_in_their_order(cluster: &Cassandra) {
+pub fn cells_expire_in_their_order(cluster: &Cassandra) {
     let keyspace = draw_keyspace();
     let options =
         ScyllaOptions { keyspace: keyspace.clone(), ..ScyllaOptions::new(cluster.addresses()) };

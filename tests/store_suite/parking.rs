@@ -1,24 +1,16 @@
-//! What every parking must do, one suite over all of them.
-//!
-//! Each case gets a store of its own that is empty. Times are about now, as a node's are.
-
-mod store;
-
-use std::sync::Arc;
+//! What every `Parking` must do.
 
 use bytes::Bytes;
 use corecast::base::{EpochMillis, Partition, Topic};
 use corecast::limits::parking::BUCKETS;
 use corecast::ports::{Bucket, Header, Parked, Parking, Record, TimedBy};
-use harness::cassandra::Cassandra;
-use harness::maven;
-use store::{CqlStores, EmbeddedStores, Stores, block_on, now};
 use uuid::Uuid;
 
-type Case = (&'static str, fn(Arc<dyn Parking>));
+use super::Case;
+use super::store::{Stores, block_on, now};
 
 /// Every promise of the trait.
-const CASES: &[Case] = &[
+pub const CASES: &[Case] = &[
     ("rows come when they are due, in order", rows_come_when_they_are_due),
     ("rows are apart by share", rows_are_apart_by_share),
     ("a row that is done comes no more", a_row_that_is_done_comes_no_more),
@@ -28,28 +20,6 @@ const CASES: &[Case] = &[
     ("what is served is known", what_is_served_is_known),
 ];
 
-#[test]
-fn the_embedded_parking_keeps_every_promise() {
-    run(&EmbeddedStores::default());
-}
-
-#[test]
-fn parking_over_cql_keeps_every_promise() {
-    if let Some(program) = maven::missing() {
-        return harness::skip(program, "install a JDK and Maven");
-    }
-    let cluster = Cassandra::start(1);
-    run(&CqlStores { nodes: cluster.addresses(), replication: 1 });
-}
-
-fn run(stores: &dyn Stores) {
-    for (name, case) in CASES {
-        println!("case: {name}");
-        case(stores.fresh_parking());
-    }
-}
-
-/// Due then; all else follows from a number.
 fn row(number: u128, due_at: EpochMillis) -> Parked {
     Parked {
         due_at,
@@ -79,7 +49,8 @@ async fn due(parking: &dyn Parking, limit: usize) -> Vec<Parked> {
 
 const SHARES: u128 = BUCKETS as u128;
 
-fn rows_come_when_they_are_due(parking: Arc<dyn Parking>) {
+fn rows_come_when_they_are_due(stores: &dyn Stores) {
+    let parking = stores.fresh_parking();
     block_on(async {
         assert_eq!(due(&*parking, 10).await, []);
         let later = row(3 * SHARES, EpochMillis(now().0 + 3_600_000));
@@ -95,7 +66,8 @@ fn rows_come_when_they_are_due(parking: Arc<dyn Parking>) {
     });
 }
 
-fn rows_are_apart_by_share(parking: Arc<dyn Parking>) {
+fn rows_are_apart_by_share(stores: &dyn Stores) {
+    let parking = stores.fresh_parking();
     block_on(async {
         let rows: Vec<Parked> = (0..SHARES).map(|number| row(number, before(5))).collect();
         for row in &rows {
@@ -109,7 +81,8 @@ fn rows_are_apart_by_share(parking: Arc<dyn Parking>) {
     });
 }
 
-fn a_row_that_is_done_comes_no_more(parking: Arc<dyn Parking>) {
+fn a_row_that_is_done_comes_no_more(stores: &dyn Stores) {
+    let parking = stores.fresh_parking();
     block_on(async {
         let (first, second) = (row(0, before(20)), row(SHARES, before(10)));
         // Of one event, and not the same.
@@ -130,7 +103,8 @@ fn a_row_that_is_done_comes_no_more(parking: Arc<dyn Parking>) {
     });
 }
 
-fn a_row_that_comes_late_is_found(parking: Arc<dyn Parking>) {
+fn a_row_that_comes_late_is_found(stores: &dyn Stores) {
+    let parking = stores.fresh_parking();
     block_on(async {
         for number in 0..5 {
             // Found none, before each of them.
@@ -143,7 +117,8 @@ fn a_row_that_comes_late_is_found(parking: Arc<dyn Parking>) {
     });
 }
 
-fn a_row_is_kept_whole(parking: Arc<dyn Parking>) {
+fn a_row_is_kept_whole(stores: &dyn Stores) {
+    let parking = stores.fresh_parking();
     let header = |value: Option<&'static [u8]>| Header {
         name: Bytes::from_static(b"equal"),
         value: value.map(Bytes::from_static),
@@ -169,7 +144,8 @@ fn a_row_is_kept_whole(parking: Arc<dyn Parking>) {
     });
 }
 
-fn many_rows_that_are_done_hide_none(parking: Arc<dyn Parking>) {
+fn many_rows_that_are_done_hide_none(stores: &dyn Stores) {
+    let parking = stores.fresh_parking();
     block_on(async {
         for number in 0..1_100 {
             let row = row(number * SHARES, before(2_000 - number as u64));
@@ -186,7 +162,8 @@ fn many_rows_that_are_done_hide_none(parking: Arc<dyn Parking>) {
     });
 }
 
-fn what_is_served_is_known(parking: Arc<dyn Parking>) {
+fn what_is_served_is_known(stores: &dyn Stores) {
+    let parking = stores.fresh_parking();
     block_on(async {
         let (known, unknown) = (Uuid::from_u128(1), Uuid::from_u128(2));
         assert!(!parking.is_served(known).await.unwrap());
