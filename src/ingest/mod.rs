@@ -243,6 +243,8 @@ fn pieces(batch: Batch) -> impl Iterator<Item = Batch> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use std::time::Duration;
 
     use super::*;
@@ -272,107 +274,22 @@ mod tests {
         }
     }
 
-    /// Holds the same offsets in every partition, and fails the first fetch.
-    struct Bare(Bounds);
+    /// A log with these bounds in every partition, which answers fetches as it is told to.
+    struct Stub<F> {
+        partitions: u16,
+        bounds: Bounds,
+        fetch: F,
+    }
 
     #[async_trait::async_trait]
-    impl Log for Bare {
+    impl<F: Fn(&[Want]) -> Result<Vec<Batch>, LogError> + Send + Sync> Log for Stub<F> {
         async fn shape(&self) -> Result<LogShape, LogError> {
-            let identity = crate::base::LogIdentity([0; 3]);
-            Ok(LogShape { identity, selected_partitions: 1, group_partitions: 1 })
+            let (identity, partitions) = (crate::base::LogIdentity([0; 3]), self.partitions);
+            Ok(LogShape { identity, selected_partitions: partitions, group_partitions: partitions })
         }
 
         async fn bounds(&self, _: Partition) -> Result<Bounds, LogError> {
-            Ok(self.0)
-        }
-
-        async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
-            Ok(Vec::new())
-        }
-
-        async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
-            Ok(Vec::new())
-        }
-
-        async fn fetch(
-            &self,
-            wants: &[Want],
-            _: usize,
-            _: Duration,
-        ) -> Result<Vec<Batch>, LogError> {
-            let from: Vec<u64> = wants.iter().map(|want| want.offset).collect();
-            Err(LogError::Failed(format!("from {from:?}")))
-        }
-    }
-
-    /// Is empty, and a moment later trimmed far behind that.
-    #[derive(Default)]
-    struct Trimmed {
-        fetches: AtomicU64,
-    }
-
-    const LATER: Bounds = Bounds { start: 10_000, end: 20_000 };
-
-    #[async_trait::async_trait]
-    impl Log for Trimmed {
-        async fn shape(&self) -> Result<LogShape, LogError> {
-            Bare(LATER).shape().await
-        }
-
-        async fn bounds(&self, _: Partition) -> Result<Bounds, LogError> {
-            Ok(Bounds { start: 0, end: 0 })
-        }
-
-        async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
-            Ok(Vec::new())
-        }
-
-        async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
-            Ok(Vec::new())
-        }
-
-        async fn fetch(
-            &self,
-            wants: &[Want],
-            bytes_max: usize,
-            wait_max: Duration,
-        ) -> Result<Vec<Batch>, LogError> {
-            if self.fetches.fetch_add(1, Ordering::Relaxed) == 0 {
-                return Err(LogError::OutOfRange { wanted: wants[0], bounds: LATER });
-            }
-            Bare(LATER).fetch(wants, bytes_max, wait_max).await
-        }
-    }
-
-    #[test]
-    fn a_shard_is_told_of_what_can_not_be_read_any_more() {
-        let bell = Arc::new(crate::lane::Doorbell::new().expect("an eventfd"));
-        let (shard, inputs) = crate::lane::lane("test", 8, bell);
-        let progress = Box::new(|_| ());
-        let log = Arc::new(Trimmed::default());
-        let ingest = Ingest { log, shards: vec![shard], progress, lag: Arc::default() };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        let ended = runtime.expect("a runtime").block_on(ingest.run());
-        // It reads on where the log begins, and serves where repeats are known again.
-        let ended = ended.expect_err("the second fetch fails").to_string();
-        assert_eq!(ended, "log failed: from [10000, 0]");
-        let told: Vec<ToShard> = std::iter::from_fn(|| inputs.try_recv()).collect();
-        let is_told = |input: &ToShard| matches!(input, ToShard::Skip { next: 14_096, .. });
-        assert!(told.last().is_some_and(is_told), "{told:?}");
-    }
-
-    /// Every partition has one record of this offset, and the next one as soon as it is asked for.
-    struct Endless;
-
-    #[async_trait::async_trait]
-    impl Log for Endless {
-        async fn shape(&self) -> Result<LogShape, LogError> {
-            let identity = crate::base::LogIdentity([0; 3]);
-            Ok(LogShape { identity, selected_partitions: 2, group_partitions: 2 })
-        }
-
-        async fn bounds(&self, _: Partition) -> Result<Bounds, LogError> {
-            Ok(Bounds { start: 0, end: 0 })
+            Ok(self.bounds)
         }
 
         async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
@@ -390,12 +307,41 @@ mod tests {
             _: Duration,
         ) -> Result<Vec<Batch>, LogError> {
             tokio::task::yield_now().await;
-            let batch = |want: &Want| {
-                let (partition, next) = (want.partition, want.offset + 1);
-                Batch { partition, records: Vec::new(), next, end: next }
-            };
-            Ok(wants.iter().map(batch).collect())
+            (self.fetch)(wants)
         }
+    }
+
+    /// Fails, and says what was asked for.
+    fn refuse(wants: &[Want]) -> Result<Vec<Batch>, LogError> {
+        let from: Vec<u64> = wants.iter().map(|want| want.offset).collect();
+        Err(LogError::Failed(format!("from {from:?}")))
+    }
+
+    #[test]
+    fn a_shard_is_told_of_what_can_not_be_read_any_more() {
+        let bell = Arc::new(crate::lane::Doorbell::new().expect("an eventfd"));
+        let (shard, inputs) = crate::lane::lane("test", 8, bell);
+        let progress = Box::new(|_| ());
+        // Is empty, and a moment later trimmed far behind that.
+        let later = Bounds { start: 10_000, end: 20_000 };
+        let is_first = AtomicBool::new(true);
+        let fetch = move |wants: &[Want]| {
+            if is_first.swap(false, Ordering::Relaxed) {
+                return Err(LogError::OutOfRange { wanted: wants[0], bounds: later });
+            }
+            refuse(wants)
+        };
+        let bounds = Bounds { start: 0, end: 0 };
+        let log = Arc::new(Stub { partitions: 1, bounds, fetch });
+        let ingest = Ingest { log, shards: vec![shard], progress, lag: Arc::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let ended = runtime.expect("a runtime").block_on(ingest.run());
+        // It reads on where the log begins, and serves where repeats are known again.
+        let ended = ended.expect_err("the second fetch fails").to_string();
+        assert_eq!(ended, "log failed: from [10000, 0]");
+        let told: Vec<ToShard> = std::iter::from_fn(|| inputs.try_recv()).collect();
+        let is_told = |input: &ToShard| matches!(input, ToShard::Skip { next: 14_096, .. });
+        assert!(told.last().is_some_and(is_told), "{told:?}");
     }
 
     #[test]
@@ -408,7 +354,14 @@ mod tests {
             inputs.push(input);
         }
         let progress = Box::new(|_| ());
-        let log = Arc::new(Endless);
+        // Every partition has the record that is asked for, and the next one when that is.
+        let batch = |want: &Want| {
+            let (partition, next) = (want.partition, want.offset + 1);
+            Batch { partition, records: Vec::new(), next, end: next }
+        };
+        let fetch = move |wants: &[Want]| Ok(wants.iter().map(batch).collect());
+        let bounds = Bounds { start: 0, end: 0 };
+        let log = Arc::new(Stub { partitions: 2, bounds, fetch });
         let ingest = Ingest { log, shards: lanes, progress, lag: Arc::default() };
         let full = inputs.remove(0);
         let reading = std::thread::spawn(move || {
@@ -456,7 +409,8 @@ mod tests {
         ] {
             let bell = Arc::new(crate::lane::Doorbell::new().expect("an eventfd"));
             let (shard, inputs) = crate::lane::lane("test", 8, bell);
-            let log = Arc::new(Bare(Bounds { start, end }));
+            let bounds = Bounds { start, end };
+            let log = Arc::new(Stub { partitions: 1, bounds, fetch: refuse });
             let progress = Box::new(|_| ());
             let ingest = Ingest { log, shards: vec![shard], progress, lag: Arc::default() };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
