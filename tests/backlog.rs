@@ -22,13 +22,19 @@ use corecast::wire::frame::GapReason;
 
 const SHAPE: LogShape =
     LogShape { identity: LogIdentity([1, 2, 3]), selected_partitions: 1, group_partitions: 1 };
+const OLD: LogShape =
+    LogShape { identity: LogIdentity([7, 7, 7]), selected_partitions: 1, group_partitions: 1 };
 const CHECKPOINT: u64 = 1 << 30;
+/// Broadcasts to all have ids from here on.
+const GROUPS: u64 = 1 << 50;
 
 /// A log and owners that have kept all of it, and an inbox with a row for every offset.
 #[derive(Default)]
 struct Stub {
     /// Rows of the inbox.
     rows: u64,
+    /// Those below stand in a log that is no more; so do group rows, one an offset.
+    old_rows: u64,
     content_bytes: usize,
     /// How far the row of this offset has come, and how its broadcast stands.
     stands: BTreeMap<u64, (Delivery, Status)>,
@@ -40,7 +46,10 @@ struct Stub {
 
 impl Stub {
     fn stands(&self, offset: u64) -> (Delivery, Status) {
-        self.stands.get(&offset).copied().unwrap_or((Delivery::Delivered, Status::Active))
+        let stands = self.stands.get(&offset).copied();
+        let (delivery, status) = stands.unwrap_or((Delivery::Delivered, Status::Active));
+        let is_noted = self.delivered.lock().expect("nobody panicked").contains(&offset);
+        (if is_noted { Delivery::Delivered } else { delivery }, status)
     }
 }
 
@@ -109,7 +118,7 @@ impl Inbox for Stub {
         let row = |offset| InboxRow {
             broadcast: BroadcastId::new(offset).expect("small"),
             place: Some(Place {
-                log: SHAPE.identity,
+                log: if offset < self.old_rows { OLD.identity } else { SHAPE.identity },
                 position: Position { partition: own(), offset },
                 appended_at: EpochMillis(offset),
             }),
@@ -127,12 +136,25 @@ impl Inbox for Stub {
 
     async fn group(
         &self,
-        _: LogIdentity,
+        log: LogIdentity,
         _: u16,
-        _: u64,
-        _: usize,
+        from: u64,
+        limit: usize,
     ) -> Result<Vec<GroupRow>, StoreError> {
-        Ok(Vec::new())
+        let row = |offset| GroupRow {
+            broadcast: BroadcastId::new(GROUPS + offset).expect("small"),
+            place: Place {
+                log,
+                position: Position {
+                    partition: Partition { topic: Topic::Group, index: 0 },
+                    offset,
+                },
+                appended_at: EpochMillis(offset),
+            },
+            keep_until: EpochMillis::MAX,
+        };
+        let end = if log == OLD.identity { self.old_rows } else { 0 };
+        Ok((from..end).take(limit).map(row).collect())
     }
 
     async fn contents(&self, ids: &[BroadcastId]) -> Result<Vec<Option<Content>>, StoreError> {
@@ -144,7 +166,10 @@ impl Inbox for Stub {
                 sender_id: None,
                 sender_name: None,
                 content: "x".repeat(self.content_bytes),
-                target: Target { r#type: TargetType::Selected, ids: Vec::new() },
+                target: Target {
+                    r#type: if id.get() < GROUPS { TargetType::Selected } else { TargetType::All },
+                    ids: Vec::new(),
+                },
                 priority: Priority::Normal,
                 category: None,
                 created_at: EpochMillis(0),
@@ -181,6 +206,11 @@ fn own() -> Partition {
 
 /// What a client gets that presents a cursor at this offset, or none.
 fn ask(stub: &Arc<Stub>, cursor: Option<u64>) -> Option<Backlog> {
+    ask_of(stub, cursor, None)
+}
+
+/// The same, with a cursor of this log, which is no more.
+fn ask_of(stub: &Arc<Stub>, cursor: Option<u64>, replaced: Option<LogShape>) -> Option<Backlog> {
     let kept = KeptStore::new(KeptParts {
         log: stub.clone(),
         ownership: stub.clone(),
@@ -196,6 +226,7 @@ fn ask(stub: &Arc<Stub>, cursor: Option<u64>) -> Option<Backlog> {
         user: UserId::new("somebody").expect("a user id"),
         members: Vec::new(),
         progress: cursor.map(|own| (served(own), SINCE_EVER)),
+        replaced: replaced.map(|shape| (shape, EpochMillis(77))),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(kept.backlog(&ask)).ok()
@@ -262,6 +293,43 @@ fn the_oldest_cursor_costs_bounded_work() {
         let gap = backlog.gap.expect("there is more than is looked at");
         assert_eq!((gap.reason, gap.from), (GapReason::Limit, EpochMillis(99_999)));
     }
+}
+
+#[test]
+fn of_a_log_that_is_no_more_comes_what_is_kept_and_then_all_of_this_one() {
+    let pending = [1, 4, 9].map(|offset| (offset, (Delivery::Pending, Status::Active)));
+    let stub = Stub { rows: 10, old_rows: 6, stands: pending.into(), ..Stub::default() };
+    let stub = Arc::new(stub);
+    let backlog = ask_of(&stub, Some(3), Some(OLD)).expect("the store is there");
+    assert_eq!((backlog.replaced, backlog.progress.own), (Some(OLD), 3));
+    let mut of_users = offsets(&backlog);
+    of_users.sort_unstable();
+    // Its group rows too, of which the cursor covers none.
+    assert_eq!(of_users, [0, 1, 2, 3, 3, 4, 4, 5, 5]);
+    let gap = backlog.gap.expect("what nobody had kept is gone");
+    assert_eq!((gap.reason, gap.from), (GapReason::LogReplaced, EpochMillis(77)));
+    let then = backlog.then.expect("this log");
+    assert_eq!((then.progress.own, then.replaced, then.since), (0, None, SINCE_EVER));
+    assert_eq!(offsets(&then), [6, 7, 8, 9]);
+    assert_eq!(then.messages.len(), 4, "nothing of the old one again");
+    assert_eq!(*stub.delivered.lock().expect("nobody panicked"), [1], "the cursor covers it");
+    // Without a cursor what waits comes, in whichever log it stands.
+    let fresh = ask(
+        &Arc::new(Stub { rows: 10, old_rows: 6, stands: pending.into(), ..Stub::default() }),
+        None,
+    );
+    let fresh = fresh.expect("the store is there");
+    let ids = fresh.messages.iter().map(|message| message.candidate.broadcast.get());
+    assert_eq!(ids.collect::<Vec<_>>(), [1, 4, 9]);
+}
+
+#[test]
+fn a_cursor_from_elsewhere_is_as_good_as_none() {
+    let pending = [1, 4].map(|offset| (offset, (Delivery::Pending, Status::Active)));
+    let stub = Arc::new(Stub { rows: 6, stands: pending.into(), ..Stub::default() });
+    let backlog = ask_of(&stub, Some(3), Some(OLD)).expect("the store is there");
+    assert_eq!((backlog.replaced, backlog.gap, backlog.is_resumed), (None, None, false));
+    assert_eq!(offsets(&backlog), [1, 4]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use corecast::base::{Moment, Partition};
+use corecast::base::{LogShape, Moment, Partition};
 use corecast::owner::{Holdings, Keeper, Kept, Owner, OwnerCounters, Rows};
 use corecast::ports::{
     Batch, Bounds, Clock, Commit, LogError, Mark, Ownership as _, Record, StoreError, Want,
@@ -14,7 +14,7 @@ use corecast::ports::{
 use crate::groups::Membership;
 use crate::random::{Random, Seen};
 use crate::records::Log;
-use crate::sky::{SHAPE, ShapeOfLog, Task};
+use crate::sky::{ShapeOfLog, Task};
 use crate::store::FakeStore;
 
 pub const RETENTION: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -40,9 +40,14 @@ type Commits = Result<Vec<Commit>, LogError>;
 type Checkpoints = Result<BTreeMap<Partition, u64>, LogError>;
 
 impl OwnerWork {
-    pub fn new(member: Arc<Membership>, store: &FakeStore, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(
+        shape: LogShape,
+        member: Arc<Membership>,
+        store: &FakeStore,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let owner = Owner {
-            log: Arc::new(ShapeOfLog),
+            log: Arc::new(ShapeOfLog(shape)),
             ownership: member.clone(),
             store: Arc::new(store.clone()),
             inbox: Arc::new(store.clone()),
@@ -52,7 +57,7 @@ impl OwnerWork {
         };
         Self {
             holdings: Holdings::default(),
-            keeper: Arc::new(Keeper::new(&owner, SHAPE)),
+            keeper: Arc::new(Keeper::new(&owner, shape)),
             member,
             keeping: Vec::new(),
             committing: None,
