@@ -16,7 +16,8 @@ use corecast::lane::Ask;
 use corecast::limits::keeping as limits;
 use corecast::ports::{
     Batch, Bounds, Commit, Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Log, LogError,
-    Mark, NewRecord, Owned, Ownership, Place, Progress, Standing, StoreError, SystemClock, Want,
+    Mark, MovedRecord, NewRecord, Owned, Ownership, Place, Progress, Standing, StoreError,
+    SystemClock, Want,
 };
 use corecast::wire::frame::GapReason;
 
@@ -68,6 +69,10 @@ impl Log for Stub {
     }
 
     async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+        unused()
+    }
+
+    async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
         unused()
     }
 

@@ -1,6 +1,8 @@
 //! What waits for users who are not here: targeted messages, and group broadcasts that they have
 //! not been served, in one order that can be taken up in the middle.
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use harness::http;
@@ -21,6 +23,7 @@ on_each_runtime!(
     a_long_backlog_comes_in_pieces,
     who_comes_back_at_once_gets_nothing_again,
     a_client_that_goes_in_its_backlog_costs_nothing,
+    a_flood_of_connects_makes_no_flood_of_threads,
 );
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_corecast");
@@ -256,4 +259,33 @@ fn a_client_that_goes_in_its_backlog_costs_nothing(runtime: Runtime) {
     wait::until_due(Instant::now() + Duration::from_secs(1));
     let turned = turns() - before;
     assert!(turned < 1_000.0, "{turned} turns");
+}
+
+/// What waits for each of them is read from the disk, some at a time.
+fn a_flood_of_connects_makes_no_flood_of_threads(runtime: Runtime) {
+    let node = start(runtime);
+    let threads = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", node.process.id()));
+        tasks.expect("it runs").count()
+    };
+    let before = threads();
+    // Heads that are all there before the node reads the first of them.
+    node.process.freeze();
+    let streams: Vec<TcpStream> = (0..1_000)
+        .map(|number| {
+            let mut socket = TcpStream::connect(node.public).expect("somebody listens");
+            let query = format!("userId=flood-{number}");
+            let head = request(node.public, &ask(&query, &[]));
+            socket.write_all(&head).expect("it goes out");
+            socket
+        })
+        .collect();
+    node.process.thaw();
+    let mut most = before;
+    wait::until_true("all are served", LONG, || {
+        most = most.max(threads());
+        node.metric("corecast_streams") == Some(streams.len() as f64)
+    });
+    println!("{before} threads before, {most} at most");
+    assert!(most < before + 20, "{most} threads, {before} before");
 }

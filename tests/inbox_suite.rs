@@ -22,11 +22,9 @@ use harness::cassandra::Cassandra;
 use harness::maven;
 use scylla::client::session_builder::SessionBuilder;
 use store::{
-    CqlStores, EmbeddedStores, Running, Stores, at_once, block_on, broadcast, draw_keyspace, id_at,
-    now,
+    Case, CqlStores, EmbeddedStores, Running, Stores, at_once, block_on, broadcast, draw_keyspace,
+    id_at, now, run,
 };
-
-type Case = (&'static str, fn(&dyn Stores));
 
 /// Every promise of the trait.
 const CASES: &[Case] = &[
@@ -50,7 +48,7 @@ const CASES: &[Case] = &[
 
 #[test]
 fn the_embedded_inbox_keeps_every_promise() {
-    run(&EmbeddedStores::default());
+    run(CASES, &EmbeddedStores::default());
 }
 
 #[test]
@@ -59,20 +57,8 @@ fn the_inbox_over_cql_keeps_every_promise() {
         return harness::skip(program, "install a JDK and Maven");
     }
     let cluster = Cassandra::start(1);
-    run(&CqlStores { nodes: cluster.addresses(), replication: 1 });
+    run(CASES, &CqlStores { nodes: cluster.addresses(), replication: 1 });
     cells_expire_in_their_order(&cluster);
-}
-
-fn run(stores: &dyn Stores) {
-    for (name, case) in CASES {
-        let began = std::time::Instant::now();
-        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(stores)));
-        if let Err(cause) = failed {
-            eprintln!("--- the case was: {name}");
-            std::panic::resume_unwind(cause);
-        }
-        println!("{:6.2} s  {name}", began.elapsed().as_secs_f64());
-    }
 }
 
 fn a_row_is_what_its_writes_say_together(stores: &dyn Stores) {

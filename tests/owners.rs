@@ -7,56 +7,15 @@
 mod real;
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use harness::cassandra::Cassandra;
-use harness::kafka::{Kafka, Version};
 use harness::node::Node;
-use harness::wait;
-use real::{LONG, PARTITIONS, PROGRAM, Place, is_missing, line};
+use real::{is_missing, line, node, node_with, owned, place, wait_until_owned, world};
 use serde_json::json;
 
 /// A crash moves partitions within 10 s; twice that, for a machine that is busy.
 const MOVED: Duration = Duration::from_secs(20);
 const USERS: usize = 12;
-
-struct World {
-    kafka: Kafka,
-    cassandra: Cassandra,
-}
-
-/// One broker and one database, which nobody stops.
-fn world() -> &'static World {
-    static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(|| {
-        let cassandra = std::thread::spawn(|| Cassandra::start(1));
-        let kafka = Kafka::start(Version::V4_3, 1);
-        World { kafka, cassandra: cassandra.join().expect("it starts") }
-    })
-}
-
-fn node(place: &Place) -> Node {
-    let node = Node::launch(PROGRAM, &place.sets());
-    node.process.wait_for_line(LONG, |line| (line == "ready").then_some(()));
-    node
-}
-
-fn owned(node: &Node) -> f64 {
-    node.metric("corecast_owned_partitions").unwrap_or(0.0)
-}
-
-/// Waits until these nodes own all partitions of both topics between them; how long it took.
-fn wait_until_owned(nodes: &[&Node], what: &str) -> Duration {
-    let began = Instant::now();
-    let all = f64::from(2 * PARTITIONS);
-    wait::until_true(what, LONG, || {
-        let each: Vec<f64> = nodes.iter().map(|node| owned(node)).collect();
-        each.iter().sum::<f64>() == all && each.iter().all(|owned| *owned > 0.0)
-    });
-    println!("{what}: after {:?}", began.elapsed());
-    began.elapsed()
-}
 
 /// What is sent to users who are not here.
 #[derive(Default)]
@@ -100,28 +59,12 @@ impl Sent {
     }
 }
 
-/// Waits until all that is in the log has been kept, as Kafka's own tool sees it.
-fn wait_for_no_lag(place: &Place, members: usize) {
-    for group in place.consumer_groups() {
-        wait::until_true("no lag", LONG, || {
-            let rows = world().kafka.group(&group);
-            let mut owners: Vec<&str> = rows.iter().map(|row| row.member.as_str()).collect();
-            owners.sort_unstable();
-            owners.dedup();
-            // A partition that never held a record has nothing to commit.
-            rows.len() == usize::from(PARTITIONS)
-                && owners.len() == members
-                && rows.iter().all(|row| row.lag.unwrap_or(0) == 0 && row.member != "-")
-        });
-    }
-}
-
 #[test]
 fn an_owner_that_is_killed_leaves_nothing_undone() {
     if is_missing() {
         return;
     }
-    let place = Place::new(&world().kafka, &world().cassandra);
+    let place = place();
     let (mut left, mut right) = (node(&place), node(&place));
     wait_until_owned(&[&left, &right], "two nodes share the partitions");
     let mut sent = Sent::default();
@@ -134,10 +77,10 @@ fn an_owner_that_is_killed_leaves_nothing_undone() {
     }
     let took = wait_until_owned(&[&left], "the other owns all");
     assert!(took < MOVED, "{took:?}");
-    wait_for_no_lag(&place, 1);
+    place.wait_for_no_lag(&world().kafka, 1);
     right.start_again();
     wait_until_owned(&[&left, &right], "it has its share again");
-    wait_for_no_lag(&place, 2);
+    place.wait_for_no_lag(&world().kafka, 2);
     sent.check(&right);
     assert!(left.terminate().success());
 }
@@ -147,7 +90,7 @@ fn an_owner_that_was_frozen_does_no_harm() {
     if is_missing() {
         return;
     }
-    let place = Place::new(&world().kafka, &world().cassandra);
+    let place = place();
     let (left, right) = (node(&place), node(&place));
     wait_until_owned(&[&left, &right], "two nodes share the partitions");
     let mut sent = Sent::default();
@@ -158,13 +101,13 @@ fn an_owner_that_was_frozen_does_no_harm() {
         sent.send(&left);
     }
     wait_until_owned(&[&left], "the other owns all");
-    wait_for_no_lag(&place, 1);
+    place.wait_for_no_lag(&world().kafka, 1);
     right.process.thaw();
     for _ in 0..5 {
         sent.send(&right);
     }
     wait_until_owned(&[&left, &right], "it has its share again");
-    wait_for_no_lag(&place, 2);
+    place.wait_for_no_lag(&world().kafka, 2);
     sent.check(&left);
 }
 
@@ -173,7 +116,7 @@ fn an_owner_that_leaves_is_replaced_at_once() {
     if is_missing() {
         return;
     }
-    let place = Place::new(&world().kafka, &world().cassandra);
+    let place = place();
     let (left, mut right) = (node(&place), node(&place));
     wait_until_owned(&[&left, &right], "two nodes share the partitions");
     let mut sent = Sent::default();
@@ -184,7 +127,7 @@ fn an_owner_that_leaves_is_replaced_at_once() {
     wait_until_owned(&[&left], "the other owns all");
     // Less than a session: nobody had to be missed.
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    wait_for_no_lag(&place, 1);
+    place.wait_for_no_lag(&world().kafka, 1);
     sent.check(&left);
 }
 
@@ -193,17 +136,15 @@ fn a_node_that_is_no_owner_serves_what_others_keep() {
     if is_missing() {
         return;
     }
-    let place = Place::new(&world().kafka, &world().cassandra);
-    let sets = [&place.sets()[..], &["node.owner=false"]].concat();
-    let edge = Node::launch(PROGRAM, &sets);
-    edge.process.wait_for_line(LONG, |line| (line == "ready").then_some(()));
+    let place = place();
+    let edge = node_with(&place, &["node.owner=false"]);
     let owner = node(&place);
     wait_until_owned(&[&owner], "the one owner has all");
     assert_eq!(owned(&edge), 0.0);
     let mut sent = Sent::default();
     sent.send(&edge);
     sent.send(&owner);
-    wait_for_no_lag(&place, 1);
+    place.wait_for_no_lag(&world().kafka, 1);
     sent.check(&edge);
 }
 
@@ -212,7 +153,7 @@ fn older_producers_and_bad_records_stop_no_owner() {
     if is_missing() {
         return;
     }
-    let place = Place::new(&world().kafka, &world().cassandra);
+    let place = place();
     let node = node(&place);
     let mut lines = String::new();
     for number in 1..=20_u64 {
@@ -221,7 +162,7 @@ fn older_producers_and_bad_records_stop_no_owner() {
         lines += "a:b\tann\t{\"broadcastId\":-1,\"eventType\":\"CREATED\"}\n";
     }
     world().kafka.console_produce(&place.selected, &[], &lines);
-    wait_for_no_lag(&place, 1);
+    place.wait_for_no_lag(&world().kafka, 1);
     let mut stream = node.stream("userId=ann");
     for number in 1..=20 {
         assert_eq!(stream.message().content(), format!("older {number}"));

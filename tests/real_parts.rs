@@ -5,50 +5,14 @@ mod people;
 mod real;
 
 use std::process::Command;
-use std::sync::OnceLock;
-use std::time::Duration;
 
 use harness::browser::{self, Page};
-use harness::cassandra::Cassandra;
-use harness::kafka::{Kafka, Version};
-use harness::node::{Node, command};
+use harness::node::command;
 use harness::process::Process;
 use people::{User, close_all_partitions, say, tell};
-use real::{PARTITIONS, PROGRAM, Place, is_missing, line};
+use real::{LONG, PARTITIONS, PROGRAM, is_missing, line, node, node_with, place, world};
 use scylla::client::session_builder::SessionBuilder;
 use serde_json::{Value, json};
-
-/// A JVM that is busy with other tests takes its time.
-const LONG: Duration = Duration::from_secs(60);
-
-struct World {
-    kafka: Kafka,
-    cassandra: Cassandra,
-}
-
-/// One broker and one database, which nobody stops.
-fn world() -> &'static World {
-    static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(|| {
-        let cassandra = std::thread::spawn(|| Cassandra::start(1));
-        let kafka = Kafka::start(Version::V4_3, 1);
-        World { kafka, cassandra: cassandra.join().expect("it starts") }
-    })
-}
-
-fn place() -> Place {
-    Place::new(&world().kafka, &world().cassandra)
-}
-
-fn node(place: &Place) -> Node {
-    node_with(place, &[])
-}
-
-fn node_with(place: &Place, sets: &[&str]) -> Node {
-    let node = Node::launch(PROGRAM, &[&place.sets(), sets].concat());
-    node.process.wait_for_line(LONG, |line| (line == "ready").then_some(()));
-    node
-}
 
 #[test]
 fn what_the_console_producer_writes_reaches_the_streams() {
@@ -145,7 +109,7 @@ fn no_record_stops_a_partition() {
     java.send(&["plain", topic, "0", "k", &value(104, "end")]);
     assert_eq!(stream.message().content(), "end");
     // Another node, which reads all of it again, serves the same to who was there at the start.
-    let other = self::node(&place);
+    let other = real::node(&place);
     let again = other.resume("userId=ann", &first).contents_until("end");
     let behind = (1..=bad.len()).map(|id| format!("behind {id}"));
     let rest = ["packed", "sure", "many headers"].map(str::to_owned);

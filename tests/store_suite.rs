@@ -12,9 +12,9 @@ use corecast::limits::contract;
 use corecast::ports::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};
 use harness::cassandra::Cassandra;
 use harness::maven;
-use store::{CqlStores, EmbeddedStores, Stores, at_once, block_on, broadcast, id_at, now};
-
-type Case = (&'static str, fn(&dyn Stores));
+use store::{
+    Case, CqlStores, EmbeddedStores, Stores, at_once, block_on, broadcast, id_at, now, run,
+};
 
 /// Every promise of the trait.
 const CASES: &[Case] = &[
@@ -39,7 +39,7 @@ const CASES: &[Case] = &[
 
 #[test]
 fn the_embedded_store_keeps_every_promise() {
-    run(&EmbeddedStores::default());
+    run(CASES, &EmbeddedStores::default());
 }
 
 #[test]
@@ -48,19 +48,7 @@ fn the_store_over_cql_keeps_every_promise() {
         return harness::skip(program, "install a JDK and Maven");
     }
     let cluster = Cassandra::start(1);
-    run(&CqlStores { nodes: cluster.addresses(), replication: 1 });
-}
-
-fn run(stores: &dyn Stores) {
-    for (name, case) in CASES {
-        let began = std::time::Instant::now();
-        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(stores)));
-        if let Err(cause) = failed {
-            eprintln!("--- the case was: {name}");
-            std::panic::resume_unwind(cause);
-        }
-        println!("{:6.2} s  {name}", began.elapsed().as_secs_f64());
-    }
+    run(CASES, &CqlStores { nodes: cluster.addresses(), replication: 1 });
 }
 
 fn an_id_is_claimed_once(stores: &dyn Stores) {

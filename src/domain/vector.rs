@@ -43,6 +43,7 @@ impl Vector {
                 usize::from(partition.index)
             }
             Topic::Selected => usize::from(self.groups) + usize::from(partition.index),
+            Topic::SelectedDead | Topic::GroupDead => unreachable!("dead letters are not served"),
         }
     }
 }
@@ -160,6 +161,7 @@ impl Served {
             Topic::Selected => {
                 position.partition.index == self.own_partition && position.offset < self.own
             }
+            Topic::SelectedDead | Topic::GroupDead => false,
         }
     }
 
@@ -181,6 +183,7 @@ impl Served {
         let served = match partition.topic {
             Topic::Group => self.group.get_mut(usize::from(partition.index)),
             Topic::Selected => (partition.index == self.own_partition).then_some(&mut self.own),
+            Topic::SelectedDead | Topic::GroupDead => None,
         };
         if let Some(served) = served {
             *served = (*served).max(next);

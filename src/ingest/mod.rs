@@ -247,7 +247,7 @@ mod tests {
 
     use super::*;
     use crate::base::{EpochMillis, Partition, Position, Topic};
-    use crate::ports::{NewRecord, Record};
+    use crate::ports::{MovedRecord, NewRecord, Record, TimedBy};
 
     #[test]
     fn pieces_keep_order_and_positions() {
@@ -255,6 +255,7 @@ mod tests {
         let record = |offset| Record {
             offset,
             appended_at: EpochMillis(0),
+            timed_by: TimedBy::Producer,
             key: None,
             value: None,
             headers: Vec::new(),
@@ -289,6 +290,10 @@ mod tests {
             Ok(Vec::new())
         }
 
+        async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
+            Ok(Vec::new())
+        }
+
         async fn fetch(
             &self,
             wants: &[Want],
@@ -319,6 +324,10 @@ mod tests {
         }
 
         async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+            Ok(Vec::new())
+        }
+
+        async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
             Ok(Vec::new())
         }
 
@@ -367,6 +376,10 @@ mod tests {
         }
 
         async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+            Ok(Vec::new())
+        }
+
+        async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
             Ok(Vec::new())
         }
 

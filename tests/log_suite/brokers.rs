@@ -1,29 +1,14 @@
-//! Brokers that the tests share, and logs in topics of their own.
+//! Logs in Kafka, in topics of their own.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use corecast::ingest::kafka::{KafkaLog, KafkaOptions};
 use corecast::ports::Log;
-use harness::kafka::{Kafka, Version};
+use harness::kafka::{Kafka, Version, are_to_be_had, shared};
 
 use crate::{PARTITIONS, run, suite};
-
-/// Whether brokers can be run here; says so if not.
-pub fn are_to_be_had() -> bool {
-    let missing = harness::kafka::missing();
-    if let Some(program) = missing {
-        harness::skip(&format!("no {program}"), "install a JDK 17 and Maven");
-    }
-    missing.is_none()
-}
-
-/// One broker of the newest release, which nobody stops.
-pub fn shared() -> &'static Kafka {
-    static BROKER: OnceLock<Kafka> = OnceLock::new();
-    BROKER.get_or_init(|| Kafka::start(Version::V4_3, 1))
-}
 
 /// Topics of a test of its own.
 pub fn options(kafka: &Kafka) -> KafkaOptions {
@@ -36,6 +21,7 @@ pub fn options(kafka: &Kafka) -> KafkaOptions {
         partitions: PARTITIONS,
         replication: 1,
         retention: Duration::from_secs(3_600),
+        dead_retention: Duration::from_secs(7_200),
         fetch_pace: Duration::ZERO,
         client_id: "corecast-test".to_owned(),
         tls: None,

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use corecast::base::{Partition, Position, Topic};
 use corecast::ingest::kafka::KafkaOptions;
 use corecast::ports::{Log, LogError, Want};
-use harness::kafka::{Kafka, Version};
+use harness::kafka::{Kafka, Version, are_to_be_had};
 
-use crate::brokers::{are_to_be_had, open, options};
+use crate::brokers::{open, options};
 use crate::{LONG, all_from_start, fetch_all, patient, record, run, shape_of, take, text};
 
 /// The longest that any call may take with no broker there: connecting to all, or a produce.

@@ -7,9 +7,9 @@ use std::sync::OnceLock;
 use corecast::base::Topic;
 use corecast::ingest::kafka::{KafkaLog, KafkaOptions, SaslLogin, SaslMechanism, TlsFiles};
 use corecast::ports::LogError;
-use harness::kafka::{Kafka, Listener, PASSWORD, USER, Version};
+use harness::kafka::{Kafka, Listener, PASSWORD, USER, Version, are_to_be_had};
 
-use crate::brokers::{are_to_be_had, open, options};
+use crate::brokers::{open, options};
 use crate::{fetch_all, header, record, run, shape_of, text};
 
 fn secured() -> &'static Kafka {
@@ -127,6 +127,7 @@ fn files_that_cannot_be_used_are_named_by_their_key() {
         partitions: 1,
         replication: 1,
         retention: std::time::Duration::from_secs(3_600),
+        dead_retention: std::time::Duration::from_secs(3_600),
         fetch_pace: std::time::Duration::ZERO,
         client_id: "corecast-test".to_owned(),
         tls: None,

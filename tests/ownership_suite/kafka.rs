@@ -1,14 +1,14 @@
 //! Nodes that share partitions through Kafka's consumer groups: they come, leave, crash, freeze.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use corecast::base::{Partition, Topic};
 use corecast::ingest::kafka::{KafkaGroups, KafkaOptions, KafkaOwnership};
 use corecast::ports::{Commit, LogError, Owned, Ownership, Standing};
-use harness::kafka::{Kafka, Version};
+use harness::kafka::{Kafka, Version, are_to_be_had, shared};
 
 use crate::nodes::{Node, count, share_all};
 use crate::{LONG, LOOK, PARTITIONS, Site, marks, run, suite};
@@ -17,21 +17,6 @@ use crate::{LONG, LOOK, PARTITIONS, Site, marks, run, suite};
 const SOON: Duration = Duration::from_secs(4);
 /// A session, and what a rebalance takes.
 const SESSION: Duration = Duration::from_secs(10);
-
-/// Whether brokers can be run here; says so if not.
-pub fn are_to_be_had() -> bool {
-    let missing = harness::kafka::missing();
-    if let Some(program) = missing {
-        harness::skip(&format!("no {program}"), "install a JDK 17 and Maven");
-    }
-    missing.is_none()
-}
-
-/// One broker of the newest release, which nobody stops.
-pub fn shared() -> &'static Kafka {
-    static BROKER: OnceLock<Kafka> = OnceLock::new();
-    BROKER.get_or_init(|| Kafka::start(Version::V4_3, 1))
-}
 
 /// Topics and groups of a test of its own.
 pub struct Groups {
@@ -50,6 +35,7 @@ impl Groups {
             partitions: PARTITIONS,
             replication: 1,
             retention: Duration::from_secs(3_600),
+            dead_retention: Duration::from_secs(7_200),
             fetch_pace: Duration::ZERO,
             client_id: "corecast-test".to_owned(),
             tls: None,
@@ -58,6 +44,7 @@ impl Groups {
         let groups = KafkaGroups {
             selected: format!("owners-selected-{number}"),
             group: format!("owners-group-{number}"),
+            dead_letters: format!("owners-dead-{number}"),
         };
         Self { options, groups }
     }

@@ -6,9 +6,9 @@ use std::time::Instant;
 use corecast::base::Topic;
 use corecast::ingest::kafka::{KafkaLog, KafkaOptions, SaslLogin, SaslMechanism};
 use corecast::ports::{Log, NewRecord, Standing};
-use harness::kafka::{Kafka, Listener, USER, Version};
+use harness::kafka::{Kafka, Listener, USER, Version, are_to_be_had, shared};
 
-use crate::kafka::{Groups, are_to_be_had, shared};
+use crate::kafka::Groups;
 use crate::nodes::{count, patient, share_all};
 use crate::{PARTITIONS, Site, run};
 

@@ -2,12 +2,14 @@
 //! of their own. Cassandra stands in for ScyllaDB.
 #![allow(dead_code)] // each of the test files uses a part of it
 
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::cassandra::Cassandra;
 use harness::http::Response;
-use harness::kafka::Kafka;
+use harness::kafka::{Kafka, Version};
 use harness::node::Node;
 use harness::wait;
 use serde_json::{Value, json};
@@ -27,7 +29,57 @@ pub fn is_missing() -> bool {
     missing.is_some()
 }
 
+/// Backends that tests share.
+pub struct World {
+    pub kafka: Kafka,
+    pub cassandra: Cassandra,
+}
+
+/// One broker and one database, which nobody stops.
+pub fn world() -> &'static World {
+    static WORLD: OnceLock<World> = OnceLock::new();
+    WORLD.get_or_init(|| {
+        let cassandra = std::thread::spawn(|| Cassandra::start(1));
+        let kafka = Kafka::start(Version::V4_3, 1);
+        World { kafka, cassandra: cassandra.join().expect("it starts") }
+    })
+}
+
+/// A place in that world.
+pub fn place() -> Place {
+    Place::new(&world().kafka, &world().cassandra)
+}
+
+/// A node that is ready.
+pub fn node(place: &Place) -> Node {
+    node_with(place, &[])
+}
+
+pub fn node_with(place: &Place, sets: &[&str]) -> Node {
+    let node = Node::launch(PROGRAM, &[&place.sets(), sets].concat());
+    node.process.wait_for_line(LONG, |line| (line == "ready").then_some(()));
+    node
+}
+
+/// How many partitions of both topics it owns.
+pub fn owned(node: &Node) -> f64 {
+    node.metric("corecast_owned_partitions").unwrap_or(0.0)
+}
+
+/// Waits until these nodes own all partitions of both topics between them; how long it took.
+pub fn wait_until_owned(nodes: &[&Node], what: &str) -> Duration {
+    let began = Instant::now();
+    let all = f64::from(2 * PARTITIONS);
+    wait::until_true(what, LONG, || {
+        let each: Vec<f64> = nodes.iter().map(|node| owned(node)).collect();
+        each.iter().sum::<f64>() == all && each.iter().all(|owned| *owned > 0.0)
+    });
+    println!("{what}: after {:?}", began.elapsed());
+    began.elapsed()
+}
+
 /// Topics and a keyspace that no other test has.
+#[derive(Clone)]
 pub struct Place {
     pub selected: String,
     pub group: String,
@@ -72,6 +124,23 @@ impl Place {
         [&self.selected, &self.group].map(|topic| format!("owners-of-{topic}"))
     }
 
+    /// Waits until all that is in the log has been kept, and so many nodes own its partitions, as
+    /// Kafka's own tool sees it.
+    pub fn wait_for_no_lag(&self, kafka: &Kafka, members: usize) {
+        let groups = self.consumer_groups();
+        wait::until_true("no lag", LONG, || {
+            let rows = kafka.groups(&groups.each_ref().map(String::as_str));
+            [&self.selected, &self.group].into_iter().all(|topic| {
+                let rows = || rows.iter().filter(|row| row.topic == *topic);
+                let owners: BTreeSet<&str> = rows().map(|row| row.member.as_str()).collect();
+                // A partition that never held a record has nothing to commit.
+                rows().count() == usize::from(PARTITIONS)
+                    && owners.len() == members
+                    && rows().all(|row| row.lag.unwrap_or(0) == 0 && row.member != "-")
+            })
+        });
+    }
+
     /// For `--set`.
     pub fn sets(&self) -> Vec<&str> {
         self.sets.iter().map(String::as_str).collect()
@@ -80,6 +149,11 @@ impl Place {
 
 /// A line of the console producer: a record with the fields that every producer writes.
 pub fn line(key: &str, user: Option<&str>, id: u64, content: &str, more: &Value) -> String {
+    format!("__TypeId__:MessageDeliveryEvent\t{key}\t{}\n", value(user, id, content, more))
+}
+
+/// The value of such a record.
+pub fn value(user: Option<&str>, id: u64, content: &str, more: &Value) -> String {
     let mut record = json!({
         "eventId": format!("00000000-0000-4000-8000-{id:012}"),
         "broadcastId": id,
@@ -91,7 +165,7 @@ pub fn line(key: &str, user: Option<&str>, id: u64, content: &str, more: &Value)
     });
     let fields = record.as_object_mut().expect("an object");
     fields.extend(more.as_object().expect("an object").clone());
-    format!("__TypeId__:MessageDeliveryEvent\t{key}\t{record}\n")
+    record.to_string()
 }
 
 /// Waits until readiness names exactly these parts; none: it is ready.

@@ -9,10 +9,12 @@
 //! many as you like.
 
 mod client;
+mod desk;
 mod groups;
 mod node;
 mod oracle;
 mod owner;
+mod parking;
 mod random;
 mod records;
 mod serving;
@@ -70,6 +72,15 @@ const MUST_HAPPEN: &[&str] = &[
     "writes tried again",
     "writes done though they were away",
     "late writes",
+    // What is published again.
+    "records parked",
+    "older records without an audience",
+    "records published again",
+    "records published twice",
+    "records that came late",
+    "records published though the log was away",
+    "publishing tried again",
+    "rows that were parked again",
     // Users who come and go.
     "backlogs",
     "messages of backlogs",

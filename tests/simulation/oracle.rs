@@ -238,6 +238,17 @@ impl World {
             }
             *checked = (*checked).max(*next);
         }
+        for waiting in self.truth.waiting() {
+            let committed = self.groups.lock();
+            let committed = committed.committed().get(&waiting.position.partition);
+            let is_acknowledged = committed.is_some_and(|next| *next > waiting.position.offset);
+            let is_parked = || shelves.parked.values().any(|row| row.event == waiting.event);
+            assert!(
+                !is_acknowledged || waiting.sent.has_ended(wall) || is_parked(),
+                "seed {seed}: {:?} is acknowledged, and neither served nor parked",
+                waiting.position
+            );
+        }
         for landed in std::mem::take(&mut shelves.landed) {
             match landed {
                 Landed::Delivered { user, broadcast } => {
@@ -284,6 +295,10 @@ impl World {
     pub fn check_people(&self) {
         let (seed, wall) = (self.seed, self.wall());
         let shelves = self.store.lock();
+        for waiting in self.truth.waiting() {
+            let has_ended = waiting.sent.has_ended(wall);
+            assert!(has_ended, "seed {seed}: {:?} was never served", waiting.position);
+        }
         for (user, person) in &self.people {
             for (position, sent) in self.truth.all() {
                 let is_his = sent.names.admit(user, &person.roles) && sent.is_kept;

@@ -6,15 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use corecast::base::{LogShape, Moment, Partition};
-use corecast::owner::{Holdings, Keeper, Kept, Owner, OwnerCounters, Rows};
+use corecast::owner::{
+    BackendError, Holdings, Keeper, Kept, LogNames, Owner, OwnerCounters, Republisher, Rows,
+    buckets_of,
+};
 use corecast::ports::{
-    Batch, Bounds, Clock, Commit, LogError, Mark, Ownership as _, Record, StoreError, Want,
+    Batch, Bounds, Clock, Commit, LogError, Mark, Ownership as _, Record, StoreError, TimedBy, Want,
 };
 
+use crate::desk::Desk;
 use crate::groups::Membership;
 use crate::random::{Random, Seen};
 use crate::records::Log;
-use crate::sky::{ShapeOfLog, Task};
+use crate::sky::{SHAPE, Task};
 use crate::store::FakeStore;
 
 pub const RETENTION: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -34,6 +38,8 @@ pub struct OwnerWork {
     committing: Option<(Vec<Mark>, Task<Commits>)>,
     /// Partitions that came, whose checkpoints are being asked for.
     coming: Option<(Vec<Partition>, Task<Checkpoints>)>,
+    republisher: Arc<Republisher>,
+    publishing: Option<Task<Result<bool, BackendError>>>,
 }
 
 type Commits = Result<Vec<Commit>, LogError>;
@@ -44,15 +50,20 @@ impl OwnerWork {
         shape: LogShape,
         member: Arc<Membership>,
         store: &FakeStore,
+        desk: &Desk,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let owner = Owner {
-            log: Arc::new(ShapeOfLog(shape)),
+            log: Arc::new(desk.clone()),
             ownership: member.clone(),
             store: Arc::new(store.clone()),
             inbox: Arc::new(store.clone()),
+            parking: Arc::new(store.clone()),
             clock,
+            names: LogNames::default(),
             retention: RETENTION,
+            is_testing: false,
+            unknown_is_for_all: false,
             counters: Arc::<OwnerCounters>::default(),
         };
         Self {
@@ -62,6 +73,8 @@ impl OwnerWork {
             keeping: Vec::new(),
             committing: None,
             coming: None,
+            republisher: Arc::new(owner.republisher(shape)),
+            publishing: None,
         }
     }
 
@@ -98,6 +111,27 @@ impl OwnerWork {
             self.begin_commit();
         }
         self.look_after_commit();
+        if self.publishing.is_none() && (is_eager || random.one_in(4)) {
+            self.begin_publishing();
+        }
+        self.look_after_publishing(seen);
+    }
+
+    fn begin_publishing(&mut self) {
+        let shares = buckets_of(self.holdings.owned().keys().copied(), &SHAPE);
+        if !shares.is_empty() {
+            let republisher = self.republisher.clone();
+            self.publishing = Some(Task::new(async move { republisher.pass(&shares).await }));
+        }
+    }
+
+    fn look_after_publishing(&mut self, seen: &mut Seen) {
+        let Some(mut pass) = self.publishing.take() else { return };
+        match pass.turn() {
+            None => self.publishing = Some(pass),
+            Some(Ok(_)) => {}
+            Some(Err(_)) => seen.note("publishing tried again"),
+        }
     }
 
     fn take_owned(&mut self, log: &Log) {
@@ -188,6 +222,7 @@ fn batch_of(log: &Log, want: Want, many: usize) -> Batch {
         .map(|entry| Record {
             offset: entry.offset,
             appended_at: entry.appended_at,
+            timed_by: TimedBy::Log,
             key: None,
             value: entry.value.clone(),
             headers: Vec::new(),

@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use corecast::base::{BroadcastId, EpochMillis, Partition, Position, UserId};
-use corecast::domain::{Decoder, Finding};
+use corecast::domain::{Decoder, Finding, Rules};
+use corecast::limits::log::REPEAT_RECORDS;
 use corecast::wire::archive::SharedEvent;
+use uuid::Uuid;
 
 use crate::sky::SHAPE;
 
@@ -70,15 +72,31 @@ impl Sent {
 #[derive(Default)]
 pub struct Truth {
     sent: BTreeMap<Position, Sent>,
-    places: BTreeMap<(BroadcastId, Option<UserId>), Position>,
+    places: BTreeMap<Key, Position>,
     pub repeats: BTreeSet<Position>,
+    /// Acknowledged or not, but not yet where they are served.
+    waiting: BTreeMap<Key, Waiting>,
+    /// Where an event stood last that was to be served.
+    latest: BTreeMap<Key, Position>,
+}
+
+/// A broadcast, and of a targeted one whose message it is.
+pub type Key = (BroadcastId, Option<UserId>);
+
+/// What stands where it can't be served.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    pub sent: Sent,
+    pub position: Position,
+    pub event: Uuid,
 }
 
 impl Log {
     pub fn new() -> Self {
         let partitions = SHAPE.all_partitions().map(|partition| (partition, Vec::new())).collect();
         let starts = SHAPE.all_partitions().map(|partition| (partition, 0)).collect();
-        Self { partitions, starts, decoder: Decoder::new(SHAPE) }
+        let rules = Rules { shape: SHAPE, is_testing: false };
+        Self { partitions, starts, decoder: Decoder::new(rules) }
     }
 
     /// The records that are still there.
@@ -127,8 +145,44 @@ impl Log {
 impl Truth {
     pub fn accept(&mut self, position: Position, sent: Sent) {
         let key = (sent.broadcast, sent.names.user().cloned());
+        self.note_served(key.clone(), position);
         assert!(self.places.insert(key, position).is_none(), "each is sent once");
         self.sent.insert(position, sent);
+    }
+
+    /// It stands where it is to be served, perhaps again: within what repeats are known in.
+    pub fn note_served(&mut self, key: Key, position: Position) {
+        let before = self.latest.insert(key, position);
+        let is_known = before.is_none_or(|before| {
+            before.partition == position.partition
+                && position.offset - before.offset <= REPEAT_RECORDS
+        });
+        assert!(is_known, "{position:?} is served twice, before at {before:?}");
+    }
+
+    pub fn latest(&self, key: &Key) -> Option<Position> {
+        self.latest.get(key).copied()
+    }
+
+    pub fn wait(&mut self, waiting: Waiting) {
+        let key = (waiting.sent.broadcast, waiting.sent.names.user().cloned());
+        assert!(self.waiting.insert(key, waiting).is_none(), "each is sent once");
+    }
+
+    /// It stands here as well, and can't be served here either.
+    pub fn wait_at(&mut self, key: &Key, position: Position) {
+        if let Some(waiting) = self.waiting.get_mut(key) {
+            waiting.position = position;
+        }
+    }
+
+    /// It waits no more.
+    pub fn take_waiting(&mut self, key: &Key) -> Option<Waiting> {
+        self.waiting.remove(key)
+    }
+
+    pub fn waiting(&self) -> impl Iterator<Item = &Waiting> {
+        self.waiting.values()
     }
 
     /// Where the message of this broadcast stands that such a user gets.

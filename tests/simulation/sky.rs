@@ -6,14 +6,14 @@ use std::task::{Context, Poll, Waker};
 
 use async_trait::async_trait;
 use corecast::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, Position};
-use corecast::ports::{Batch, Bounds, Clock, Log, LogError, NewRecord, Want};
+use corecast::ports::{Batch, Bounds, Clock, Log, LogError, MovedRecord, NewRecord, Want};
 
 pub const SHAPE: LogShape =
     LogShape { identity: LogIdentity([7, 7, 7]), selected_partitions: 3, group_partitions: 2 };
 
 /// The log that replaces it, and the first offset there: places in the two differ.
 pub const REPLACED: LogShape = LogShape { identity: LogIdentity([8, 8, 8]), ..SHAPE };
-pub const REPLACED_START: u64 = 10_000;
+pub const REPLACED_START: u64 = 1 << 32;
 
 /// The world begins at this moment, two minutes and a half before an hour is full, so that cursors
 /// of both hours are met.
@@ -76,6 +76,10 @@ impl Log for ShapeOfLog {
     }
 
     async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+        Err(LogError::Failed("nobody appends by this".to_owned()))
+    }
+
+    async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
         Err(LogError::Failed("nobody appends by this".to_owned()))
     }
 

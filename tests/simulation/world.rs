@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use corecast::base::{EpochMillis, LogShape, Moment, Partition, Position, UserId};
 use corecast::domain::{CloseReason, RingLimits, StreamKey, StreamsOptions};
+use corecast::ports::Bounds;
 use corecast::wire::cursor::Cursor;
 
 use crate::client::{Parser, Socket};
+use crate::desk::Desk;
 use crate::groups::Groups;
 use crate::node::{Node, Parts};
 use crate::oracle::Person;
@@ -103,6 +105,7 @@ pub struct World {
     pub log: Log,
     pub truth: Truth,
     pub store: FakeStore,
+    desk: Desk,
     pub groups: Groups,
     pub nodes: Vec<Node>,
     pub clients: Vec<Client>,
@@ -110,6 +113,8 @@ pub struct World {
     /// Up to where every checkpoint has been looked into.
     pub checked: BTreeMap<Partition, u64>,
     pub broadcasts: u64,
+    /// Offsets go up by thousands now and then.
+    pub has_large_holes: bool,
     ring: RingLimits,
     /// Messages of one piece of a backlog.
     piece: usize,
@@ -125,6 +130,8 @@ impl World {
             bytes: [20_000, 1 << 20, 1 << 20][random.below(3)],
         };
         let (store, groups) = (FakeStore::new(random.fork()), Groups::new(random.fork()));
+        let desk = Desk::new(random.fork());
+        let has_large_holes = random.one_in(3);
         let piece = [2, 5, 1_000][random.below(3)];
         let mut world = Self {
             seed,
@@ -136,12 +143,14 @@ impl World {
             log: Log::new(),
             truth: Truth::default(),
             store,
+            desk,
             groups,
             nodes: Vec::new(),
             clients: Vec::new(),
             people: BTreeMap::new(),
             checked: SHAPE.all_partitions().map(|partition| (partition, 0)).collect(),
             broadcasts: 0,
+            has_large_holes,
             ring,
             piece,
             seen: Seen::default(),
@@ -216,6 +225,7 @@ impl World {
     fn set_faults(&mut self, has_faults: bool) {
         self.store.lock().has_faults = has_faults;
         self.groups.lock().has_faults = has_faults;
+        self.desk.lock().has_faults = has_faults;
         if !has_faults {
             let quiet = quiet_after(self.now);
             self.pass_time(quiet.since(self.now));
@@ -229,6 +239,7 @@ impl World {
         }
         seen.add(&self.store.lock().seen);
         seen.add(&self.groups.lock().seen);
+        seen.add(&self.desk.lock().seen);
         seen
     }
 
@@ -246,6 +257,18 @@ impl World {
         self.clock.set(self.now);
         self.store.handle_time(self.now);
         self.groups.handle_time(self.now);
+        self.take_published();
+    }
+
+    /// What was published again stands in the log; whoever publishes sees how long that is.
+    fn take_published(&mut self) {
+        let landed = self.desk.lock().handle_time(self.now);
+        landed.into_iter().for_each(|record| self.append_again(record));
+        let mut desk = self.desk.lock();
+        for partition in SHAPE.all_partitions() {
+            let bounds = Bounds { start: self.log.start(partition), end: self.log.end(partition) };
+            desk.handle_bounds(partition, bounds);
+        }
     }
 
     /// All that the log holds comes to every shard that has a part in it, and into the store.
@@ -276,6 +299,9 @@ impl World {
     }
 
     fn is_all_kept(&self) -> bool {
+        if !self.desk.lock().is_empty() || !self.store.lock().parked.is_empty() {
+            return false;
+        }
         let groups = self.groups.lock();
         SHAPE.all_partitions().all(|partition| {
             let next = groups.committed().get(&partition).copied();
@@ -380,7 +406,7 @@ impl World {
         };
         let member = Arc::new(self.groups.join());
         let (store, clock) = (&self.store, self.clock.clone());
-        let owner = OwnerWork::new(self.shape, member.clone(), store, clock.clone());
+        let owner = OwnerWork::new(self.shape, member.clone(), store, &self.desk, clock.clone());
         let serving = Serving::new(self.shape, member, store, clock, self.piece);
         let parts = Parts { owner, serving };
         Node::start(shards, options, parts, &self.log, &mut self.random, self.now)
@@ -451,6 +477,7 @@ impl World {
         self.set_faults(true);
         self.seen.note("logs that were replaced");
         self.shape = REPLACED;
+        self.desk.lock().shape = REPLACED;
         self.groups.lock().forget_all();
         for partition in SHAPE.all_partitions() {
             self.log.trim(partition, REPLACED_START);

@@ -116,7 +116,8 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Those that exist.
+    /// Those that exist. What was read stays known if the question is given up meanwhile, so that
+    /// the next one gets further.
     pub async fn get(
         &self,
         parts: &KeptParts,
@@ -135,7 +136,7 @@ impl Contents {
         }
         missing.sort_unstable();
         missing.dedup();
-        for ids in missing.chunks(limits::ROWS_READ) {
+        for ids in missing.chunks(limits::CONTENTS_READ) {
             let contents = parts.inbox.contents(ids).await?;
             for content in contents.into_iter().flatten() {
                 let content = Arc::new(Known::new(content));

@@ -116,8 +116,14 @@ impl Kafka {
 
     /// `ConsumerGroupCommand --describe`: members, positions and lag of a group.
     pub fn group(&self, group: &str) -> Vec<Group> {
+        self.groups(&[group])
+    }
+
+    /// The same of some groups, in one call.
+    pub fn groups(&self, groups: &[&str]) -> Vec<Group> {
         let bootstrap = self.running();
-        let arguments = ["--bootstrap-server", &bootstrap, "--describe", "--group", group];
+        let mut arguments = vec!["--bootstrap-server", &bootstrap, "--describe"];
+        arguments.extend(groups.iter().flat_map(|group| ["--group", group]));
         let text =
             self.tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &arguments, "");
         text.lines().filter_map(read_group).collect()

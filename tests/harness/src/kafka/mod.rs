@@ -11,6 +11,7 @@ mod producer;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -94,6 +95,21 @@ struct Broker {
 /// Whether brokers can be run here; the program that is missing.
 pub fn missing() -> Option<&'static str> {
     maven::missing()
+}
+
+/// Whether brokers can be run here; says so if not.
+pub fn are_to_be_had() -> bool {
+    let missing = missing();
+    if let Some(program) = missing {
+        crate::skip(&format!("no {program}"), "install a JDK 17 and Maven");
+    }
+    missing.is_none()
+}
+
+/// One broker of the newest release, which nobody stops.
+pub fn shared() -> &'static Kafka {
+    static BROKER: OnceLock<Kafka> = OnceLock::new();
+    BROKER.get_or_init(|| Kafka::start(Version::V4_3, 1))
 }
 
 impl Version {
