@@ -1,7 +1,8 @@
 //! Opening a stream: where it starts, and what it is told first.
 
+use super::timers::ticks;
 use super::{
-    BEHIND, CUT_OFF, Private, QUEUED, SERIAL_MASK, Stream, StreamKey, Streams, ticks, write_cursor,
+    BEHIND, CUT_OFF, Private, QUEUED, SERIAL_MASK, Stream, StreamKey, Streams, write_cursor,
 };
 use crate::base::{EpochMillis, LogShape, Moment, UserId};
 use crate::domain::Membership;
