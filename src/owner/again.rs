@@ -1,12 +1,10 @@
 //! Publishes parked records again, where they are served.
 //!
 //! Design section 6: before that it reads the checkpoint of the destination, then whether the event
-//! stands there already. It publishes only while the log ends less than `AGAIN_RECORDS` above that
-//! checkpoint, and the record carries it as `after`. So an event that is published twice is either
-//! found out here, by what its owner has made durable, or by every node, as a repeat.
+//! stands there already. It publishes only while there is room above that checkpoint
+//! (`ports::Rooms`), and the record carries it as `after`. So an event that is published twice is
+//! either found out here, by what its owner has made durable, or by every node, as a repeat.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,14 +14,12 @@ use tokio::sync::watch;
 use super::BackendError;
 use super::counters::{OwnerCounters, add};
 use super::dead::{DeadClass, DeadLetter, DeadLetters, DeadReason};
-use crate::base::{
-    BroadcastId, LogShape, Partition, Position, Status, TargetType, Topic, UserId, partition_of_key,
-};
+use crate::base::{BroadcastId, LogShape, Partition, Position, Status, TargetType, Topic, UserId};
 use crate::domain::{Aside, Assessor, Effect, Rules, Unserved};
-use crate::limits::log::{AGAIN_RECORDS, ATTEMPT_WAIT, ATTEMPTS};
+use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
 use crate::limits::parking as limits;
 use crate::ports::{
-    Backoff, Bucket, Clock, Inbox, Log, LogError, MovedRecord, Ownership, Parked, Parking,
+    Backoff, Bucket, Clock, Inbox, Log, LogError, MovedRecord, Ownership, Parked, Parking, Rooms,
     StoreError,
 };
 use crate::wire::again::{Again, again};
@@ -41,12 +37,6 @@ pub struct Republisher {
     pub counters: Arc<OwnerCounters>,
     /// An older producer's group event of a broadcast that the store does not know is for all.
     pub unknown_is_for_all: bool,
-}
-
-/// Where a record goes, and how far that partition may still be filled.
-struct Room {
-    checkpoint: u64,
-    left: u64,
 }
 
 /// What a parked record has come to.
@@ -108,10 +98,7 @@ impl Republisher {
         if rows.is_empty() {
             return Ok(false);
         }
-        // Before it is asked which events stand where they are served: what is found there later
-        // lies above.
-        let checkpoints = self.ownership.checkpoints().await?;
-        let mut rooms = BTreeMap::new();
+        let mut rooms = Rooms::look(&*self.ownership).await?;
         let mut moved = Vec::new();
         let mut is_held_up = false;
         for row in rows {
@@ -119,15 +106,13 @@ impl Republisher {
                 Fate::Done => self.parking.unpark(&row).await?,
                 Fate::Unknown => self.look_again(&row).await?,
                 Fate::Publish { to, key, audience } => {
-                    let room = self.room(&mut rooms, &checkpoints, to).await?;
-                    if room.left == 0 {
+                    let Some(after) = rooms.take(&*self.log, to).await? else {
                         is_held_up = true;
                         continue;
-                    }
-                    room.left -= 1;
+                    };
                     let audience = audience.as_ref().map(|(kind, names)| (*kind, &names[..]));
                     let attempt = row.attempt.saturating_add(1);
-                    let changed = Again { attempt, after: room.checkpoint, audience };
+                    let changed = Again { attempt, after, audience };
                     moved.push((record(&row, to, key, &changed)?, row));
                 }
             }
@@ -211,36 +196,9 @@ impl Republisher {
     }
 
     fn destination(&self, id: BroadcastId, user: Option<&UserId>) -> (Partition, Bytes) {
-        let shape = &self.rules.shape;
-        match user {
-            Some(user) => {
-                let index = shape.partition_of_user(user.as_str());
-                let key = Bytes::copy_from_slice(user.as_str().as_bytes());
-                (Partition { topic: Topic::Selected, index }, key)
-            }
-            None => {
-                let key = Bytes::from(id.to_string());
-                let index = partition_of_key(&key, shape.group_partitions);
-                (Partition { topic: Topic::Group, index }, key)
-            }
-        }
-    }
-
-    /// How far a partition may be filled in this pass.
-    async fn room<'a>(
-        &self,
-        rooms: &'a mut BTreeMap<Partition, Room>,
-        checkpoints: &BTreeMap<Partition, u64>,
-        to: Partition,
-    ) -> Result<&'a mut Room, LogError> {
-        if let Entry::Vacant(room) = rooms.entry(to) {
-            let bounds = self.log.bounds(to).await?;
-            // Without a checkpoint its owner begins at the start.
-            let checkpoint = checkpoints.get(&to).copied().unwrap_or(bounds.start);
-            let full = checkpoint.saturating_add(AGAIN_RECORDS);
-            room.insert(Room { checkpoint, left: full.saturating_sub(bounds.end) });
-        }
-        Ok(rooms.get_mut(&to).expect("it was made above"))
+        let user = user.map(UserId::as_str);
+        let key = user.map_or_else(|| id.to_string(), str::to_owned);
+        (self.rules.shape.partition_of_event(id, user), Bytes::from(key))
     }
 
     /// Whom an older producer's group event is for.
@@ -309,7 +267,5 @@ pub async fn stands(
     let Some(user) = aside.user.as_ref().filter(|_| aside.has_row) else {
         return parking.is_served(aside.kept.event).await;
     };
-    let before = id.get().checked_sub(1).and_then(BroadcastId::new);
-    let rows = inbox.inbox(user, before, 1).await?;
-    Ok(rows.first().is_some_and(|row| row.broadcast == id && row.place.is_some()))
+    Ok(inbox.row(user, id).await?.is_some_and(|row| row.place.is_some()))
 }
