@@ -14,13 +14,14 @@ use tokio::sync::watch;
 use super::BackendError;
 use super::counters::{OwnerCounters, add};
 use super::dead::{DeadClass, DeadLetter, DeadLetters, DeadReason};
+use super::keep::placeless;
 use crate::base::{BroadcastId, LogShape, Partition, Position, Status, TargetType, Topic, UserId};
 use crate::domain::{Aside, Assessor, Effect, Rules, Unserved};
 use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
 use crate::limits::parking as limits;
 use crate::ports::{
-    Backoff, Bucket, Clock, Inbox, Log, LogError, MovedRecord, Ownership, Parked, Parking, Rooms,
-    StoreError,
+    Backoff, Bucket, Clock, Delivery, Inbox, InboxWrite, Log, LogError, MovedRecord, Ownership,
+    Parked, Parking, Rooms, StoreError,
 };
 use crate::wire::again::{Again, again};
 
@@ -47,9 +48,18 @@ enum Fate {
         to: Partition,
         key: Bytes,
         audience: Option<(TargetType, Vec<String>)>,
+        /// What the user's inbox says if the log does not take it.
+        failed: Option<InboxWrite>,
     },
     /// Its broadcast is not known, or not yet.
     Unknown,
+}
+
+/// A record on its way.
+struct Moved {
+    record: MovedRecord,
+    row: Parked,
+    failed: Option<InboxWrite>,
 }
 
 /// The shares of what is parked that go with these partitions of the group topic.
@@ -105,7 +115,7 @@ impl Republisher {
             match self.fate_of(&row).await? {
                 Fate::Done => self.parking.unpark(&row).await?,
                 Fate::Unknown => self.look_again(&row).await?,
-                Fate::Publish { to, key, audience } => {
+                Fate::Publish { to, key, audience, failed } => {
                     let Some(after) = rooms.take(&*self.log, to).await? else {
                         is_held_up = true;
                         continue;
@@ -113,7 +123,8 @@ impl Republisher {
                     let audience = audience.as_ref().map(|(kind, names)| (*kind, &names[..]));
                     let attempt = row.attempt.saturating_add(1);
                     let changed = Again { attempt, after, audience };
-                    moved.push((record(&row, to, key, &changed)?, row));
+                    let record = record(&row, to, key, &changed)?;
+                    moved.push(Moved { record, row, failed });
                 }
             }
         }
@@ -121,19 +132,19 @@ impl Republisher {
         Ok(is_more && !is_held_up)
     }
 
-    async fn publish(&self, moved: Vec<(MovedRecord, Parked)>) -> Result<(), BackendError> {
+    async fn publish(&self, moved: Vec<Moved>) -> Result<(), BackendError> {
         if moved.is_empty() {
             return Ok(());
         }
-        let records = moved.iter().map(|(record, _)| record.clone()).collect();
+        let records = moved.iter().map(|moved| moved.record.clone()).collect();
         let is_refused = match self.log.append_moved(records).await {
             Ok(_) => false,
             Err(LogError::TooLarge { .. } | LogError::Oversized { .. }) => true,
             Err(error) => return Err(error.into()),
         };
-        for (record, row) in moved {
+        for Moved { record, row, failed } in moved {
             if is_refused {
-                self.publish_alone(record, &row).await?;
+                self.publish_alone(record, &row, failed).await?;
             }
             add(&self.counters.published_again, 1);
             self.parking.unpark(&row).await?;
@@ -143,10 +154,16 @@ impl Republisher {
 
     /// Of records that are refused together, one at a time may be taken. One that has grown beyond
     /// what the broker takes is a dead letter.
-    async fn publish_alone(&self, record: MovedRecord, row: &Parked) -> Result<(), BackendError> {
+    async fn publish_alone(
+        &self,
+        record: MovedRecord,
+        row: &Parked,
+        failed: Option<InboxWrite>,
+    ) -> Result<(), BackendError> {
         match self.log.append_moved(vec![record]).await {
             Ok(_) => Ok(()),
             Err(error @ (LogError::TooLarge { .. } | LogError::Oversized { .. })) => {
+                self.inbox.write_inbox(failed.as_slice()).await?;
                 self.bury(row, DeadClass::BadRecord, error.to_string()).await
             }
             Err(error) => Err(error.into()),
@@ -192,7 +209,8 @@ impl Republisher {
             _ => None,
         };
         let (to, key) = self.destination(id, aside.user.as_ref());
-        Ok(Fate::Publish { to, key, audience })
+        let failed = placeless(&aside, &row.record, Delivery::Failed);
+        Ok(Fate::Publish { to, key, audience, failed })
     }
 
     fn destination(&self, id: BroadcastId, user: Option<&UserId>) -> (Partition, Bytes) {
