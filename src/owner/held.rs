@@ -224,13 +224,13 @@ mod tests {
 
     #[test]
     fn a_batch_from_before_a_new_start_moves_no_mark() {
-        let mut holdings = holdings(10);
-        let kept = holdings.handle_batch(&batch(20)).expect("it was wanted");
-        let mark = Mark { partition: PARTITION, tenure: Tenure(1), next: 10 };
-        assert!(holdings.handle_commit(mark, Commit::Lost));
-        // The same tenure, at a checkpoint from before.
-        begin(&mut holdings, 5);
-        for next in [20, 25] {
+        // The same tenure: at a checkpoint from before, and at the same with a smaller batch.
+        for (checkpoint, next) in [(5, 20), (10, 15)] {
+            let mut holdings = holdings(10);
+            let kept = holdings.handle_batch(&batch(20)).expect("it was wanted");
+            let mark = Mark { partition: PARTITION, tenure: Tenure(1), next: 10 };
+            assert!(holdings.handle_commit(mark, Commit::Lost));
+            begin(&mut holdings, checkpoint);
             let again = holdings.handle_batch(&batch(next)).expect("it was wanted");
             holdings.handle_kept(kept);
             assert!(!is_idle(&holdings), "{next}: another batch is in work");
