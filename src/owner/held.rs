@@ -122,7 +122,10 @@ impl Holdings {
         let held = self.held.get_mut(&mark.partition);
         match (commit, held.filter(|held| held.tenure == mark.tenure)) {
             (Commit::Done, Some(held)) => {
-                held.committed = held.committed.max(mark.next);
+                // A mark from before a skip back says nothing of the log as it is now.
+                if mark.next <= held.done {
+                    held.committed = held.committed.max(mark.next);
+                }
                 false
             }
             (Commit::Lost, Some(_)) => {
@@ -220,6 +223,21 @@ mod tests {
             holdings.handle_kept(again);
             assert_eq!(done(&holdings), Some(60));
         }
+    }
+
+    #[test]
+    fn a_mark_from_before_a_skip_back_keeps_no_later_one_from_being_committed() {
+        let mut holdings = holdings(10);
+        let kept = holdings.handle_batch(&batch(50)).expect("it was wanted");
+        holdings.handle_kept(kept);
+        let under_way = holdings.marks();
+        assert!(holdings.skip(PARTITION, 0));
+        assert!(!holdings.handle_commit(under_way[0], Commit::Done));
+        let kept = holdings.handle_batch(&batch(20)).expect("it was wanted");
+        holdings.handle_kept(kept);
+        assert_eq!(done(&holdings), Some(20));
+        assert!(!holdings.handle_commit(holdings.marks()[0], Commit::Done));
+        assert_eq!(holdings.marks(), [], "it is committed");
     }
 
     #[test]
