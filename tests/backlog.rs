@@ -24,6 +24,8 @@ use corecast::wire::frame::GapReason;
 
 const SHAPE: LogShape =
     LogShape { identity: LogIdentity([1, 2, 3]), selected_partitions: 1, group_partitions: 1 };
+const OLD: LogShape =
+    LogShape { identity: LogIdentity([7, 7, 7]), selected_partitions: 1, group_partitions: 1 };
 const CHECKPOINT: u64 = 1 << 30;
 /// The ids of group broadcasts begin here.
 const GROUP_FIRST: u64 = 1 << 50;
@@ -33,8 +35,10 @@ const GROUP_FIRST: u64 = 1 << 50;
 struct Stub {
     /// Rows of the inbox.
     rows: u64,
-    /// Group broadcasts, each for the role that its offset names.
+    /// Group rows, each for the role that its offset names.
     groups: u64,
+    /// Rows below this stand in a log that is no more, and as many group rows that are for all.
+    old_rows: u64,
     content_bytes: usize,
     /// How far the row of this offset has come, and how its broadcast stands.
     stands: BTreeMap<u64, (Delivery, Status)>,
@@ -46,7 +50,10 @@ struct Stub {
 
 impl Stub {
     fn stands(&self, offset: u64) -> (Delivery, Status) {
-        self.stands.get(&offset).copied().unwrap_or((Delivery::Delivered, Status::Active))
+        let stands = self.stands.get(&offset).copied();
+        let (delivery, status) = stands.unwrap_or((Delivery::Delivered, Status::Active));
+        let is_noted = self.delivered.lock().expect("nobody panicked").contains(&offset);
+        (if is_noted { Delivery::Delivered } else { delivery }, status)
     }
 }
 
@@ -119,7 +126,7 @@ impl Inbox for Stub {
         let row = |offset| InboxRow {
             broadcast: BroadcastId::new(offset).expect("small"),
             place: Some(Place {
-                log: SHAPE.identity,
+                log: if offset < self.old_rows { OLD.identity } else { SHAPE.identity },
                 position: Position { partition: own(), offset },
                 appended_at: EpochMillis(offset),
             }),
@@ -150,9 +157,10 @@ impl Inbox for Stub {
                 position: Position { partition, offset },
                 appended_at: EpochMillis(offset),
             },
-            keep_until: EpochMillis(u64::MAX),
+            keep_until: EpochMillis::MAX,
         };
-        Ok((from..self.groups).take(limit).map(row).collect())
+        let end = if log == OLD.identity { self.old_rows } else { self.groups };
+        Ok((from..end).take(limit).map(row).collect())
     }
 
     async fn contents(&self, ids: &[BroadcastId]) -> Result<Vec<Option<Content>>, StoreError> {
@@ -160,6 +168,7 @@ impl Inbox for Stub {
         let content = |id: &BroadcastId| {
             let target = match id.get().checked_sub(GROUP_FIRST) {
                 None => Target { r#type: TargetType::Selected, ids: Vec::new() },
+                Some(_) if self.groups == 0 => Target { r#type: TargetType::All, ids: Vec::new() },
                 Some(role) => Target { r#type: TargetType::Role, ids: vec![role.to_string()] },
             };
             let broadcast = Broadcast {
@@ -216,11 +225,16 @@ fn kept(stub: &Arc<Stub>) -> KeptStore {
 
 /// What a client gets that presents a cursor at this offset, or none.
 fn ask(stub: &Arc<Stub>, cursor: Option<u64>) -> Option<Backlog> {
-    ask_as(&kept(stub), &[], cursor)
+    ask_as(&kept(stub), &[], cursor, None)
 }
 
-/// The same of somebody with roles.
-fn ask_as(kept: &KeptStore, roles: &[u64], cursor: Option<u64>) -> Option<Backlog> {
+/// The same of somebody with roles, with a cursor of this log, which is no more.
+fn ask_as(
+    kept: &KeptStore,
+    roles: &[u64],
+    cursor: Option<u64>,
+    replaced: Option<LogShape>,
+) -> Option<Backlog> {
     let role = |role: &u64| Membership { kind: MemberKind::Role, name: role.to_string().into() };
     let served = |own| Served { own_partition: 0, own, group: [0].into() };
     let ask = Ask {
@@ -229,6 +243,7 @@ fn ask_as(kept: &KeptStore, roles: &[u64], cursor: Option<u64>) -> Option<Backlo
         user: UserId::new("somebody").expect("a user id"),
         members: roles.iter().map(role).collect(),
         progress: cursor.map(|own| (served(own), SINCE_EVER)),
+        replaced: replaced.map(|shape| (shape, EpochMillis(77))),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(kept.backlog(&ask)).ok()
@@ -306,7 +321,7 @@ fn whom_a_group_broadcast_is_for_is_read_once() {
     let kept = kept(&stub);
     let read = |roles: &[u64]| {
         let before = stub.contents_read.load(Ordering::Relaxed);
-        let backlog = ask_as(&kept, roles, None).expect("the store is there");
+        let backlog = ask_as(&kept, roles, None, None).expect("the store is there");
         assert_eq!(offsets(&backlog), roles);
         stub.contents_read.load(Ordering::Relaxed) - before
     };
@@ -325,6 +340,43 @@ fn no_more_contents_are_read_than_a_piece_takes() {
     assert!(backlog.is_cut);
     let read = stub.contents_read.load(Ordering::Relaxed);
     assert!(read <= backlog.messages.len() + limits::CONTENTS_READ, "{read} contents read");
+}
+
+#[test]
+fn of_a_log_that_is_no_more_comes_what_is_kept_and_then_all_of_this_one() {
+    let pending = [1, 4, 9].map(|offset| (offset, (Delivery::Pending, Status::Active)));
+    let stub = Stub { rows: 10, old_rows: 6, stands: pending.into(), ..Stub::default() };
+    let stub = Arc::new(stub);
+    let backlog = ask_as(&kept(&stub), &[], Some(3), Some(OLD)).expect("the store is there");
+    assert_eq!((backlog.replaced, backlog.progress.own), (Some(OLD), 3));
+    let mut of_users = offsets(&backlog);
+    of_users.sort_unstable();
+    // Its group rows too, of which the cursor covers none.
+    assert_eq!(of_users, [0, 1, 2, 3, 3, 4, 4, 5, 5]);
+    let gap = backlog.gap.expect("what nobody had kept is gone");
+    assert_eq!((gap.reason, gap.from), (GapReason::LogReplaced, EpochMillis(77)));
+    let then = backlog.then.expect("this log");
+    assert_eq!((then.progress.own, then.replaced, then.since), (0, None, SINCE_EVER));
+    assert_eq!(offsets(&then), [6, 7, 8, 9]);
+    assert_eq!(then.messages.len(), 4, "nothing of the old one again");
+    assert_eq!(*stub.delivered.lock().expect("nobody panicked"), [1], "the cursor covers it");
+    // Without a cursor what waits comes, in whichever log it stands.
+    let fresh = ask(
+        &Arc::new(Stub { rows: 10, old_rows: 6, stands: pending.into(), ..Stub::default() }),
+        None,
+    );
+    let fresh = fresh.expect("the store is there");
+    let ids = fresh.messages.iter().map(|message| message.candidate.broadcast.get());
+    assert_eq!(ids.collect::<Vec<_>>(), [1, 4, 9]);
+}
+
+#[test]
+fn a_cursor_from_elsewhere_is_as_good_as_none() {
+    let pending = [1, 4].map(|offset| (offset, (Delivery::Pending, Status::Active)));
+    let stub = Arc::new(Stub { rows: 6, stands: pending.into(), ..Stub::default() });
+    let backlog = ask_as(&kept(&stub), &[], Some(3), Some(OLD)).expect("the store is there");
+    assert_eq!((backlog.replaced, backlog.gap, backlog.is_resumed), (None, None, false));
+    assert_eq!(offsets(&backlog), [1, 4]);
 }
 
 #[test]

@@ -3,19 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use async_trait::async_trait;
-use corecast::base::{LogShape, Partition, Position, Topic};
-use corecast::control::{Creator, Unfinished, run_relay};
-use corecast::domain::Draft;
-use corecast::ports::{
-    Batch, Bounds, Clock, Log, LogError, MovedRecord, NewRecord, Store, SystemClock, Want,
-};
-use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use harness::http::PATIENCE;
 use harness::node::{Node, try_create};
 use harness::sse::Stream;
@@ -167,90 +157,4 @@ fn what_was_acknowledged_survives_crashes_once() {
         read_all(&node, &mut late, &mut at_once);
         assert_eq!(at_once, expected, "{user}, with the first cursor");
     }
-}
-
-/// A log that is lost after some appends.
-struct CutLog {
-    log: Arc<dyn Log>,
-    left: AtomicUsize,
-}
-
-#[async_trait]
-impl Log for CutLog {
-    async fn shape(&self) -> Result<LogShape, LogError> {
-        self.log.shape().await
-    }
-
-    async fn bounds(&self, partition: Partition) -> Result<Bounds, LogError> {
-        self.log.bounds(partition).await
-    }
-
-    async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
-        let lost = || LogError::Away("the test has cut it off".to_owned());
-        let left = &self.left;
-        left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
-            .map_err(|_| lost())?;
-        self.log.append(records).await
-    }
-
-    async fn append_moved(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
-        self.log.append_moved(records).await
-    }
-
-    async fn fetch(
-        &self,
-        wants: &[Want],
-        bytes_max: usize,
-        wait_max: Duration,
-    ) -> Result<Vec<Batch>, LogError> {
-        self.log.fetch(wants, bytes_max, wait_max).await
-    }
-}
-
-fn creator(log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<Creator> {
-    let retention = Duration::from_secs(3_600);
-    let (clock, unfinished) = (Arc::new(SystemClock), Unfinished::default());
-    Arc::new(Creator { log, store, clock, node: "node".to_owned(), retention, unfinished })
-}
-
-/// More targets than repeats are known in: what the relay publishes again must be little.
-#[tokio::test]
-async fn a_large_audience_that_was_half_published_is_finished_and_not_begun_anew() {
-    const TARGETS: u64 = 80_000;
-    const APPENDED: usize = 60;
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 4 };
-    let embedded = Embedded::open(&options, Arc::new(SystemClock)).expect("a new directory");
-    let (log, store) = (embedded.log(), embedded.store());
-    let cut = CutLog { log: log.clone(), left: AtomicUsize::new(APPENDED) };
-    let ids: Vec<String> = (0..TARGETS).map(|number| format!("user-{number}")).collect();
-    let body = json!({"content": "x", "targetType": "SELECTED", "targetIds": ids});
-    let draft = Draft::check(body, SystemClock.wall()).expect("valid");
-    creator(Arc::new(cut), store.clone()).create(draft).await.expect_err("cut off");
-    assert_eq!(store.outbox(10).await.expect("rows").len(), 1, "it is owed");
-    assert!(records(&*log).await > 10 * TARGETS / 16, "most of it was published");
-
-    // As a process does that starts behind a crash.
-    let relay = tokio::spawn(run_relay(creator(log.clone(), store.clone()), true));
-    tokio::time::timeout(3 * PATIENCE, async {
-        while !store.outbox(10).await.expect("rows").is_empty() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("it is finished in time");
-    relay.abort();
-    let all = records(&*log).await;
-    assert!((TARGETS..=TARGETS + 1_000).contains(&all), "{all} records for {TARGETS} targets");
-}
-
-/// Records of the selected topic.
-async fn records(log: &dyn Log) -> u64 {
-    let mut all = 0;
-    for partition in log.shape().await.expect("its shape").all_partitions() {
-        if partition.topic == Topic::Selected {
-            all += log.bounds(partition).await.expect("its bounds").end;
-        }
-    }
-    all
 }

@@ -10,10 +10,11 @@ use corecast::base::{
     BroadcastId, EpochMillis, LogShape, Partition, Position, Status, TargetType, Topic, UserId,
 };
 use corecast::domain::{Broadcast, Target};
-use corecast::limits::log::REPEAT_RECORDS;
+use corecast::limits::log::{DEAD_RECORD_BYTES_MAX, REPEAT_RECORDS};
 use corecast::owner::{Leaver, LogNames, Owner, leaving};
 use corecast::ports::{
-    Clock, Delivery, Inbox, InboxRow, Log, MovedRecord, Ownership, Record, Store, SystemClock, Want,
+    Clock, Delivery, Header, Inbox, InboxRow, Log, MovedRecord, Ownership, Progress, Record, Store,
+    SystemClock, Want,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use serde_json::{Value, json};
@@ -312,6 +313,32 @@ async fn a_record_that_is_found_late_is_published_again_unless_it_stands_already
     bench.wait_until_kept(next).await;
     let all = bench.wait_for_records(bench.own("ann"), REPEAT_RECORDS as usize + 4).await;
     assert_eq!(json_of(&all[REPEAT_RECORDS as usize + 3])["broadcastId"], 8);
+}
+
+#[tokio::test]
+async fn a_record_that_outgrows_the_log_is_a_dead_letter_and_its_row_says_so() {
+    let bench = Bench::start(false).await;
+    let value = message(7, Some("ann")).to_string();
+    // Little less than the most: what says that it was published again has no room.
+    let padding = DEAD_RECORD_BYTES_MAX - value.len() - 40;
+    let record = MovedRecord {
+        to: bench.foreign("ann"),
+        key: Some(Bytes::from_static(b"ann")),
+        value: Some(Bytes::from(value)),
+        headers: vec![Header {
+            name: Bytes::from_static(b"h"),
+            value: Some(vec![0; padding].into()),
+        }],
+    };
+    bench.log.append_moved(vec![record]).await.expect("it still fits");
+    bench.append(bench.foreign("ann"), &message(8, Some("ann"))).await;
+    let letters = bench.wait_for_records(bench.dead(Topic::Selected), 1).await;
+    assert_eq!(letters[0].key.as_deref(), Some(&b"ann"[..]));
+    let row = bench.wait_for_row("ann", |row| row.broadcast.get() == 7).await;
+    let Progress { attempt, delivery } = row.progress;
+    assert_eq!((attempt, delivery, row.place), (0, Delivery::Failed, None));
+    let published = bench.wait_for_records(bench.own("ann"), 1).await;
+    assert_eq!(json_of(&published[0])["broadcastId"], 8, "the others are published");
 }
 
 #[tokio::test]

@@ -118,7 +118,7 @@ async fn who_asks_again_and_again_is_told_what_is_kept_for_him() {
         messages_max: 1_000,
     });
     let user = UserId::new("ann").expect("a user id");
-    let ask = Ask { shard: 0, key: 0, user, members: Vec::new(), progress: None };
+    let ask = Ask { shard: 0, key: 0, user, members: Vec::new(), progress: None, replaced: None };
     // Each time what is under way is given up.
     let mut asked = 0;
     let backlog = loop {

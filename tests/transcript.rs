@@ -12,7 +12,7 @@ use corecast::base::{
 };
 use corecast::domain::{
     Backlog, Candidate, CloseReason, Gap, KeptMessage, Membership, Open, Outcome, Reach,
-    RingLimits, StreamKey, Streams, StreamsOptions, Vector,
+    RingLimits, SINCE_EVER, Served, StreamKey, Streams, StreamsOptions, Vector,
 };
 use corecast::wire::archive::{Archiver, Audience, Event, MemberKind};
 use corecast::wire::cursor::Cursor;
@@ -228,6 +228,35 @@ fn a_log_that_goes_on_elsewhere() {
     assert!(!bench.streams.is_of_use(&backlog), "it does not reach up to where the log goes on");
 }
 
+#[test]
+fn a_client_of_a_log_that_was_replaced() {
+    let mut old = Bench::new(1);
+    let cursor = cursor_of_a_lost_client(&mut old);
+    old.append(group(0), 1, Audience::Everyone);
+    old.append(group(0), 2, Audience::Everyone);
+    let mut backlog = kept_behind(&old, &cursor, 2);
+    let mut bench = Bench::new(100);
+    let identity = LogIdentity([1, 2, 3]);
+    bench.streams.handle_identity(identity);
+    bench.append(group(0), 0, Audience::Everyone);
+    bench.append(group(0), 1, Audience::Everyone);
+    let parsed = Cursor::parse(&cursor).expect("a cursor");
+    let user = UserId::new("alice").expect("a user id");
+    assert!(bench.streams.knows(&parsed, &user) && bench.streams.beyond_ring(&parsed).is_some());
+    let shape = LogShape { identity, ..SHAPE };
+    let progress = Served::nothing(&shape, &user);
+    let mut checkpoint = progress.clone();
+    checkpoint.raise(group(0), 1);
+    let reach = Reach { progress, checkpoint, is_resumed: true, since: SINCE_EVER };
+    let then = Backlog::new(reach, vec![kept(0)], false);
+    backlog.replaced = bench.streams.replaced(&parsed);
+    backlog.gap = Some(Gap { from: parsed.at(), to: NOON, reason: GapReason::LogReplaced });
+    backlog.then = Some(Box::new(then));
+    let (_, socket) = bench.open_with("alice", Some(&cursor), Some(backlog));
+    bench.append(group(0), 2, Audience::Everyone);
+    check("replaced", &socket);
+}
+
 /// What the store keeps behind this cursor, of the first group partition, below a checkpoint.
 fn kept_behind(bench: &Bench, cursor: &str, checkpoint: u64) -> Backlog {
     let cursor = Cursor::parse(cursor).expect("a cursor");
@@ -236,7 +265,11 @@ fn kept_behind(bench: &Bench, cursor: &str, checkpoint: u64) -> Backlog {
     let mut end = progress.clone();
     end.raise(group(0), checkpoint);
     let reach = Reach { progress, checkpoint: end, is_resumed: true, since };
-    let kept = |offset| KeptMessage {
+    Backlog::new(reach, (first..checkpoint).map(kept).collect(), false)
+}
+
+fn kept(offset: u64) -> KeptMessage {
+    KeptMessage {
         candidate: Candidate {
             broadcast: BroadcastId::new(42).expect("small"),
             position: Some(Position { partition: group(0), offset }),
@@ -245,6 +278,5 @@ fn kept_behind(bench: &Bench, cursor: &str, checkpoint: u64) -> Backlog {
         },
         expires_at: None,
         body: format!("event: MESSAGE\ndata: {{\"offset\":{offset}}}\n\n").into_bytes().into(),
-    };
-    Backlog::new(reach, (first..checkpoint).map(kept).collect(), false)
+    }
 }

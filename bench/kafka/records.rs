@@ -47,6 +47,7 @@ pub fn record(number: usize, audience: For<'_>) -> NewRecord {
         scheduled_at: None,
         expires_at: None,
         attempt: 0,
+        after: None,
     };
     let value = Bytes::from(outgoing.to_json());
     NewRecord { topic, key: key.into(), value, headers: Vec::new() }

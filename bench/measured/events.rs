@@ -112,6 +112,7 @@ fn targeted_records() -> Vec<Record> {
             scheduled_at: None,
             expires_at: Some(EpochMillis(WALL.0 + 86_400_000)),
             attempt: 0,
+            after: None,
         };
         let index = SHAPE.partition_of_user(&user);
         let partition = Partition { topic: Topic::Selected, index };

@@ -1,5 +1,7 @@
 //! Places in the log, and which partition a key belongs to.
 
+use super::BroadcastId;
+
 /// The two topics whose records become events of streams, and one for the dead letters of each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
@@ -115,6 +117,18 @@ impl LogShape {
     /// Where events of this user are.
     pub fn partition_of_user(&self, user: &str) -> u16 {
         partition_of_key(user.as_bytes(), self.selected_partitions)
+    }
+
+    /// Where an event is served: with others of its user, or of its broadcast.
+    pub fn partition_of_event(&self, broadcast: BroadcastId, user: Option<&str>) -> Partition {
+        match user {
+            Some(user) => Partition { topic: Topic::Selected, index: self.partition_of_user(user) },
+            None => {
+                let key = broadcast.to_string();
+                let index = partition_of_key(key.as_bytes(), self.group_partitions);
+                Partition { topic: Topic::Group, index }
+            }
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use shards::{Places, Shards};
 use crate::admin::{AdminState, PublicCalls, serve_admin};
 use crate::base::{LogIdentity, LogShape};
 use crate::control::{
-    Creator, InboxDesk, KeptParts, KeptStore, Signals, Threads, Unfinished, inboxes, run_relay,
+    Creator, InboxDesk, KeptParts, KeptStore, Relay, Signals, Threads, Unfinished, inboxes,
     run_reports,
 };
 use crate::edge::listen;
@@ -217,7 +217,13 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     start_ingest(&threads, log, lanes.clone(), log_lag, health.clone(), &endings);
     say_hello(public_address, admin_address);
     backends.watch(&threads, &health, &endings);
-    threads.spawn(run_relay(creator, backends.is_alone));
+    let relay = Relay {
+        creator,
+        ownership: backends.ownership.clone(),
+        inbox: backends.inbox.clone(),
+        is_alone: backends.is_alone,
+    };
+    threads.spawn(relay.run());
 
     let ended = run_until_signal(&ended).and_then(|()| {
         leaver.leave();

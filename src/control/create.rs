@@ -76,7 +76,7 @@ impl Creator {
         }
         if status == Status::Active {
             under_way.is_owed = true;
-            self.publish(&broadcast, 0).await.map_err(|reason| match reason {
+            self.publish(&broadcast).await.map_err(|reason| match reason {
                 LogError::TooLarge { .. } => CreateError::Log(reason),
                 reason => CreateError::Unpublished { id: broadcast.id, reason },
             })?;
@@ -112,26 +112,22 @@ impl Creator {
         Err(CreateError::NoId)
     }
 
-    /// One record of the group topic, or one a user of the selected topic, in the order of the
-    /// targets from that one on. A part of them is in the log before the next one is begun.
-    pub(super) async fn publish(
-        &self,
-        broadcast: &Broadcast,
-        first: usize,
-    ) -> Result<(), LogError> {
-        if broadcast.target.r#type != TargetType::Selected {
-            let record = self.record(broadcast, None);
-            self.log.append(vec![record]).await?;
-            return Ok(());
-        }
-        for users in broadcast.target.ids[first..].chunks(limits::PUBLISH_RECORDS_MAX) {
-            let records = users.iter().map(|user| self.record(broadcast, Some(user))).collect();
+    /// A part of the records is in the log before the next one is begun.
+    async fn publish(&self, broadcast: &Broadcast) -> Result<(), LogError> {
+        for users in addressees(broadcast).chunks(limits::PUBLISH_RECORDS_MAX) {
+            let records = users.iter().map(|user| self.record(broadcast, *user, None)).collect();
             self.log.append(records).await?;
         }
         Ok(())
     }
 
-    fn record(&self, broadcast: &Broadcast, user: Option<&str>) -> NewRecord {
+    /// `after`: the checkpoint of its partition, if it may be in the log already.
+    pub(super) fn record(
+        &self,
+        broadcast: &Broadcast,
+        user: Option<&str>,
+        after: Option<u64>,
+    ) -> NewRecord {
         let is_group = user.is_none() && broadcast.target.r#type != TargetType::All;
         let value = OutgoingRecord {
             event_id: event_id(broadcast.id, user, EventType::Created),
@@ -154,6 +150,7 @@ impl Creator {
             scheduled_at: broadcast.scheduled_at,
             expires_at: broadcast.expires_at,
             attempt: 0,
+            after,
         };
         let (topic, key) = match user {
             Some(user) => (Topic::Selected, user.to_owned()),
@@ -161,6 +158,15 @@ impl Creator {
         };
         let value = Bytes::from(value.to_json());
         NewRecord { topic, key: Bytes::from(key), value, headers: Vec::new() }
+    }
+}
+
+/// Whose records there are, in order: one a user in the selected topic, or one without a user in
+/// the group topic.
+pub(super) fn addressees(broadcast: &Broadcast) -> Vec<Option<&str>> {
+    match broadcast.target.r#type {
+        TargetType::Selected => broadcast.target.ids.iter().map(|id| Some(id.as_str())).collect(),
+        _ => vec![None],
     }
 }
 

@@ -8,6 +8,6 @@ mod threads;
 
 pub use create::{CreateError, Creator, Unfinished};
 pub use inboxes::{InboxDesk, Inboxes, KeptParts, KeptStore, Unavailable, inboxes};
-pub use relay::run_relay;
+pub use relay::Relay;
 pub use reports::{Handover, run_reports};
 pub use threads::{Signals, Threads};

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use super::vector::Served;
-use crate::base::{BroadcastId, EpochMillis, Partition, Position, UserId};
+use crate::base::{BroadcastId, EpochMillis, LogShape, Partition, Position, UserId};
 use crate::wire::frame::GapReason;
 
 /// A message that may belong to a backlog.
@@ -81,6 +81,9 @@ pub struct Backlog {
     pub is_cut: bool,
     /// Told behind the last message.
     pub gap: Option<Gap>,
+    /// Its positions are those of a log that is no more. What comes then is of this log.
+    pub replaced: Option<LogShape>,
+    pub then: Option<Box<Backlog>>,
 }
 
 /// Something that can no longer be had.
@@ -108,8 +111,17 @@ impl Backlog {
     /// `messages` in their order; `is_cut`: there are more.
     pub fn new(reach: Reach, messages: Vec<KeptMessage>, is_cut: bool) -> Self {
         let Reach { progress, checkpoint, is_resumed, since } = reach;
-        let (messages, gap) = (messages.into(), None);
-        Self { messages, progress, checkpoint, is_resumed, since, is_cut, gap }
+        Self {
+            messages: messages.into(),
+            progress,
+            checkpoint,
+            is_resumed,
+            since,
+            is_cut,
+            gap: None,
+            replaced: None,
+            then: None,
+        }
     }
 
     /// Whether nothing of it is to be told: where the log takes over is where the client stands.

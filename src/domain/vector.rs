@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use crate::base::{LogShape, Partition, Position, Topic};
+use crate::base::{LogShape, Partition, Position, Topic, UserId};
 use crate::wire::cursor::Cursor;
 
 /// The next offset of every partition, group topic first.
@@ -144,10 +144,20 @@ impl Served {
         Self { own_partition, own: vector.selected(own_partition), group: vector.group().into() }
     }
 
+    /// Nothing, of a log of this shape.
+    pub fn nothing(shape: &LogShape, user: &UserId) -> Self {
+        let own_partition = shape.partition_of_user(user.as_str());
+        let group = vec![0; usize::from(shape.group_partitions)].into();
+        Self { own_partition, own: 0, group }
+    }
+
     /// Whether the record at this place lies before it.
     pub fn covers(&self, position: Position) -> bool {
         match position.partition.topic {
-            Topic::Group => position.offset < self.group[usize::from(position.partition.index)],
+            Topic::Group => {
+                let next = self.group.get(usize::from(position.partition.index));
+                next.is_some_and(|next| position.offset < *next)
+            }
             Topic::Selected => {
                 position.partition.index == self.own_partition && position.offset < self.own
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::base::{EpochMillis, LogIdentity, Partition, Position, UserId};
+use crate::base::{EpochMillis, LogIdentity, LogShape, Partition, Position, UserId};
 use crate::domain::{Backlog, Membership, Note, Served};
 use crate::ports::Batch;
 
@@ -62,4 +62,6 @@ pub struct Ask {
     /// What the client has been served, and since when it need not have been: when the backlog
     /// began that it was given before, or `SINCE_EVER`.
     pub progress: Option<(Served, EpochMillis)>,
+    /// The progress is one in this log, which is no more, and of this time.
+    pub replaced: Option<(LogShape, EpochMillis)>,
 }

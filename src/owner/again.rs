@@ -1,12 +1,10 @@
 //! Publishes parked records again, where they are served.
 //!
 //! Design section 6: before that it reads the checkpoint of the destination, then whether the event
-//! stands there already. It publishes only while the log ends less than `AGAIN_RECORDS` above that
-//! checkpoint, and the record carries it as `after`. So an event that is published twice is either
-//! found out here, by what its owner has made durable, or by every node, as a repeat.
+//! stands there already. It publishes only while there is room above that checkpoint
+//! (`ports::Rooms`), and the record carries it as `after`. So an event that is published twice is
+//! either found out here, by what its owner has made durable, or by every node, as a repeat.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,15 +14,14 @@ use tokio::sync::watch;
 use super::BackendError;
 use super::counters::{OwnerCounters, add};
 use super::dead::{DeadClass, DeadLetter, DeadLetters, DeadReason};
-use crate::base::{
-    BroadcastId, LogShape, Partition, Position, Status, TargetType, Topic, UserId, partition_of_key,
-};
+use super::keep::placeless;
+use crate::base::{BroadcastId, LogShape, Partition, Position, Status, TargetType, Topic, UserId};
 use crate::domain::{Aside, Assessor, Effect, Rules, Unserved};
-use crate::limits::log::{AGAIN_RECORDS, ATTEMPT_WAIT, ATTEMPTS};
+use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
 use crate::limits::parking as limits;
 use crate::ports::{
-    Backoff, Bucket, Clock, Inbox, Log, LogError, MovedRecord, Ownership, Parked, Parking,
-    StoreError,
+    Backoff, Bucket, Clock, Delivery, Inbox, InboxWrite, Log, LogError, MovedRecord, Ownership,
+    Parked, Parking, Rooms, StoreError,
 };
 use crate::wire::again::{Again, again};
 
@@ -43,12 +40,6 @@ pub struct Republisher {
     pub unknown_is_for_all: bool,
 }
 
-/// Where a record goes, and how far that partition may still be filled.
-struct Room {
-    checkpoint: u64,
-    left: u64,
-}
-
 /// What a parked record has come to.
 enum Fate {
     /// For nobody any more, or served already.
@@ -57,9 +48,18 @@ enum Fate {
         to: Partition,
         key: Bytes,
         audience: Option<(TargetType, Vec<String>)>,
+        /// What the user's inbox says if the log does not take it.
+        failed: Option<InboxWrite>,
     },
     /// Its broadcast is not known, or not yet.
     Unknown,
+}
+
+/// A record on its way.
+struct Moved {
+    record: MovedRecord,
+    row: Parked,
+    failed: Option<InboxWrite>,
 }
 
 /// The shares of what is parked that go with these partitions of the group topic.
@@ -108,27 +108,23 @@ impl Republisher {
         if rows.is_empty() {
             return Ok(false);
         }
-        // Before it is asked which events stand where they are served: what is found there later
-        // lies above.
-        let checkpoints = self.ownership.checkpoints().await?;
-        let mut rooms = BTreeMap::new();
+        let mut rooms = Rooms::look(&*self.ownership).await?;
         let mut moved = Vec::new();
         let mut is_held_up = false;
         for row in rows {
             match self.fate_of(&row).await? {
                 Fate::Done => self.parking.unpark(&row).await?,
                 Fate::Unknown => self.look_again(&row).await?,
-                Fate::Publish { to, key, audience } => {
-                    let room = self.room(&mut rooms, &checkpoints, to).await?;
-                    if room.left == 0 {
+                Fate::Publish { to, key, audience, failed } => {
+                    let Some(after) = rooms.take(&*self.log, to).await? else {
                         is_held_up = true;
                         continue;
-                    }
-                    room.left -= 1;
+                    };
                     let audience = audience.as_ref().map(|(kind, names)| (*kind, &names[..]));
                     let attempt = row.attempt.saturating_add(1);
-                    let changed = Again { attempt, after: room.checkpoint, audience };
-                    moved.push((record(&row, to, key, &changed)?, row));
+                    let changed = Again { attempt, after, audience };
+                    let record = record(&row, to, key, &changed)?;
+                    moved.push(Moved { record, row, failed });
                 }
             }
         }
@@ -136,19 +132,19 @@ impl Republisher {
         Ok(is_more && !is_held_up)
     }
 
-    async fn publish(&self, moved: Vec<(MovedRecord, Parked)>) -> Result<(), BackendError> {
+    async fn publish(&self, moved: Vec<Moved>) -> Result<(), BackendError> {
         if moved.is_empty() {
             return Ok(());
         }
-        let records = moved.iter().map(|(record, _)| record.clone()).collect();
+        let records = moved.iter().map(|moved| moved.record.clone()).collect();
         let is_refused = match self.log.append_moved(records).await {
             Ok(_) => false,
             Err(LogError::TooLarge { .. } | LogError::Oversized { .. }) => true,
             Err(error) => return Err(error.into()),
         };
-        for (record, row) in moved {
+        for Moved { record, row, failed } in moved {
             if is_refused {
-                self.publish_alone(record, &row).await?;
+                self.publish_alone(record, &row, failed).await?;
             }
             add(&self.counters.published_again, 1);
             self.parking.unpark(&row).await?;
@@ -158,10 +154,16 @@ impl Republisher {
 
     /// Of records that are refused together, one at a time may be taken. One that has grown beyond
     /// what the broker takes is a dead letter.
-    async fn publish_alone(&self, record: MovedRecord, row: &Parked) -> Result<(), BackendError> {
+    async fn publish_alone(
+        &self,
+        record: MovedRecord,
+        row: &Parked,
+        failed: Option<InboxWrite>,
+    ) -> Result<(), BackendError> {
         match self.log.append_moved(vec![record]).await {
             Ok(_) => Ok(()),
             Err(error @ (LogError::TooLarge { .. } | LogError::Oversized { .. })) => {
+                self.inbox.write_inbox(failed.as_slice()).await?;
                 self.bury(row, DeadClass::BadRecord, error.to_string()).await
             }
             Err(error) => Err(error.into()),
@@ -207,40 +209,14 @@ impl Republisher {
             _ => None,
         };
         let (to, key) = self.destination(id, aside.user.as_ref());
-        Ok(Fate::Publish { to, key, audience })
+        let failed = placeless(&aside, &row.record, Delivery::Failed);
+        Ok(Fate::Publish { to, key, audience, failed })
     }
 
     fn destination(&self, id: BroadcastId, user: Option<&UserId>) -> (Partition, Bytes) {
-        let shape = &self.rules.shape;
-        match user {
-            Some(user) => {
-                let index = shape.partition_of_user(user.as_str());
-                let key = Bytes::copy_from_slice(user.as_str().as_bytes());
-                (Partition { topic: Topic::Selected, index }, key)
-            }
-            None => {
-                let key = Bytes::from(id.to_string());
-                let index = partition_of_key(&key, shape.group_partitions);
-                (Partition { topic: Topic::Group, index }, key)
-            }
-        }
-    }
-
-    /// How far a partition may be filled in this pass.
-    async fn room<'a>(
-        &self,
-        rooms: &'a mut BTreeMap<Partition, Room>,
-        checkpoints: &BTreeMap<Partition, u64>,
-        to: Partition,
-    ) -> Result<&'a mut Room, LogError> {
-        if let Entry::Vacant(room) = rooms.entry(to) {
-            let bounds = self.log.bounds(to).await?;
-            // Without a checkpoint its owner begins at the start.
-            let checkpoint = checkpoints.get(&to).copied().unwrap_or(bounds.start);
-            let full = checkpoint.saturating_add(AGAIN_RECORDS);
-            room.insert(Room { checkpoint, left: full.saturating_sub(bounds.end) });
-        }
-        Ok(rooms.get_mut(&to).expect("it was made above"))
+        let user = user.map(UserId::as_str);
+        let key = user.map_or_else(|| id.to_string(), str::to_owned);
+        (self.rules.shape.partition_of_event(id, user), Bytes::from(key))
     }
 
     /// Whom an older producer's group event is for.
@@ -309,7 +285,5 @@ pub async fn stands(
     let Some(user) = aside.user.as_ref().filter(|_| aside.has_row) else {
         return parking.is_served(aside.kept.event).await;
     };
-    let before = id.get().checked_sub(1).and_then(BroadcastId::new);
-    let rows = inbox.inbox(user, before, 1).await?;
-    Ok(rows.first().is_some_and(|row| row.broadcast == id && row.place.is_some()))
+    Ok(inbox.row(user, id).await?.is_some_and(|row| row.place.is_some()))
 }

@@ -26,7 +26,9 @@ struct Held {
 pub struct Kept {
     pub partition: Partition,
     pub tenure: Tenure,
-    pub next: u64,
+    /// Everything below is durable when it is taken into work.
+    from: u64,
+    next: u64,
 }
 
 /// Partitions of the topics that are served, and records that are not durable yet: theirs, and
@@ -88,18 +90,21 @@ impl Holdings {
         if held.is_in_work || batch.next <= held.next {
             return None;
         }
+        let from = std::mem::replace(&mut held.next, batch.next);
         held.is_in_work = true;
-        held.next = batch.next;
         held.end = batch.end;
-        Some(Kept { partition: batch.partition, tenure: held.tenure, next: batch.next })
+        Some(Kept { partition: batch.partition, tenure: held.tenure, from, next: batch.next })
     }
 
-    /// A batch is durable.
+    /// A batch is durable. Of one from before a skip, or before the partition was begun anew,
+    /// nothing follows: what lies between may not be durable.
     pub fn handle_kept(&mut self, kept: Kept) {
-        let held = self.held.get_mut(&kept.partition);
-        if let Some(held) = held.filter(|held| held.tenure == kept.tenure) {
+        let Kept { partition, tenure, from, next } = kept;
+        let is_in_work =
+            |held: &&mut Held| (held.tenure, held.done, held.next) == (tenure, from, next);
+        if let Some(held) = self.held.get_mut(&partition).filter(is_in_work) {
             held.is_in_work = false;
-            held.done = held.done.max(kept.next);
+            held.done = next;
         }
     }
 
@@ -117,7 +122,10 @@ impl Holdings {
         let held = self.held.get_mut(&mark.partition);
         match (commit, held.filter(|held| held.tenure == mark.tenure)) {
             (Commit::Done, Some(held)) => {
-                held.committed = held.committed.max(mark.next);
+                // A mark from before a skip back says nothing of the log as it is now.
+                if mark.next <= held.done {
+                    held.committed = held.committed.max(mark.next);
+                }
                 false
             }
             (Commit::Lost, Some(_)) => {
@@ -134,6 +142,7 @@ impl Holdings {
         held.next = next;
         held.done = next;
         held.committed = held.committed.min(next);
+        held.is_in_work = false;
         true
     }
 
@@ -150,5 +159,101 @@ impl Holdings {
             }
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Topic;
+
+    const PARTITION: Partition = Partition { topic: Topic::Group, index: 0 };
+
+    fn batch(next: u64) -> Batch {
+        Batch { partition: PARTITION, records: Vec::new(), next, end: 100 }
+    }
+
+    /// Holds the partition from its checkpoint on.
+    fn holdings(checkpoint: u64) -> Holdings {
+        let mut holdings = Holdings::default();
+        begin(&mut holdings, checkpoint);
+        holdings
+    }
+
+    fn begin(holdings: &mut Holdings, checkpoint: u64) {
+        let came = holdings.handle_owned([(PARTITION, Tenure(1))].into());
+        assert_eq!(came, [PARTITION]);
+        holdings.handle_start(PARTITION, Some(checkpoint), Bounds { start: 0, end: 100 });
+    }
+
+    fn done(holdings: &Holdings) -> Option<u64> {
+        holdings.marks().first().map(|mark| mark.next)
+    }
+
+    fn is_idle(holdings: &Holdings) -> bool {
+        !holdings.wants().is_empty()
+    }
+
+    #[test]
+    fn a_mark_rises_with_each_batch() {
+        let mut holdings = holdings(10);
+        for next in [20, 30] {
+            let kept = holdings.handle_batch(&batch(next)).expect("it was wanted");
+            assert!(!is_idle(&holdings) && holdings.handle_batch(&batch(next + 1)).is_none());
+            holdings.handle_kept(kept);
+            assert!(is_idle(&holdings));
+            assert_eq!(done(&holdings), Some(next));
+        }
+    }
+
+    #[test]
+    fn a_batch_from_before_a_skip_moves_no_mark() {
+        // Behind what was in work, into the midst of it, and before it: the log is another one.
+        for next in [50, 15, 3] {
+            let mut holdings = holdings(10);
+            let kept = holdings.handle_batch(&batch(20)).expect("it was wanted");
+            assert!(holdings.skip(PARTITION, next));
+            assert!(is_idle(&holdings), "what follows is to be read");
+            let marks = holdings.marks();
+            holdings.handle_kept(kept);
+            assert_eq!(holdings.marks(), marks, "{next}");
+            let again = holdings.handle_batch(&batch(60)).expect("it was wanted");
+            holdings.handle_kept(kept);
+            assert!(!is_idle(&holdings), "{next}: another batch is in work");
+            holdings.handle_kept(again);
+            assert_eq!(done(&holdings), Some(60));
+        }
+    }
+
+    #[test]
+    fn a_mark_from_before_a_skip_back_keeps_no_later_one_from_being_committed() {
+        let mut holdings = holdings(10);
+        let kept = holdings.handle_batch(&batch(50)).expect("it was wanted");
+        holdings.handle_kept(kept);
+        let under_way = holdings.marks();
+        assert!(holdings.skip(PARTITION, 0));
+        assert!(!holdings.handle_commit(under_way[0], Commit::Done));
+        let kept = holdings.handle_batch(&batch(20)).expect("it was wanted");
+        holdings.handle_kept(kept);
+        assert_eq!(done(&holdings), Some(20));
+        assert!(!holdings.handle_commit(holdings.marks()[0], Commit::Done));
+        assert_eq!(holdings.marks(), [], "it is committed");
+    }
+
+    #[test]
+    fn a_batch_from_before_a_new_start_moves_no_mark() {
+        // The same tenure: at a checkpoint from before, and at the same with a smaller batch.
+        for (checkpoint, next) in [(5, 20), (10, 15)] {
+            let mut holdings = holdings(10);
+            let kept = holdings.handle_batch(&batch(20)).expect("it was wanted");
+            let mark = Mark { partition: PARTITION, tenure: Tenure(1), next: 10 };
+            assert!(holdings.handle_commit(mark, Commit::Lost));
+            begin(&mut holdings, checkpoint);
+            let again = holdings.handle_batch(&batch(next)).expect("it was wanted");
+            holdings.handle_kept(kept);
+            assert!(!is_idle(&holdings), "{next}: another batch is in work");
+            holdings.handle_kept(again);
+            assert_eq!(done(&holdings), Some(next));
+        }
     }
 }

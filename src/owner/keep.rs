@@ -216,7 +216,7 @@ fn again(kept: &Kept) -> Option<Uuid> {
 }
 
 /// What the inbox says of an event that is not served where it stands.
-fn placeless(aside: &Aside, record: &Record, delivery: Delivery) -> Option<InboxWrite> {
+pub fn placeless(aside: &Aside, record: &Record, delivery: Delivery) -> Option<InboxWrite> {
     let user = aside.user.clone().filter(|_| aside.has_row)?;
     Some(InboxWrite {
         user,

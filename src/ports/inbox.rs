@@ -88,6 +88,17 @@ pub trait Inbox: Send + Sync {
         limit: usize,
     ) -> Result<Vec<InboxRow>, StoreError>;
 
+    /// The row of one broadcast.
+    async fn row(
+        &self,
+        user: &UserId,
+        broadcast: BroadcastId,
+    ) -> Result<Option<InboxRow>, StoreError> {
+        let before = broadcast.get().checked_sub(1).and_then(BroadcastId::new);
+        let rows = self.inbox(user, before, 1).await?;
+        Ok(rows.into_iter().find(|row| row.broadcast == broadcast))
+    }
+
     /// Idempotent: the place is the key.
     async fn write_group(&self, rows: &[GroupRow]) -> Result<(), StoreError>;
 

@@ -11,6 +11,7 @@ mod inbox;
 mod log;
 mod ownership;
 mod parking;
+mod rooms;
 mod store;
 
 pub use backoff::Backoff;
@@ -25,4 +26,5 @@ pub use log::{
 };
 pub use ownership::{Commit, Mark, Owned, Ownership, Standing, Tenure};
 pub use parking::{Bucket, Parked, Parking};
+pub use rooms::Rooms;
 pub use store::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};

@@ -205,12 +205,18 @@ impl Core {
             },
             None => None,
         };
+        let replaced = request
+            .cursor
+            .as_ref()
+            .and_then(|cursor| Some((self.streams.replaced(cursor)?, cursor.at())));
         // What is known of the user goes first: a page that is loaded again has just gone.
         self.streams.handle_user_back(&handed.request.user, is_gone);
         self.keeping.look(set, &mut self.streams, now);
         self.keeping.tell(&self.reports);
         let handed = Box::new(handed);
-        if let Err(handed) = self.keeping.ask(self.number, handed, progress, &self.reports, now) {
+        if let Err(handed) =
+            self.keeping.ask(self.number, handed, (progress, replaced), &self.reports, now)
+        {
             self.refuse(door, set, *handed, now);
         }
     }

@@ -156,6 +156,9 @@ pub struct OutgoingRecord<'a> {
     pub expires_at: Option<EpochMillis>,
     #[serde(skip_serializing_if = "is_zero")]
     pub attempt: u32,
+    /// Published again: the checkpoint of its partition at that time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
 }
 
 impl OutgoingRecord<'_> {

@@ -8,6 +8,8 @@ use std::rc::Rc;
 use corecast::base::{BroadcastId, Position, Topic, UserId};
 use corecast::wire::cursor::Cursor;
 
+use crate::sky::{REPLACED, REPLACED_START, SHAPE};
+
 /// The kernel between a stream and its client. Shared by both ends.
 pub type Socket = Rc<RefCell<Kernel>>;
 
@@ -112,8 +114,12 @@ pub fn said(data: &str) -> Said {
     Said { broadcast, user, content }
 }
 
-/// Whether each component of the later cursor is at least that of the earlier one.
+/// Whether each component of the later cursor is at least that of the earlier one, if they are of
+/// one log.
 pub fn never_falls(earlier: &Cursor, later: &Cursor) -> bool {
+    if earlier.shape != later.shape {
+        return earlier.shape == SHAPE && later.shape == REPLACED;
+    }
     earlier.own <= later.own && earlier.group.iter().zip(&later.group).all(|(old, new)| old <= new)
 }
 
@@ -126,4 +132,9 @@ pub fn is_covered(cursor: &Cursor, position: Position) -> bool {
         }
         Topic::SelectedDead | Topic::GroupDead => false,
     }
+}
+
+/// Whether the cursor is one of the log in which this place is.
+pub fn is_of_log(cursor: &Cursor, position: Position) -> bool {
+    (cursor.shape == REPLACED) == (position.offset >= REPLACED_START)
 }

@@ -18,6 +18,8 @@ pub struct Counter {
     random: Random,
     now: Moment,
     pub has_faults: bool,
+    /// Of the log as it is now.
+    pub shape: LogShape,
     bounds: BTreeMap<Partition, Bounds>,
     flying: Vec<(Moment, MovedRecord)>,
     /// How often what has arrived was taken into the log.
@@ -34,6 +36,7 @@ impl Desk {
             random,
             now: BEGIN,
             has_faults: true,
+            shape: SHAPE,
             bounds: BTreeMap::new(),
             flying: Vec::new(),
             taken: 0,
@@ -100,7 +103,7 @@ impl Counter {
 #[async_trait]
 impl Log for Desk {
     async fn shape(&self) -> Result<LogShape, LogError> {
-        Ok(SHAPE)
+        Ok(self.lock().shape)
     }
 
     async fn bounds(&self, partition: Partition) -> Result<Bounds, LogError> {

@@ -104,6 +104,14 @@ impl Groups {
 }
 
 impl Table {
+    /// The topics are deleted, and everything that was said of them.
+    pub fn forget_all(&mut self) {
+        self.members.clear();
+        self.assigned.clear();
+        self.committed.clear();
+        self.flying.clear();
+    }
+
     pub fn committed(&self) -> &BTreeMap<Partition, u64> {
         &self.committed
     }

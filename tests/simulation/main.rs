@@ -49,6 +49,10 @@ const MUST_HAPPEN: &[&str] = &[
     "repeats",
     "records that nobody serves",
     "trims",
+    "logs that were replaced",
+    "resumes in a log that is no more",
+    "messages of a log that is no more",
+    "gaps",
     "nodes that fell behind the log's start",
     "checkpoints below the log",
     // Owners.
@@ -119,7 +123,11 @@ fn run_all(seeds: std::ops::Range<u64>) -> Seen {
                         break;
                     }
                     let mut world = World::new(seed, Faults::ALL);
-                    world.run_safety(600);
+                    world.run_safety(400);
+                    if seed.is_multiple_of(2) {
+                        world.replace_log();
+                    }
+                    world.run_safety(300);
                     world.run_liveness();
                     total.lock().expect("no worker failed").add(&world.seen());
                 }

@@ -8,11 +8,12 @@
 use std::collections::BTreeMap;
 
 use corecast::base::{Position, Topic};
-use corecast::domain::Backlog;
+use corecast::domain::{Backlog, Served};
 use corecast::ports::Delivery;
 use corecast::wire::cursor::Cursor;
 
 use crate::client::{self, Block};
+use crate::sky::{REPLACED, REPLACED_START};
 use crate::store::Landed;
 use crate::world::{CLIENTS, Connection, World};
 
@@ -46,23 +47,38 @@ impl World {
             let his = his.filter(|(_, sent)| sent.names.admit(&client.user, &client.roles));
             client.missing.extend(his.map(|(position, _)| position));
         }
+        let is_old =
+            |position: &Position| self.shape == REPLACED && position.offset < REPLACED_START;
+        let checkpoint = match (&backlog.replaced, &backlog.then) {
+            (None, _) => Some(&backlog.checkpoint),
+            (Some(_), then) => then.as_ref().map(|then| &then.checkpoint),
+        };
         // What lies behind the checkpoint comes from the log, whoever had it.
         client.missing.retain(|position| {
             let sent = self.truth.at(*position);
             if sent.has_ended(wall) {
                 return false;
             }
-            if !backlog.checkpoint.covers(*position) {
+            let is_behind =
+                |checkpoint: &Served| !is_old(position) && !checkpoint.covers(*position);
+            if checkpoint.is_none_or(is_behind) && !is_old(position) {
                 return true;
+            }
+            let is_group = sent.names.user().is_none();
+            if is_old(position) && is_group && !backlog.is_resumed {
+                // Who comes without a cursor is not looked for in a log that is no more.
+                return false;
             }
             let row = sent.names.user().and_then(|user| shelves.row(user, sent.broadcast));
             let delivered_at = row.and_then(|row| row.delivered_at);
             let is_delivered = delivered_at.is_some_and(|at| match backlog.is_resumed {
+                // No progress tells of it.
+                true if is_old(position) && backlog.replaced.is_none() => true,
                 // Of another device, before this one began.
                 true => at < backlog.since,
                 false => true,
             });
-            let stored = shelves.cursor_of(&client.user, position.partition);
+            let stored = shelves.cursor_of(&client.user, self.shape.identity, position.partition);
             let is_group = position.partition.topic == Topic::Group;
             let is_served = is_group && !backlog.is_resumed && position.offset < stored;
             sent.is_kept && !is_delivered && !is_served
@@ -88,6 +104,13 @@ impl World {
                 }
             }
             Some("MESSAGE") => self.take_message(number, &block),
+            Some("GAP") => {
+                let id = block.id.as_ref().expect("GAP has an id");
+                let last = client.last_id.as_ref().expect("CONNECTED came first");
+                let is_needed = last.shape != id.shape && block.data.contains("LOG_REPLACED");
+                assert!(is_needed, "seed {seed}: a gap for client {number}: {}", block.data);
+                self.seen.note("gaps");
+            }
             Some(other) => panic!("seed {seed}: unexpected event {other}"),
         }
         if let Some(id) = block.id {
@@ -111,13 +134,22 @@ impl World {
         let in_time = sent.expires_at.is_none_or(|at| block.begun_at < at.0);
         assert!(in_time, "seed {seed}: {position:?} was begun after its expiry");
         let id = block.id.as_ref().expect("MESSAGE has an id");
-        assert!(client::is_covered(id, position), "seed {seed}: the id misses its event");
         let last = client.last_id.as_ref().expect("CONNECTED came first");
-        assert!(
-            !client::is_covered(last, position),
-            "seed {seed}: client {number} got {position:?} behind a cursor that covers it"
-        );
-        assert!(client.got.insert(position), "seed {seed}: {position:?} twice to client {number}");
+        let is_new = client.got.insert(position);
+        if client::is_of_log(id, position) {
+            assert!(client::is_covered(id, position), "seed {seed}: the id misses its event");
+            assert!(
+                !client::is_covered(last, position),
+                "seed {seed}: client {number} got {position:?} behind a cursor that covers it"
+            );
+            assert!(is_new, "seed {seed}: {position:?} twice to client {number}");
+        } else {
+            // No cursor of this log tells of it.
+            assert!(id.backlog && sent.names.user().is_some(), "seed {seed}: {position:?}");
+        }
+        if self.shape == REPLACED && position.offset < REPLACED_START {
+            self.seen.note("messages of a log that is no more");
+        }
         client.missing.remove(&position);
         let person = self.people.get_mut(user).expect("a person");
         match person.arrived.get(&position) {
@@ -126,6 +158,7 @@ impl World {
             Some(_) => self.seen.note("messages to a second device"),
         }
         if id.backlog {
+            assert!(sent.is_kept, "seed {seed}: {position:?} was for who was here");
             self.seen.note("messages of backlogs");
         }
     }
@@ -136,7 +169,9 @@ impl World {
         // Nothing of the audience lies between the last cursor and this one, but the event itself.
         let before = client.last_id.as_ref();
         for skipped in &client.missing {
-            let is_new = client::is_covered(&id, *skipped)
+            let is_told = client::is_of_log(&id, *skipped) || !id.backlog;
+            let is_new = is_told
+                && client::is_covered(&id, *skipped)
                 && before.is_none_or(|last| !client::is_covered(last, *skipped));
             assert!(
                 !is_new || self.truth.at(*skipped).has_ended(wall),
@@ -225,6 +260,7 @@ impl World {
                 }
                 Landed::Cursor { user, partition, from, next } => {
                     let person = &self.people[&user];
+                    let from = if next >= REPLACED_START { from.max(REPLACED_START) } else { from };
                     for (position, sent) in self.truth.between(partition, from, next) {
                         let is_his = sent.names.admit(&user, &person.roles) && sent.is_kept;
                         assert!(
@@ -269,7 +305,10 @@ impl World {
                 if !is_his || sent.has_ended(wall) {
                     continue;
                 }
-                assert!(person.knows(position), "seed {seed}: {user} never got {position:?}");
+                let is_old = self.shape == REPLACED && position.offset < REPLACED_START;
+                let is_lost = is_old && sent.names.user().is_none();
+                let knows = person.knows(position) || is_lost;
+                assert!(knows, "seed {seed}: {user} never got {position:?}");
                 if sent.names.user().is_some() {
                     let row = shelves.row(user, sent.broadcast).expect("it is kept");
                     let is_sound =

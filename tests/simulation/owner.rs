@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use corecast::base::{Moment, Partition};
+use corecast::base::{LogShape, Moment, Partition};
 use corecast::owner::{
     BackendError, Holdings, Keeper, Kept, LogNames, Owner, OwnerCounters, Republisher, Rows,
     buckets_of,
@@ -47,6 +47,7 @@ type Checkpoints = Result<BTreeMap<Partition, u64>, LogError>;
 
 impl OwnerWork {
     pub fn new(
+        shape: LogShape,
         member: Arc<Membership>,
         store: &FakeStore,
         desk: &Desk,
@@ -58,7 +59,7 @@ impl OwnerWork {
             store: Arc::new(store.clone()),
             inbox: Arc::new(store.clone()),
             parking: Arc::new(store.clone()),
-            dead_letters: Arc::new(ShapeOfLog),
+            dead_letters: Arc::new(ShapeOfLog(shape)),
             clock,
             names: LogNames::default(),
             retention: RETENTION,
@@ -68,12 +69,12 @@ impl OwnerWork {
         };
         Self {
             holdings: Holdings::default(),
-            keeper: Arc::new(Keeper::new(&owner, SHAPE)),
+            keeper: Arc::new(Keeper::new(&owner, shape)),
             member,
             keeping: Vec::new(),
             committing: None,
             coming: None,
-            republisher: Arc::new(owner.republisher(SHAPE)),
+            republisher: Arc::new(owner.republisher(shape)),
             publishing: None,
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use corecast::base::{Moment, UserId};
+use corecast::base::{LogShape, Moment, UserId};
 use corecast::control::{KeptParts, KeptStore, Unavailable};
 use corecast::domain::{Backlog, Note};
 use corecast::lane::Ask;
@@ -30,13 +30,14 @@ type Telling = (Arc<Vec<Note>>, Task<Result<(), Unavailable>>);
 
 impl Serving {
     pub fn new(
+        shape: LogShape,
         member: Arc<Membership>,
         store: &FakeStore,
         clock: Arc<dyn Clock>,
         messages_max: usize,
     ) -> Self {
         let kept = Arc::new(KeptStore::new(KeptParts {
-            log: Arc::new(ShapeOfLog),
+            log: Arc::new(ShapeOfLog(shape)),
             ownership: member,
             inbox: Arc::new(store.clone()),
             clock,

@@ -14,6 +14,10 @@ use corecast::ports::{
 pub const SHAPE: LogShape =
     LogShape { identity: LogIdentity([7, 7, 7]), selected_partitions: 3, group_partitions: 2 };
 
+/// The log that replaces it, and the first offset there: places in the two differ.
+pub const REPLACED: LogShape = LogShape { identity: LogIdentity([8, 8, 8]), ..SHAPE };
+pub const REPLACED_START: u64 = 1 << 32;
+
 /// The world begins at this moment, two minutes and a half before an hour is full, so that cursors
 /// of both hours are met.
 pub const BEGIN: Moment = Moment(1_000_000);
@@ -62,7 +66,7 @@ impl<T> Task<T> {
 
 /// Nothing is published, fetched or read back through it: nodes are handed records of the world's
 /// log.
-pub struct ShapeOfLog;
+pub struct ShapeOfLog(pub LogShape);
 
 #[async_trait]
 impl DeadLetterRows for ShapeOfLog {
@@ -91,11 +95,12 @@ impl DeadLetterRows for ShapeOfLog {
 #[async_trait]
 impl Log for ShapeOfLog {
     async fn shape(&self) -> Result<LogShape, LogError> {
-        Ok(SHAPE)
+        Ok(self.0)
     }
 
     async fn bounds(&self, _: Partition) -> Result<Bounds, LogError> {
-        Ok(Bounds { start: 0, end: 0 })
+        let start = if self.0 == REPLACED { REPLACED_START } else { 0 };
+        Ok(Bounds { start, end: start })
     }
 
     async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use corecast::base::{BroadcastId, EpochMillis, Moment, Partition};
+use corecast::base::{BroadcastId, EpochMillis, LogShape, Moment, Partition};
 use corecast::control::Unavailable;
 use corecast::domain::{Backlog, CloseReason, Membership, Note, Open, Outcome, Served};
 use corecast::lane::Ask;
@@ -55,19 +55,21 @@ impl World {
         }
         let shard = usize::from(owner);
         let Some(cursor) = self.clients[number].last_id.clone() else {
-            return self.ask(number, (node, shard), None);
+            return self.ask(number, (node, shard), None, None);
         };
         let beyond = self.nodes[node].shards[shard].streams.beyond_ring(&cursor);
         if beyond.is_none() {
             return self.open(number, (node, shard), Some(cursor), None);
         }
+        let replaced = self.nodes[node].shards[shard].streams.replaced(&cursor);
         let what = match (cursor.backlog, cursor.hours) {
+            _ if replaced.is_some() => "resumes in a log that is no more",
             (true, 0) => "resumes in the middle of what the ring had lost",
             (true, _) => "flagged resumes",
             (false, _) => "resumes from before the ring",
         };
         self.seen.note(what);
-        self.ask(number, (node, shard), beyond);
+        self.ask(number, (node, shard), beyond, replaced.map(|shape| (shape, cursor.at())));
     }
 
     fn ask(
@@ -75,14 +77,15 @@ impl World {
         number: usize,
         (node, shard): (usize, usize),
         progress: Option<(Served, EpochMillis)>,
+        replaced: Option<(LogShape, EpochMillis)>,
     ) {
         let client = &self.clients[number];
-        let shelves = self.store.lock();
+        let (shelves, log) = (self.store.lock(), self.shape.identity);
         let before = Before {
             delivered: shelves.delivered_of(&client.user),
             groups: SHAPE
                 .all_partitions()
-                .map(|partition| (partition, shelves.cursor_of(&client.user, partition)))
+                .map(|partition| (partition, shelves.cursor_of(&client.user, log, partition)))
                 .collect(),
         };
         drop(shelves);
@@ -92,6 +95,7 @@ impl World {
             user: client.user.clone(),
             members: members(&client.roles),
             progress,
+            replaced,
         });
         let until = self.now.plus(limits::ASK_TIME);
         let asking = Asking { node, shard, task, answer: None, until, before };
@@ -142,7 +146,7 @@ impl World {
         if !backlog.is_resumed {
             for message in &backlog.messages {
                 let candidate = message.candidate;
-                let place = candidate.position.expect("it is of this log");
+                let Some(place) = candidate.position else { continue };
                 let is_noted = match candidate.row {
                     Some(row) => asking.before.delivered.contains(&row.broadcast),
                     None => false,
@@ -157,6 +161,10 @@ impl World {
                     client.user
                 );
             }
+        }
+        if !backlog.is_resumed {
+            // What it has presented was as good as nothing.
+            self.clients[number].last_id = None;
         }
         self.begin_chain(number, &backlog);
         let cursor = self.clients[number].last_id.clone();

@@ -27,7 +27,7 @@ use crate::sky::wall_at;
 pub enum Piece {
     Inbox(InboxWrite),
     Group(GroupRow),
-    Cursor { user: UserId, partition: Partition, next: u64 },
+    Cursor { user: UserId, log: LogIdentity, partition: Partition, next: u64 },
     Claim(Box<Broadcast>),
     Park(Box<Parked>),
     Unpark(Key),
@@ -62,7 +62,7 @@ pub struct Shelves {
     pub has_faults: bool,
     inbox: BTreeMap<(UserId, BroadcastId), Stored>,
     groups: BTreeMap<(Partition, u64), GroupRow>,
-    cursors: BTreeMap<(UserId, Partition), u64>,
+    cursors: BTreeMap<(UserId, [u8; 3], Partition), u64>,
     contents: BTreeMap<BroadcastId, Content>,
     pub parked: BTreeMap<Key, Parked>,
     unparked: BTreeSet<Key>,
@@ -203,8 +203,8 @@ impl Shelves {
         delivered.map(|((_, broadcast), _)| *broadcast).collect()
     }
 
-    pub fn cursor_of(&self, user: &UserId, partition: Partition) -> u64 {
-        self.cursors.get(&(user.clone(), partition)).copied().unwrap_or(0)
+    pub fn cursor_of(&self, user: &UserId, log: LogIdentity, partition: Partition) -> u64 {
+        self.cursors.get(&(user.clone(), log.0, partition)).copied().unwrap_or(0)
     }
 
     /// What creating a broadcast has made durable before its records are published.
@@ -264,8 +264,8 @@ impl Shelves {
                 assert_eq!(stored.broadcast, row.broadcast, "a place says one thing");
                 stored.keep_until = stored.keep_until.max(row.keep_until);
             }
-            Piece::Cursor { user, partition, next } => {
-                let stored = self.cursors.entry((user.clone(), partition)).or_default();
+            Piece::Cursor { user, log, partition, next } => {
+                let stored = self.cursors.entry((user.clone(), log.0, partition)).or_default();
                 let from = *stored;
                 if next > from {
                     *stored = next;
@@ -372,11 +372,12 @@ impl Inbox for FakeStore {
     async fn write_cursor(
         &self,
         user: &UserId,
-        _: LogIdentity,
+        log: LogIdentity,
         next: &[(Partition, u64)],
     ) -> Result<(), StoreError> {
         let piece = |(partition, next): &(Partition, u64)| Piece::Cursor {
             user: user.clone(),
+            log,
             partition: *partition,
             next: *next,
         };
@@ -386,12 +387,13 @@ impl Inbox for FakeStore {
     async fn cursor(
         &self,
         user: &UserId,
-        _: LogIdentity,
+        log: LogIdentity,
     ) -> Result<Vec<(Partition, u64)>, StoreError> {
         let user = user.clone();
         self.read(move |shelves| {
-            let own = shelves.cursors.iter().filter(|((other, _), _)| *other == user);
-            own.map(|((_, partition), next)| (*partition, *next)).collect()
+            let of = |(other, of, _): &(UserId, [u8; 3], Partition)| *other == user && *of == log.0;
+            let own = shelves.cursors.iter().filter(|(key, _)| of(key));
+            own.map(|((.., partition), next)| (*partition, *next)).collect()
         })
         .await
     }

@@ -152,6 +152,7 @@ impl World {
             scheduled_at: None,
             expires_at: broadcast.expires_at,
             attempt: 0,
+            after: None,
         };
         Bytes::from(value.to_json())
     }

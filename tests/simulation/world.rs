@@ -9,7 +9,7 @@ use std::hash::Hasher as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use corecast::base::{EpochMillis, Moment, Partition, Position, UserId};
+use corecast::base::{EpochMillis, LogShape, Moment, Partition, Position, UserId};
 use corecast::domain::{CloseReason, RingLimits, StreamKey, StreamsOptions};
 use corecast::ports::Bounds;
 use corecast::wire::cursor::Cursor;
@@ -23,7 +23,7 @@ use crate::owner::{OwnerWork, quiet_after};
 use crate::random::{Random, Seen};
 use crate::records::{Log, Truth};
 use crate::serving::Serving;
-use crate::sky::{BEGIN, SHAPE, Time, wall_at};
+use crate::sky::{BEGIN, REPLACED, REPLACED_START, SHAPE, Time, wall_at};
 use crate::sockets::Asking;
 use crate::store::FakeStore;
 
@@ -100,6 +100,8 @@ pub struct World {
     pub faults: Faults,
     pub now: Moment,
     clock: Arc<Time>,
+    /// Of the log as it is now.
+    pub shape: LogShape,
     pub log: Log,
     pub truth: Truth,
     pub store: FakeStore,
@@ -137,6 +139,7 @@ impl World {
             faults,
             now: BEGIN,
             clock: Arc::default(),
+            shape: SHAPE,
             log: Log::new(),
             truth: Truth::default(),
             store,
@@ -190,11 +193,7 @@ impl World {
     /// No more faults: all is kept, everybody comes back, and has everything.
     pub fn run_liveness(&mut self) {
         self.faults = Faults::NONE;
-        self.store.lock().has_faults = false;
-        self.groups.lock().has_faults = false;
-        self.desk.lock().has_faults = false;
-        let quiet = quiet_after(self.now);
-        self.pass_time(quiet.since(self.now));
+        self.set_faults(false);
         for partition in SHAPE.all_partitions() {
             self.append_unserved(partition);
         }
@@ -220,6 +219,17 @@ impl World {
             self.check_complete(client);
         }
         self.check_people();
+    }
+
+    /// Whether store and coordinator have faults. What earlier ones have put off has then come.
+    fn set_faults(&mut self, has_faults: bool) {
+        self.store.lock().has_faults = has_faults;
+        self.groups.lock().has_faults = has_faults;
+        self.desk.lock().has_faults = has_faults;
+        if !has_faults {
+            let quiet = quiet_after(self.now);
+            self.pass_time(quiet.since(self.now));
+        }
     }
 
     pub fn seen(&self) -> Seen {
@@ -294,7 +304,8 @@ impl World {
         }
         let groups = self.groups.lock();
         SHAPE.all_partitions().all(|partition| {
-            groups.committed().get(&partition).copied().unwrap_or(0) == self.log.end(partition)
+            let next = groups.committed().get(&partition).copied();
+            next.unwrap_or(self.log.start(partition)) == self.log.end(partition)
         })
     }
 
@@ -386,7 +397,7 @@ impl World {
     fn start_node(&mut self, before: u16) -> Node {
         let shards = 1 + (before + self.random.below(3) as u16) % SHARDS_MAX;
         let options = StreamsOptions {
-            shape: SHAPE,
+            shape: self.shape,
             ring: self.ring,
             streams_max: CLIENTS,
             heartbeat: Duration::from_secs(5),
@@ -395,8 +406,8 @@ impl World {
         };
         let member = Arc::new(self.groups.join());
         let (store, clock) = (&self.store, self.clock.clone());
-        let owner = OwnerWork::new(member.clone(), store, &self.desk, clock.clone());
-        let serving = Serving::new(member, store, clock, self.piece);
+        let owner = OwnerWork::new(self.shape, member.clone(), store, &self.desk, clock.clone());
+        let serving = Serving::new(self.shape, member, store, clock, self.piece);
         let parts = Parts { owner, serving };
         Node::start(shards, options, parts, &self.log, &mut self.random, self.now)
     }
@@ -456,8 +467,31 @@ impl World {
         }
     }
 
+    /// Once all that the log held has been kept, another one stands in its place. Every node ends
+    /// and starts again, and every client comes back with what it has.
+    pub fn replace_log(&mut self) {
+        let faults = std::mem::replace(&mut self.faults, Faults::NONE);
+        self.set_faults(false);
+        self.settle();
+        self.faults = faults;
+        self.set_faults(true);
+        self.seen.note("logs that were replaced");
+        self.shape = REPLACED;
+        self.desk.lock().shape = REPLACED;
+        self.groups.lock().forget_all();
+        for partition in SHAPE.all_partitions() {
+            self.log.trim(partition, REPLACED_START);
+            self.checked.insert(partition, REPLACED_START);
+        }
+        (0..NODES).for_each(|number| self.crash(number));
+    }
+
     fn crash_node(&mut self) {
         let number = self.random.below(NODES);
+        self.crash(number);
+    }
+
+    fn crash(&mut self, number: usize) {
         let node = &self.nodes[number];
         count(node, &mut self.seen);
         self.seen.note("node crashes");

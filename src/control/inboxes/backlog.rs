@@ -14,17 +14,23 @@ use crate::domain::{
     Backlog, Candidate, Gap, KeptMessage, Reach, Row, SINCE_EVER, Served, in_order,
 };
 use crate::lane::Ask;
+use crate::limits::cursor::OFFSET_MAX;
 use crate::limits::keeping as limits;
 use crate::ports::{Delivery, GroupRow, InboxRow, StoreError};
 use crate::wire::frame::{self, GapReason, Message};
 
-/// The backlog, and the rows that the presented progress covers.
+/// The backlog, and the rows that the presented progress covers. `current`: the log as it is now.
 pub async fn build(
     kept: &KeptStore,
     ask: &Ask,
-    shape: &LogShape,
+    current: &LogShape,
 ) -> Result<(Backlog, Vec<Row>), Unavailable> {
-    let known = kept.checkpoints.get(&kept.parts, shape).await?;
+    let shape = ask.replaced.as_ref().map_or(current, |(shape, _)| shape);
+    let known = match ask.replaced {
+        // What it held is in the store, or nowhere.
+        Some(_) => Arc::new(shape.all_partitions().map(|of| (of, OFFSET_MAX)).collect()),
+        None => kept.checkpoints.get(&kept.parts, shape).await?,
+    };
     let reach = reach(kept, ask, shape, &known).await?;
     let mut candidates = Vec::new();
     let mut covered = Vec::new();
@@ -40,18 +46,41 @@ pub async fn build(
                 covered.extend(candidate.row.filter(|_| is_pending));
             }
             Some(position) if !reach.checkpoint.covers(position) => {}
+            // No progress tells how many of these are out, so what the peer has acknowledged is.
+            None if ask.replaced.is_some() || !is_pending => {}
             _ if is_pending || is_doubtful => candidates.push(candidate),
             _ => {}
         }
     }
     candidates.extend(group_candidates(kept, ask, (&reach, &known), shape).await?);
     let (messages, is_cut) = fill(kept, &ask.user, candidates).await?;
-    let gap = is_inbox_cut.then(|| Gap {
-        from: last.map_or(EpochMillis(0), |place| place.appended_at),
-        to: kept.now(),
-        reason: GapReason::Limit,
-    });
-    Ok((Backlog { gap, ..Backlog::new(reach, messages, is_cut) }, covered))
+    let gap = |from, reason| Gap { from, to: kept.now(), reason };
+    let at = last.map_or(EpochMillis(0), |place| place.appended_at);
+    let gap = match ask.replaced {
+        // Whatever nobody had kept when it went.
+        Some((_, at)) => Some(gap(at, GapReason::LogReplaced)),
+        None => is_inbox_cut.then(|| gap(at, GapReason::Limit)),
+    };
+    let replaced = ask.replaced.map(|(shape, _)| shape);
+    Ok((Backlog { gap, replaced, ..Backlog::new(reach, messages, is_cut) }, covered))
+}
+
+/// Whether the store keeps anything of this log: for this user, or for groups.
+pub async fn has_some_of(
+    kept: &KeptStore,
+    user: &UserId,
+    log: &LogShape,
+) -> Result<bool, StoreError> {
+    let rows = rows(kept, user).await?.found;
+    if rows.iter().any(|row| row.place.is_some_and(|place| place.log == log.identity)) {
+        return Ok(true);
+    }
+    for index in 0..log.group_partitions {
+        if !kept.parts.inbox.group(log.identity, index, 0, 1).await?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The rows that are PENDING and lie before this: they have reached the user.
@@ -77,13 +106,10 @@ async fn reach(
     shape: &LogShape,
     known: &Checkpoint,
 ) -> Result<Reach, Unavailable> {
-    let own_partition = shape.partition_of_user(ask.user.as_str());
-    let groups = usize::from(shape.group_partitions);
-    let zero = || Served { own_partition, own: 0, group: vec![0; groups].into() };
     let (progress, since) = match &ask.progress {
         Some(presented) => presented.clone(),
         None => {
-            let mut stored = zero();
+            let mut stored = Served::nothing(shape, &ask.user);
             let places = kept.parts.inbox.cursor(&ask.user, shape.identity).await?;
             // How far the user's own messages have come, their rows say.
             let of_groups = places.iter().filter(|(partition, _)| partition.topic == Topic::Group);
@@ -143,7 +169,11 @@ async fn group_candidates(
 ) -> Result<Vec<Candidate>, StoreError> {
     let now = kept.now();
     // Up to the checkpoint itself: a client may have been served more than is durable.
-    let rows = kept.groups.between(&kept.parts, shape, (&reach.progress.group, known), now).await?;
+    let from = &reach.progress.group;
+    let rows = match ask.replaced {
+        Some(_) => group_rows(kept, shape, from).await?,
+        None => kept.groups.between(&kept.parts, shape, (from, known), now).await?,
+    };
     let ids: Vec<_> = rows.iter().map(|row| row.broadcast).collect();
     let addressees = kept.contents.addressees(&kept.parts, &ids).await?;
     let mut met = HashSet::new();
@@ -159,6 +189,32 @@ async fn group_candidates(
         row: None,
     };
     Ok(rows.iter().filter(is_his).map(candidate).collect())
+}
+
+/// The group rows of a log that is no more, from a place in each partition on. All are read: one
+/// that was published twice is served at its first place.
+async fn group_rows(
+    kept: &KeptStore,
+    shape: &LogShape,
+    from: &[u64],
+) -> Result<Vec<GroupRow>, StoreError> {
+    let mut found: Vec<GroupRow> = Vec::new();
+    for (index, from) in (0..).zip(from) {
+        let (mut next, mut met) = (0, HashSet::new());
+        loop {
+            let (log, limit) = (shape.identity, limits::ROWS_READ);
+            let rows = kept.parts.inbox.group(log, index, next, limit).await?;
+            let last = rows.last().map(|row| row.place.position.offset);
+            let is_end = rows.len() < limit || met.len() >= limits::INBOX_ROWS_MAX;
+            let first = rows.into_iter().filter(|row| met.insert(row.broadcast));
+            found.extend(first.filter(|row| row.place.position.offset >= *from));
+            match last {
+                Some(last) if !is_end => next = last + 1,
+                _ => break,
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Puts candidates into order and gives them what they say, as far as goes out at once; whether

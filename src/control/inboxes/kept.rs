@@ -1,13 +1,14 @@
 //! What the store keeps for users, as one try each: what waits for a user, and what has reached
 //! him. Knows no shard and no task.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::backlog;
 use super::known::{Checkpoints, Contents, Groups};
-use crate::base::{EpochMillis, LogShape, UserId};
-use crate::domain::{Backlog, Note, Row, Served};
+use crate::base::{BroadcastId, EpochMillis, LogShape, UserId};
+use crate::domain::{Backlog, KeptMessage, Note, Row, SINCE_EVER, Served};
 use crate::lane::Ask;
 use crate::ports::{
     Clock, Delivery, Inbox, InboxWrite, Log, LogError, Ownership, Progress, StoreError,
@@ -63,7 +64,26 @@ impl KeptStore {
     /// What waits for a user. What the presented progress covers is noted first.
     pub async fn backlog(&self, ask: &Ask) -> Result<Backlog, Unavailable> {
         let shape = self.parts.log.shape().await?;
-        let (backlog, covered) = backlog::build(self, ask, &shape).await?;
+        let Some((replaced, _)) = ask.replaced else { return self.part(ask, &shape).await };
+        if !backlog::has_some_of(self, &ask.user, &replaced).await? {
+            // The cursor comes from elsewhere, and is as good as none.
+            return self.part(&again(ask, None), &shape).await;
+        }
+        let backlog = self.part(ask, &shape).await?;
+        if backlog.is_cut {
+            return Ok(backlog);
+        }
+        // Of the log that replaced it, the client has been served nothing.
+        let nothing = (Served::nothing(&shape, &ask.user), SINCE_EVER);
+        let mut then = self.part(&again(ask, Some(nothing)), &shape).await?;
+        let told: HashSet<_> = backlog.messages.iter().map(broadcast_of).collect();
+        then.messages.retain(|message| !told.contains(&broadcast_of(message)));
+        Ok(Backlog { then: Some(Box::new(then)), ..backlog })
+    }
+
+    /// What waits of one log.
+    async fn part(&self, ask: &Ask, shape: &LogShape) -> Result<Backlog, Unavailable> {
+        let (backlog, covered) = backlog::build(self, ask, shape).await?;
         if !covered.is_empty() {
             let writes: Vec<_> =
                 covered.iter().map(|row| self.delivered(&ask.user, *row)).collect();
@@ -120,4 +140,14 @@ impl KeptStore {
     pub(super) fn now(&self) -> EpochMillis {
         self.parts.clock.wall()
     }
+}
+
+/// The same question with another progress, in the log as it is now.
+fn again(ask: &Ask, progress: Option<(Served, EpochMillis)>) -> Ask {
+    let (user, members) = (ask.user.clone(), ask.members.clone());
+    Ask { shard: ask.shard, key: ask.key, user, members, progress, replaced: None }
+}
+
+fn broadcast_of(message: &KeptMessage) -> BroadcastId {
+    message.candidate.broadcast
 }

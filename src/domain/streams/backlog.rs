@@ -14,10 +14,11 @@ use crate::wire::frame;
 impl<S> Streams<S> {
     /// Plans the next kept message; behind the last one, where the log goes on.
     pub(super) fn plan_backlog(&mut self, index: u32, wall: EpochMillis) {
-        let shape = self.options.shape;
+        let own_shape = self.options.shape;
         let Some(stream) = self.slab.get_mut(index) else { return };
         let Some(private) = stream.private.as_deref_mut() else { return };
         let Some(backlog) = private.backlog.as_mut() else { return };
+        let shape = backlog.replaced.unwrap_or(own_shape);
         let lead = &mut private.lead;
         if let Some((message, served)) = backlog.next(wall) {
             write_cursor(&shape, lead, &served, backlog.since, true);
@@ -27,11 +28,15 @@ impl<S> Streams<S> {
             self.plan.undo = Some(Undo::Backlog { message, before });
         }
         if backlog.messages.is_empty() && self.plan.undo.is_none() {
+            let then = backlog.then.take();
             if backlog.is_cut {
                 frame::write_retry(lead, limits::BACKLOG_RETRY);
                 stream.state |= super::CLOSING | super::CONTINUES;
             } else {
-                write_cursor(&shape, lead, &backlog.checkpoint, wall, false);
+                match &then {
+                    Some(then) => write_cursor(&own_shape, lead, &then.progress, then.since, true),
+                    None => write_cursor(&own_shape, lead, &backlog.checkpoint, wall, false),
+                }
                 match backlog.gap {
                     Some(Gap { from, to, reason }) => {
                         frame::write_gap(lead, from, to, reason);
@@ -40,7 +45,7 @@ impl<S> Streams<S> {
                     None => lead.push(b'\n'),
                 }
             }
-            private.backlog = None;
+            private.backlog = then;
         }
         self.plan.lead_bytes = private.lead.len();
     }

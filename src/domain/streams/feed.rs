@@ -8,10 +8,9 @@ use std::rc::Rc;
 
 use arrayvec::ArrayVec;
 
+use super::timers::ticks;
 use super::{BEHIND, BLOCKED, CLOSING, CONTINUES, CUT_OFF, QUEUED, STALLED};
-use super::{
-    CloseReason, Frame, Served, Stream, StreamKey, Streams, enqueue, ticks, write_id_line,
-};
+use super::{CloseReason, Frame, Served, Stream, StreamKey, Streams, enqueue, write_id_line};
 use crate::base::{EpochMillis, Moment};
 use crate::domain::backlog::{KeptMessage, Row};
 use crate::limits::shard as limits;

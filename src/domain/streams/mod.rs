@@ -15,6 +15,7 @@ mod backlog;
 mod confirm;
 mod feed;
 mod open;
+mod timers;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -27,7 +28,6 @@ use super::slab::Slab;
 use super::vector::{Served, Vector, VectorRef};
 use super::wheel::Wheel;
 use crate::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, Position, UserId};
-use crate::limits::shard as limits;
 use crate::wire::archive::{AudienceRef, SharedEvent};
 use crate::wire::cursor::CursorParts;
 use crate::wire::frame;
@@ -35,6 +35,7 @@ use crate::wire::frame;
 pub use confirm::Closed;
 pub use feed::{Outcome, Write};
 pub use open::Open;
+use timers::spread;
 
 /// What one shard's streams are given at start.
 #[derive(Clone, Copy, Debug)]
@@ -380,41 +381,6 @@ impl<S> Streams<S> {
         gone.into_iter().for_each(|index| self.close(index, CloseReason::Peer));
     }
 
-    /// Everything that is due: heartbeats, and streams whose socket has taken nothing for too long.
-    pub fn handle_timers(&mut self, now: Moment, wall: EpochMillis) {
-        while let Some(index) = self.wheel.pop_due(now) {
-            let Some(stream) = self.slab.get(index) else { continue };
-            let (serial, touched) = (stream.serial, Moment(u64::from(stream.touched) * TICK_MS));
-            if stream.is(BLOCKED) {
-                let deadline = touched.plus(self.options.write_progress);
-                if deadline <= now {
-                    self.close(index, CloseReason::Slow);
-                } else {
-                    self.wheel.set(index, deadline);
-                }
-                continue;
-            }
-            let deadline = self.beat_at(touched, serial ^ stream.touched);
-            if deadline <= now && !stream.is(QUEUED) {
-                self.beat(index, wall);
-                self.wheel.set(index, self.beat_at(now, serial ^ ticks(now)));
-            } else {
-                self.wheel.set(index, deadline);
-            }
-        }
-    }
-
-    /// A `retry:` for a stream that is put off; differs from call to call.
-    pub fn retry_after(&mut self) -> Duration {
-        self.serials = self.serials.wrapping_add(1) & SERIAL_MASK;
-        self.jittered(limits::RETRY, self.serials, 50)
-    }
-
-    /// When `handle_timers` has to be called next. `None`: nothing will be due.
-    pub fn poll_timeout(&self) -> Option<Moment> {
-        self.wheel.next_deadline()
-    }
-
     /// Whether `poll_write` may have something.
     pub fn wants_to_write(&self) -> bool {
         !self.queue.is_empty()
@@ -441,30 +407,6 @@ impl<S> Streams<S> {
     /// Positions of the ring just before this place; at the head, those of the shard.
     fn before(&self, sequence: u64) -> VectorRef<'_> {
         if sequence == self.ring.next() { self.vector.view() } else { self.ring.before(sequence) }
-    }
-
-    /// Says that the stream lives; with every tenth, where it stands.
-    fn beat(&mut self, index: u32, wall: EpochMillis) {
-        let Some(stream) = self.slab.get_mut(index) else { return };
-        stream.heartbeats = stream.heartbeats.saturating_add(1);
-        let has_backlog = stream.private.as_ref().is_some_and(|private| private.backlog.is_some());
-        if stream.heartbeats >= limits::HEARTBEATS_PER_ID && !has_backlog {
-            stream.heartbeats = 0;
-            let own_partition = self.users.get(stream.user).own_partition;
-            let mut served = match stream.private.as_ref().and_then(|private| private.ahead.clone())
-            {
-                Some(ahead) => ahead,
-                None => Served::of(self.vector.view(), own_partition),
-            };
-            served.raise_to(self.vector.view());
-            let lead = &mut stream.private().lead;
-            write_id_line(&self.options.shape, lead, &served, wall);
-            lead.push(b'\n');
-        } else {
-            frame::write_heartbeat(&mut stream.private().lead);
-        }
-        self.counters.heartbeats += 1;
-        enqueue(stream, index, &mut self.queue);
     }
 
     fn close(&mut self, index: u32, reason: CloseReason) {
@@ -501,37 +443,10 @@ impl<S> Streams<S> {
         }
         debug_assert!(false, "a stream is in the chain of its user");
     }
-
-    /// When a stream that was written to then gets a heartbeat: after the configured time less up
-    /// to a fifth, and together with others. Many at a time cost half as much each, because the
-    /// caches know what to do from the second one on.
-    fn beat_at(&self, touched: Moment, salt: u32) -> Moment {
-        let heartbeat = self.options.heartbeat;
-        let beats_per_tick = self.slab.len() as u64 * TICK_MS / heartbeat.as_millis() as u64;
-        let ticks_together = (limits::HEARTBEATS_TOGETHER / beats_per_tick.max(1)).max(1);
-        let together = (limits::WHEEL_TICK * ticks_together as u32)
-            .min(limits::HEARTBEATS_WITHIN)
-            .min(heartbeat / 10);
-        let earliest = heartbeat - heartbeat / 5;
-        let spread = spread(self.options.seed, salt, heartbeat / 5 - together);
-        let millis = (together.as_millis() as u64).max(1);
-        let at = touched.plus(earliest + spread).0;
-        Moment(at.next_multiple_of(millis))
-    }
-
-    /// `base`, and up to `percent` of it on top.
-    fn jittered(&self, base: Duration, salt: u32, percent: u32) -> Duration {
-        base + spread(self.options.seed, salt, base * percent / 100)
-    }
 }
 
 /// Serials have 30 bits: two of the kernel's 64 say what kind of descriptor it is.
 const SERIAL_MASK: u32 = (1 << 30) - 1;
-const TICK_MS: u64 = limits::WHEEL_TICK.as_millis() as u64;
-
-fn ticks(now: Moment) -> u32 {
-    u32::try_from(now.0 / TICK_MS).unwrap_or(u32::MAX)
-}
 
 /// A stream gets work at this place of the ring, unless it has earlier work.
 fn come_behind<S>(stream: &mut Stream<S>, index: u32, sequence: u64, queue: &mut VecDeque<u32>) {
@@ -572,15 +487,4 @@ fn write_cursor(
         offset_max: served.offset_max(),
     };
     parts.write_id_line(out);
-}
-
-/// A length below `window` that follows from seed and salt alone.
-///
-/// Source: the finaliser of SplitMix64 (G. Steele, D. Lea, C. Flood, 2014).
-fn spread(seed: u64, salt: u32, window: Duration) -> Duration {
-    let mut bits = seed.wrapping_add(u64::from(salt).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^= bits >> 31;
-    Duration::from_millis(bits % (window.as_millis() as u64).max(1))
 }

@@ -1,9 +1,10 @@
 //! Opening a stream: where it starts, and what it is told first.
 
+use super::timers::ticks;
 use super::{
-    BEHIND, CUT_OFF, Private, QUEUED, SERIAL_MASK, Stream, StreamKey, Streams, ticks, write_cursor,
+    BEHIND, CUT_OFF, Private, QUEUED, SERIAL_MASK, Stream, StreamKey, Streams, write_cursor,
 };
-use crate::base::{EpochMillis, Moment, UserId};
+use crate::base::{EpochMillis, LogShape, Moment, UserId};
 use crate::domain::Membership;
 use crate::domain::backlog::{Backlog, SINCE_EVER};
 use crate::domain::vector::Served;
@@ -31,8 +32,9 @@ pub struct Open<'a, S> {
 
 /// Where a new stream starts.
 struct Start {
-    /// What the client says, or where it is taken to stand.
+    /// What the client says, or where it is taken to stand, in a log of this shape.
     presented: Served,
+    shape: LogShape,
     /// When that was, and whether it is the progress of a backlog.
     presented_at: EpochMillis,
     is_progress: bool,
@@ -60,8 +62,7 @@ impl<S> Streams<S> {
         self.serials = self.serials.wrapping_add(1) & SERIAL_MASK;
         let serial = self.serials;
         frame::write_retry(&mut lead, self.jittered(limits::RETRY, serial, 50));
-        let Start { presented, presented_at, is_progress, served, is_resumed } = start;
-        let shape = self.options.shape;
+        let Start { shape, presented, presented_at, is_progress, served, is_resumed } = start;
         write_cursor(&shape, &mut lead, &presented, presented_at, is_progress);
         frame::write_connected(&mut lead, open.connection, wall);
         let at = self.ring.place_of(&served);
@@ -100,10 +101,16 @@ impl<S> Streams<S> {
         self.users.enter(user.as_str(), own_partition)
     }
 
-    /// Whether the cursor is one of this log, for this user.
+    /// Whether the cursor is one for this user, of this log or of one that it has replaced.
     pub fn knows(&self, cursor: &Cursor, user: &UserId) -> bool {
-        let shape = &self.options.shape;
-        cursor.shape == *shape && cursor.own_partition == shape.partition_of_user(user.as_str())
+        let is_usable = cursor.shape == self.options.shape || self.replaced(cursor).is_some();
+        is_usable && cursor.own_partition == cursor.shape.partition_of_user(user.as_str())
+    }
+
+    /// The log of the cursor, if it is another one.
+    pub fn replaced(&self, cursor: &Cursor) -> Option<LogShape> {
+        let is_other = cursor.shape.identity != self.options.shape.identity;
+        is_other.then_some(cursor.shape)
     }
 
     /// What the store is to be asked about for a client that presents this cursor: its progress,
@@ -113,13 +120,15 @@ impl<S> Streams<S> {
         if cursor.backlog {
             return Some((served, cursor.at()));
         }
-        (!self.reaches(&served)).then_some((served, SINCE_EVER))
+        let is_other = self.replaced(cursor).is_some();
+        (is_other || !self.reaches(&served)).then_some((served, SINCE_EVER))
     }
 
     /// Whether a client gets further by this backlog. If not, the owners are behind the ring, and
     /// it is put off.
     pub fn is_of_use(&self, backlog: &Backlog) -> bool {
-        !backlog.messages.is_empty() || self.reaches(&backlog.checkpoint)
+        let is_told = !backlog.messages.is_empty() || backlog.replaced.is_some();
+        is_told || self.reaches(&backlog.checkpoint)
     }
 
     /// Whether nothing lies between this and the ring.
@@ -131,22 +140,37 @@ impl<S> Streams<S> {
     fn start_of(&self, open: &Open<'_, S>, user: u32, wall: EpochMillis) -> Start {
         let backlog = open.backlog.as_ref();
         let cursor = open.cursor.as_ref();
-        let cursor = cursor
-            .filter(|cursor| self.knows(cursor, open.user))
-            .filter(|cursor| !cursor.backlog || backlog.is_some());
-        let own_partition = self.users.get(user).own_partition;
-        let checkpoint = backlog.map(|backlog| backlog.checkpoint.clone());
+        let cursor =
+            cursor.filter(|cursor| self.knows(cursor, open.user)).filter(|cursor| match backlog {
+                Some(backlog) => self.replaced(cursor) == backlog.replaced,
+                None => self.beyond_ring(cursor).is_none(),
+            });
+        let here = || Served::of(self.vector.view(), self.users.get(user).own_partition);
+        let last = match backlog {
+            Some(Backlog { replaced: Some(_), then, .. }) => then.as_deref(),
+            backlog => backlog,
+        };
+        let checkpoint = last.map(|backlog| backlog.checkpoint.clone());
         if let Some(cursor) = cursor {
             let presented = Served::from(cursor);
-            let served = checkpoint.unwrap_or_else(|| presented.clone());
-            let (presented_at, is_progress) = (cursor.at(), cursor.backlog);
-            return Start { presented, presented_at, is_progress, served, is_resumed: true };
+            let is_of_log = cursor.shape == self.options.shape;
+            let served =
+                checkpoint.or_else(|| is_of_log.then(|| presented.clone())).unwrap_or_else(here);
+            return Start {
+                shape: cursor.shape,
+                presented,
+                presented_at: cursor.at(),
+                is_progress: cursor.backlog,
+                served,
+                is_resumed: true,
+            };
         }
-        let served = checkpoint.unwrap_or_else(|| Served::of(self.vector.view(), own_partition));
+        let served = checkpoint.unwrap_or_else(here);
         let (presented, presented_at, is_progress) = match backlog {
             Some(backlog) if !backlog.is_done() => (backlog.progress.clone(), backlog.since, true),
             _ => (served.clone(), wall, false),
         };
-        Start { presented, presented_at, is_progress, served, is_resumed: false }
+        let shape = self.options.shape;
+        Start { shape, presented, presented_at, is_progress, served, is_resumed: false }
     }
 }
