@@ -56,6 +56,7 @@ fn three_nodes_outlive_what_they_promise() {
     }
     let running = &all[0];
     let mut made = one_killed(&mut cluster, running);
+    made.extend(one_frozen_just_after_a_start(&mut cluster, running));
     made.extend(one_frozen(&cluster, running));
     made.extend(two_frozen_during_claims(&cluster, running));
     made.extend(two_killed(&mut cluster, running));
@@ -68,6 +69,18 @@ fn one_killed(cluster: &mut Cassandra, running: &Running) -> Vec<BroadcastId> {
     cluster.kill(1);
     load.wait_for_more(100);
     cluster.start_again(1);
+    load.wait_for_more(30);
+    load.end()
+}
+
+/// A node that has just started does not know yet how long answers of the others take.
+fn one_frozen_just_after_a_start(cluster: &mut Cassandra, running: &Running) -> Vec<BroadcastId> {
+    cluster.kill(1);
+    cluster.start_again(1);
+    let load = Load::start(running);
+    cluster.freeze(0);
+    load.wait_for_more(100);
+    cluster.thaw(0);
     load.wait_for_more(30);
     load.end()
 }

@@ -241,6 +241,11 @@ const META_TABLE: Table = Table {
 const SCYLLA_KEYSPACE: &str = " AND tablets = {'enabled': false}";
 const SCYLLA_TABLE: &str = "tombstone_gc = {'mode': 'repair'}";
 
+/// A read that a replica does not answer goes to another one so soon. By default a database waits
+/// as long as its slowest reads took, or seconds if it has just started and knows of none: longer
+/// than a statement has (`limits::store::REQUEST_TIME`), while one frozen node is to harm nobody.
+const TABLE: &str = "speculative_retry = '250ms'";
+
 pub fn create_keyspace(options: &ScyllaOptions) -> String {
     let ScyllaOptions { keyspace, replication, datacenter, .. } = options;
     let datacenter = datacenter.as_deref().unwrap_or("replication_factor");
@@ -261,12 +266,9 @@ pub fn create(table: &Table, options: &ScyllaOptions) -> String {
     let Table { name, body, with } = table;
     let is_repaired = options.scylla_ddl && options.replication > 1;
     let suffix = if is_repaired { SCYLLA_TABLE } else { "" };
-    let with: Vec<&str> = [*with, suffix].into_iter().filter(|part| !part.is_empty()).collect();
-    let with = match with.as_slice() {
-        [] => String::new(),
-        parts => format!(" WITH {}", parts.join(" AND ")),
-    };
-    format!("CREATE TABLE IF NOT EXISTS {}.{name} ({body}){with}", options.keyspace)
+    let with = [*with, TABLE, suffix].into_iter().filter(|part| !part.is_empty());
+    let with = with.collect::<Vec<_>>().join(" AND ");
+    format!("CREATE TABLE IF NOT EXISTS {}.{name} ({body}) WITH {with}", options.keyspace)
 }
 
 #[cfg(test)]
