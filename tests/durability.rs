@@ -12,7 +12,9 @@ use async_trait::async_trait;
 use corecast::base::{LogShape, Partition, Position, Topic};
 use corecast::control::{Creator, Unfinished, run_relay};
 use corecast::domain::Draft;
-use corecast::ports::{Batch, Bounds, Clock, Log, LogError, NewRecord, Store, SystemClock, Want};
+use corecast::ports::{
+    Batch, Bounds, Clock, Log, LogError, MovedRecord, NewRecord, Store, SystemClock, Want,
+};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use harness::http::PATIENCE;
 use harness::node::{Node, try_create};
@@ -189,6 +191,10 @@ impl Log for CutLog {
         left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
             .map_err(|_| lost())?;
         self.log.append(records).await
+    }
+
+    async fn append_moved(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
+        self.log.append_moved(records).await
     }
 
     async fn fetch(

@@ -1,6 +1,8 @@
 //! What waits for users who are not here: targeted messages, and group broadcasts that they have
 //! not been served, in one order that can be taken up in the middle.
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use harness::http;
@@ -21,6 +23,7 @@ on_each_runtime!(
     a_long_backlog_comes_in_pieces,
     who_comes_back_at_once_gets_nothing_again,
     a_client_that_goes_in_its_backlog_costs_nothing,
+    a_flood_of_connects_makes_no_flood_of_threads,
 );
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_corecast");
@@ -37,16 +40,6 @@ fn send(node: &Node, user: &str, content: &str) {
 /// Contents of the next so many messages.
 fn contents(stream: &mut Stream, many: usize) -> Vec<String> {
     (0..many).map(|_| stream.message().content().to_owned()).collect()
-}
-
-/// Waits until what is in the log has been kept: a user without a stream finds it in the store.
-fn wait_until_kept(node: &Node) {
-    let rows = || node.metric("corecast_rows_total").expect("it is counted");
-    let before = rows();
-    send(node, "nobody", "the last one");
-    wait::until_true("what was sent is kept", LONG, || {
-        rows() > before && node.metric("corecast_owned_lag_records") == Some(0.0)
-    });
 }
 
 /// Opens streams without a cursor until nothing waits for the user any more.
@@ -108,7 +101,7 @@ fn a_backlog_that_breaks_off_goes_on_where_it_was(runtime: Runtime) {
             node.create(&body);
         }
     }
-    wait_until_kept(&node);
+    node.wait_until_kept();
     let query = "userId=broken&roles=piece";
     let mut whole = Stream::open(node.public, &ask(query, &[]));
     let mut cursors = vec![whole.connected().1.id.expect("CONNECTED has one")];
@@ -162,7 +155,7 @@ fn nothing_live_comes_before_the_backlog(runtime: Runtime) {
     for content in &waits {
         send(&node, "busy", content);
     }
-    wait_until_kept(&node);
+    node.wait_until_kept();
     let mut stream = Stream::open(node.public, &ask("userId=busy", &[]));
     let live: Vec<String> = (0..20).map(|number| format!("live {number}")).collect();
     for content in &live {
@@ -189,7 +182,7 @@ fn only_what_is_kept_and_has_not_ended_waits(runtime: Runtime) {
         body.as_object_mut().expect("an object").extend(more);
         node.create(&body);
     }
-    wait_until_kept(&node);
+    node.wait_until_kept();
     wait::until_true("it has ended", LONG, || jiff::Timestamp::now() > soon);
     let mut stream = node.stream("userId=picky");
     assert_eq!(stream.message().content(), "kept");
@@ -206,7 +199,7 @@ fn a_long_backlog_comes_in_pieces(runtime: Runtime) {
             "targetIds": users});
         node.create(&body);
     }
-    wait_until_kept(&node);
+    node.wait_until_kept();
     let mut got = Vec::new();
     let mut cursor: Option<String> = None;
     let mut streams = 0;
@@ -251,7 +244,7 @@ fn a_client_that_goes_in_its_backlog_costs_nothing(runtime: Runtime) {
     for _ in 0..20 {
         node.say(&"x".repeat(60_000));
     }
-    wait_until_kept(&node);
+    node.wait_until_kept();
     let mut narrow = http::Connection::narrow(node.public);
     let ask = ask("userId=gone", &[]);
     narrow.send(&request(node.public, &ask)).expect("taken");
@@ -266,4 +259,33 @@ fn a_client_that_goes_in_its_backlog_costs_nothing(runtime: Runtime) {
     wait::until_due(Instant::now() + Duration::from_secs(1));
     let turned = turns() - before;
     assert!(turned < 1_000.0, "{turned} turns");
+}
+
+/// What waits for each of them is read from the disk, some at a time.
+fn a_flood_of_connects_makes_no_flood_of_threads(runtime: Runtime) {
+    let node = start(runtime);
+    let threads = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", node.process.id()));
+        tasks.expect("it runs").count()
+    };
+    let before = threads();
+    // Heads that are all there before the node reads the first of them.
+    node.process.freeze();
+    let streams: Vec<TcpStream> = (0..1_000)
+        .map(|number| {
+            let mut socket = TcpStream::connect(node.public).expect("somebody listens");
+            let query = format!("userId=flood-{number}");
+            let head = request(node.public, &ask(&query, &[]));
+            socket.write_all(&head).expect("it goes out");
+            socket
+        })
+        .collect();
+    node.process.thaw();
+    let mut most = before;
+    wait::until_true("all are served", LONG, || {
+        most = most.max(threads());
+        node.metric("corecast_streams") == Some(streams.len() as f64)
+    });
+    println!("{before} threads before, {most} at most");
+    assert!(most < before + 20, "{most} threads, {before} before");
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use corecast::base::{BroadcastId, LogIdentity, Partition, Position, Topic, UserId};
-use corecast::owner::{Owner, leaving};
+use corecast::owner::{LogNames, Owner, leaving};
 use corecast::ports::{
     Content, GroupRow, Inbox, InboxRow, InboxWrite, LogError, NewRecord, Owned, Ownership,
     StoreError, SystemClock,
@@ -120,8 +120,12 @@ impl Bench {
             ownership: ownership.clone(),
             store: embedded.store(),
             inbox: Arc::new(Gated { gate: gated, asked: ask }),
+            parking: embedded.parking(),
             clock,
+            names: LogNames::default(),
             retention: Duration::from_secs(3_600),
+            is_testing: false,
+            unknown_is_for_all: false,
             counters: Arc::default(),
         };
         let taking_part = ownership.clone();

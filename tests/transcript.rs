@@ -11,10 +11,12 @@ use corecast::base::{
     BroadcastId, EpochMillis, LogIdentity, LogShape, Moment, Partition, Position, Topic, UserId,
 };
 use corecast::domain::{
-    CloseReason, Membership, Open, Outcome, RingLimits, StreamKey, Streams, StreamsOptions, Vector,
+    Backlog, Candidate, CloseReason, Gap, KeptMessage, Membership, Open, Outcome, Reach,
+    RingLimits, StreamKey, Streams, StreamsOptions, Vector,
 };
 use corecast::wire::archive::{Archiver, Audience, Event, MemberKind};
 use corecast::wire::cursor::Cursor;
+use corecast::wire::frame::GapReason;
 use corecast::wire::head::STREAM_RESPONSE_HEAD;
 
 const SHAPE: LogShape = LogShape {
@@ -46,6 +48,15 @@ impl Bench {
     }
 
     fn open(&mut self, user: &str, cursor: Option<&str>) -> (StreamKey, Socket) {
+        self.open_with(user, cursor, None)
+    }
+
+    fn open_with(
+        &mut self,
+        user: &str,
+        cursor: Option<&str>,
+        backlog: Option<Backlog>,
+    ) -> (StreamKey, Socket) {
         let socket = Socket::default();
         let editor = Membership { kind: MemberKind::Role, name: "editor".into() };
         let opened = self.streams.handle_open(
@@ -55,7 +66,7 @@ impl Bench {
                 members: &[editor],
                 connection: "tab-1",
                 cursor: cursor.map(|text| Cursor::parse(text).expect("a cursor")),
-                backlog: None,
+                backlog,
                 response_head: STREAM_RESPONSE_HEAD,
             },
             self.now,
@@ -89,7 +100,7 @@ impl Bench {
 
     fn write(&mut self) {
         loop {
-            let Some(write) = self.streams.poll_write(self.now, NOON) else { return };
+            let Some(write) = self.streams.poll_write(NOON) else { return };
             let (key, socket) = (write.key, write.socket.clone());
             let bytes: Vec<u8> =
                 write.pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
@@ -166,6 +177,74 @@ fn a_client_that_comes_back_too_late() {
     let cursor = cursor_of_a_lost_client(&mut bench);
     bench.append(group(0), 1, Audience::Everyone);
     bench.append(group(0), 2, Audience::Everyone);
-    let (_, socket) = bench.open("alice", Some(&cursor));
+    // The ring has the last one only.
+    let backlog = kept_behind(&bench, &cursor, 2);
+    let (_, socket) = bench.open_with("alice", Some(&cursor), Some(backlog));
+    check("beyond_ring", &socket);
+}
+
+#[test]
+fn a_client_that_comes_back_before_the_owners_do() {
+    let mut bench = Bench::new(1);
+    let cursor = cursor_of_a_lost_client(&mut bench);
+    for offset in 1..=3 {
+        bench.append(group(0), offset, Audience::Everyone);
+    }
+    // What stands at 2 is neither in the ring nor durable yet: it comes back for that.
+    let backlog = kept_behind(&bench, &cursor, 2);
+    let (_, socket) = bench.open_with("alice", Some(&cursor), Some(backlog));
+    assert!(bench.streams.is_empty());
+    check("continues", &socket);
+}
+
+#[test]
+fn a_client_that_misses_something_for_good() {
+    let mut bench = Bench::new(1);
+    let cursor = cursor_of_a_lost_client(&mut bench);
+    bench.append(group(0), 1, Audience::Everyone);
+    bench.append(group(0), 2, Audience::Everyone);
+    let mut backlog = kept_behind(&bench, &cursor, 2);
+    let hour_ago = EpochMillis(NOON.0 - 3_600_000);
+    backlog.gap = Some(Gap { from: hour_ago, to: NOON, reason: GapReason::Limit });
+    let (_, socket) = bench.open_with("alice", Some(&cursor), Some(backlog));
     check("gap", &socket);
+}
+
+#[test]
+fn a_log_that_goes_on_elsewhere() {
+    let mut bench = Bench::new(100);
+    let (_, socket) = bench.open("alice", None);
+    bench.append(group(0), 0, Audience::Everyone);
+    bench.streams.handle_skip(group(0), 1);
+    bench.append(group(0), 1, Audience::Everyone);
+    bench.streams.handle_skip(group(1), 50);
+    bench.write();
+    assert!(bench.streams.is_empty(), "it is to come back for what the store keeps");
+    bench.append(group(1), 50, Audience::Everyone);
+    check("skipped", &socket);
+    let text = String::from_utf8(socket.borrow().clone()).expect("UTF-8");
+    let last = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back();
+    let backlog = kept_behind(&bench, last.expect("an id"), 2);
+    assert!(!bench.streams.is_of_use(&backlog), "it does not reach up to where the log goes on");
+}
+
+/// What the store keeps behind this cursor, of the first group partition, below a checkpoint.
+fn kept_behind(bench: &Bench, cursor: &str, checkpoint: u64) -> Backlog {
+    let cursor = Cursor::parse(cursor).expect("a cursor");
+    let (progress, since) = bench.streams.beyond_ring(&cursor).expect("the ring has lost some");
+    let first = progress.group[0];
+    let mut end = progress.clone();
+    end.raise(group(0), checkpoint);
+    let reach = Reach { progress, checkpoint: end, is_resumed: true, since };
+    let kept = |offset| KeptMessage {
+        candidate: Candidate {
+            broadcast: BroadcastId::new(42).expect("small"),
+            position: Some(Position { partition: group(0), offset }),
+            appended_at: NOON,
+            row: None,
+        },
+        expires_at: None,
+        body: format!("event: MESSAGE\ndata: {{\"offset\":{offset}}}\n\n").into_bytes().into(),
+    };
+    Backlog::new(reach, (first..checkpoint).map(kept).collect(), false)
 }

@@ -62,6 +62,7 @@ fn open_log(kafka: &Kafka, prefix: &str) -> Arc<KafkaLog> {
         partitions: PARTITIONS,
         replication: 1,
         retention: Duration::from_secs(24 * 3_600),
+        dead_retention: Duration::from_secs(24 * 3_600),
         fetch_pace: Duration::ZERO,
         client_id: "corecast-bench".to_owned(),
         tls: None,

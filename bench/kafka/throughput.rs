@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use corecast::base::{LogShape, Partition, Position};
 use corecast::control::Threads;
-use corecast::domain::{Decoder, Finding};
+use corecast::domain::{Decoder, Finding, Rules};
 use corecast::ingest::Ingest;
 use corecast::ingest::kafka::KafkaLog;
 use corecast::lane::{Doorbell, ToShard, lane};
 use corecast::limits;
-use corecast::ports::{Batch, Bounds, Log, LogError, NewRecord, Want};
+use corecast::ports::{Batch, Bounds, Log, LogError, MovedRecord, NewRecord, Want};
 use harness::kafka::Kafka;
 
 use super::figures::{Figures, Goal, Spread};
@@ -138,7 +138,7 @@ fn fetch_and_decode(kafka: &Kafka) -> Pass {
                 let (selected_partitions, group_partitions) =
                     (super::PARTITIONS, super::PARTITIONS);
                 let shape = LogShape { identity, selected_partitions, group_partitions };
-                decoder = Some(Decoder::new(shape));
+                decoder = Some(Decoder::new(Rules { shape, is_testing: false }));
                 began = Instant::now();
             }
             Some(ToShard::Batch(batch)) => {
@@ -209,6 +209,10 @@ impl Log for FromTheStart {
 
     async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
         self.0.append(records).await
+    }
+
+    async fn append_moved(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
+        self.0.append_moved(records).await
     }
 
     async fn fetch(

@@ -11,8 +11,8 @@ use corecast::base::{
     Priority, TargetType, Topic, UserId,
 };
 use corecast::domain::{
-    Decoder, Finding, Membership, Open, Outcome, Repeats, RingLimits, Streams, StreamsOptions,
-    Vector,
+    Decoder, Finding, Membership, Open, Outcome, Repeats, RingLimits, Rules, Streams,
+    StreamsOptions, Vector,
 };
 use corecast::limits;
 use corecast::wire::archive::{MemberKind, SharedEvent};
@@ -159,7 +159,8 @@ impl Shard {
             };
             streams.handle_open(open, Moment(0), WALL).expect("there is room");
         }
-        let (decoder, repeats) = (Decoder::new(SHAPE), Repeats::new(SHAPE));
+        let (decoder, repeats) =
+            (Decoder::new(Rules { shape: SHAPE, is_testing: false }), Repeats::new(SHAPE));
         Self { decoder, repeats, streams, decoded: Vec::new(), offset: 0 }
     }
 
@@ -202,7 +203,7 @@ impl Shard {
 
     fn write_all(&mut self) {
         loop {
-            let Some(write) = self.streams.poll_write(Moment(0), WALL) else { return };
+            let Some(write) = self.streams.poll_write(WALL) else { return };
             let bytes = write.pieces.iter().map(|piece| piece.len()).sum();
             let key = write.key;
             drop(write);

@@ -1,6 +1,6 @@
 //! Places in the log, and which partition a key belongs to.
 
-/// The two topics whose records become events of streams.
+/// The two topics whose records become events of streams, and one for the dead letters of each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum Topic {
@@ -8,12 +8,24 @@ pub enum Topic {
     Selected = 0,
     /// Records for a group audience or about a whole broadcast, keyed by the broadcast id.
     Group = 1,
+    /// Records of `Selected` that could not be processed.
+    SelectedDead = 2,
+    /// Records of `Group` that could not be processed.
+    GroupDead = 3,
 }
 
 impl Topic {
+    /// What is served: cursors, rings and shards know of these only.
     pub const ALL: [Topic; 2] = [Topic::Selected, Topic::Group];
+    /// In the order of `ALL`. Each has one partition.
+    pub const DEAD: [Topic; 2] = [Topic::SelectedDead, Topic::GroupDead];
+    /// In the order of their numbers.
+    pub const EVERY: [Topic; 4] =
+        [Topic::Selected, Topic::Group, Topic::SelectedDead, Topic::GroupDead];
+    /// What a dead-letter topic's name has behind that of the original.
+    pub const DEAD_SUFFIX: &str = "-dlt";
 
-    /// `None` for any other number.
+    /// One that is served; `None` for any other number.
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
             0 => Some(Self::Selected),
@@ -26,6 +38,28 @@ impl Topic {
         match self {
             Self::Selected => "selected",
             Self::Group => "group",
+            Self::SelectedDead => "selected-dlt",
+            Self::GroupDead => "group-dlt",
+        }
+    }
+
+    pub const fn is_dead(self) -> bool {
+        matches!(self, Self::SelectedDead | Self::GroupDead)
+    }
+
+    /// Where its dead letters go.
+    pub const fn dead(self) -> Self {
+        match self {
+            Self::Selected | Self::SelectedDead => Self::SelectedDead,
+            Self::Group | Self::GroupDead => Self::GroupDead,
+        }
+    }
+
+    /// Where they come from: one that is served.
+    pub const fn original(self) -> Self {
+        match self {
+            Self::Selected | Self::SelectedDead => Self::Selected,
+            Self::Group | Self::GroupDead => Self::Group,
         }
     }
 }
@@ -61,15 +95,21 @@ impl LogShape {
         match topic {
             Topic::Selected => self.selected_partitions,
             Topic::Group => self.group_partitions,
+            Topic::SelectedDead | Topic::GroupDead => 1,
         }
     }
 
-    /// Every partition, selected first, each topic in order.
+    /// Every partition that is served, selected first, each topic in order.
     pub fn all_partitions(&self) -> impl Iterator<Item = Partition> + use<> {
         let shape = *self;
         Topic::ALL.into_iter().flat_map(move |topic| {
             (0..shape.partitions(topic)).map(move |index| Partition { topic, index })
         })
+    }
+
+    /// The same for dead letters.
+    pub fn dead_partitions(&self) -> impl Iterator<Item = Partition> + use<> {
+        Topic::DEAD.into_iter().map(|topic| Partition { topic, index: 0 })
     }
 
     /// Where events of this user are.

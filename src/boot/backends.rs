@@ -9,7 +9,7 @@ use crate::control::Threads;
 use crate::ingest::kafka::{KafkaLog, KafkaOwnership};
 use crate::ops::config::{Config, LogConfig, StoreConfig};
 use crate::ops::health::{Health, Part};
-use crate::ports::{Clock, Inbox, Log, Ownership, Store};
+use crate::ports::{Clock, Inbox, Log, Ownership, Parking, Store};
 use crate::store::embedded::{Embedded, EmbeddedOptions};
 use crate::store::scylla::{Progress, ScyllaStore};
 
@@ -18,6 +18,7 @@ pub(super) struct Backends {
     pub ownership: Arc<dyn Ownership>,
     pub store: Arc<dyn Store>,
     pub inbox: Arc<dyn Inbox>,
+    pub parking: Arc<dyn Parking>,
     /// No other node can use the store.
     pub is_alone: bool,
     embedded: Option<Embedded>,
@@ -56,13 +57,14 @@ impl Backends {
                 Some(Arc::new(ScyllaStore::new(options.clone(), node, clock.clone())))
             }
         };
-        let (store, inbox): (Arc<dyn Store>, Arc<dyn Inbox>) = match (&scylla, &embedded) {
-            (Some(scylla), _) => (scylla.clone(), scylla.clone()),
-            (None, Some(embedded)) => (embedded.store(), embedded.inbox()),
-            (None, None) => unreachable!("it was opened above"),
-        };
+        let (store, inbox, parking): (Arc<dyn Store>, Arc<dyn Inbox>, Arc<dyn Parking>) =
+            match (&scylla, &embedded) {
+                (Some(scylla), _) => (scylla.clone(), scylla.clone(), scylla.clone()),
+                (None, Some(embedded)) => (embedded.store(), embedded.inbox(), embedded.parking()),
+                (None, None) => unreachable!("it was opened above"),
+            };
         let is_alone = scylla.is_none();
-        Ok(Self { log, ownership, store, inbox, is_alone, embedded, scylla })
+        Ok(Self { log, ownership, store, inbox, parking, is_alone, embedded, scylla })
     }
 
     /// Tells health of the store, from now on; the log is told of by who reads it.

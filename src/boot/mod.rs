@@ -204,8 +204,12 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         ownership: backends.ownership.clone(),
         store: backends.store.clone(),
         inbox: backends.inbox.clone(),
+        parking: backends.parking.clone(),
         clock,
+        names: config.log.names(),
         retention: config.retention,
+        is_testing: config.is_testing,
+        unknown_is_for_all: config.unknown_is_for_all,
         counters: owner_counters,
     };
     let leaver = start_owner(&threads, &backends, owner, &health, config.is_owner);

@@ -74,6 +74,7 @@ impl Shards {
                     seed: uuid::Uuid::new_v4().as_u128() as u64,
                 },
                 access: AccessRules { allow_anonymous: config.allow_anonymous },
+                is_testing: config.is_testing,
                 listener,
                 heads_max,
                 inputs,

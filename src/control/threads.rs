@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::limits::store as limits;
+
 /// The runtime. Dropping it ends what still runs on it.
 pub struct Threads {
     runtime: Runtime,
@@ -19,6 +21,7 @@ impl Threads {
     ) -> std::io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(workers)
+            .max_blocking_threads(limits::DISK_READS_AT_ONCE)
             .thread_name("control")
             .on_thread_start(at_start)
             .enable_all()

@@ -1,5 +1,5 @@
-//! The backlog: what the store keeps for a user who comes without a cursor, in the one order in
-//! which it is served.
+//! The backlog: what the store keeps for a user who comes without a cursor, or with one that the
+//! ring does not reach down to, in the one order in which it is served.
 //!
 //! Each partition's messages go out in offset order, the partition with the oldest head first. That
 //! order follows from the messages alone, so a backlog that broke off is taken up on any node from
@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::vector::Served;
 use crate::base::{BroadcastId, EpochMillis, Partition, Position, UserId};
+use crate::wire::frame::GapReason;
 
 /// A message that may belong to a backlog.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,12 +74,26 @@ pub struct Backlog {
     pub checkpoint: Served,
     /// The client presented the progress.
     pub is_resumed: bool,
-    /// When it began, to the hour once it has been resumed. What the peer has acknowledged since
-    /// then need not have reached the client, so it is served again from the progress on.
+    /// When it began, to the hour once it has been resumed. What has been delivered since then need
+    /// not have reached this client, so it is served from the progress on.
     pub since: EpochMillis,
     /// More is kept than goes out at once: the client comes back for it.
     pub is_cut: bool,
+    /// Told behind the last message.
+    pub gap: Option<Gap>,
 }
+
+/// Something that can no longer be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gap {
+    pub from: EpochMillis,
+    pub to: EpochMillis,
+    pub reason: GapReason,
+}
+
+/// `since` of a backlog behind a cursor: its rows are served whenever they were delivered, because
+/// that was to another client.
+pub const SINCE_EVER: EpochMillis = EpochMillis(0);
 
 /// From where to where a backlog reaches.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -93,12 +108,13 @@ impl Backlog {
     /// `messages` in their order; `is_cut`: there are more.
     pub fn new(reach: Reach, messages: Vec<KeptMessage>, is_cut: bool) -> Self {
         let Reach { progress, checkpoint, is_resumed, since } = reach;
-        Self { messages: messages.into(), progress, checkpoint, is_resumed, since, is_cut }
+        let (messages, gap) = (messages.into(), None);
+        Self { messages, progress, checkpoint, is_resumed, since, is_cut, gap }
     }
 
     /// Whether nothing of it is to be told: where the log takes over is where the client stands.
     pub fn is_done(&self) -> bool {
-        self.messages.is_empty() && !self.is_cut && !self.is_resumed
+        self.messages.is_empty() && !self.is_cut && !self.is_resumed && self.gap.is_none()
     }
 
     /// Takes the next message that has not ended; with it, what will have been served.

@@ -6,8 +6,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::judge::{BadRecord, Says, Unserved, Verdict, judge, parse};
-use crate::base::{EpochMillis, LogShape, Position};
+use super::judge::{BadRecord, Rules, Says, Unserved, Verdict, judge, parse};
+use crate::base::{EpochMillis, Position};
 use crate::wire::archive::{Archiver, Event, SharedEvent};
 use crate::wire::frame::{self, Message};
 use crate::wire::record::{DeliveryRecord, Parser};
@@ -22,7 +22,7 @@ pub enum Finding {
 
 /// Decodes with buffers that it reuses. One a shard.
 pub struct Decoder {
-    shape: LogShape,
+    rules: Rules,
     parser: Parser,
     /// Where bodies are written before the archive takes them.
     body: Vec<u8>,
@@ -30,8 +30,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    pub fn new(shape: LogShape) -> Self {
-        Self { shape, parser: Parser::default(), body: Vec::new(), archiver: Archiver::default() }
+    pub fn new(rules: Rules) -> Self {
+        Self { rules, parser: Parser::default(), body: Vec::new(), archiver: Archiver::default() }
     }
 
     /// Decodes one record. The key decides nothing: `userId` says whom it is for.
@@ -51,11 +51,11 @@ impl Decoder {
         appended_at: EpochMillis,
         value: Option<&[u8]>,
     ) -> Finding {
-        let shape = self.shape;
+        let rules = self.rules;
         let decoded = caught(
             self,
             |decoder| decoder.try_decode(position, appended_at, value),
-            |decoder| *decoder = Self::new(shape),
+            |decoder| *decoder = Self::new(rules),
         );
         decoded.unwrap_or_else(Finding::Bad)
     }
@@ -67,8 +67,8 @@ impl Decoder {
         value: Option<&[u8]>,
     ) -> Result<Finding, BadRecord> {
         let record = parse(&mut self.parser, value)?;
-        let (audience, event_id, says) = match judge(&record, position, &self.shape)? {
-            Verdict::Ignore(reason) => return Ok(Finding::Ignore(reason)),
+        let (audience, event_id, says) = match judge(&record, position, &self.rules)? {
+            Verdict::Ignore { why, .. } => return Ok(Finding::Ignore(why)),
             Verdict::Serve { audience, event_id, says } => (audience, event_id, says),
         };
         self.body.clear();
@@ -133,7 +133,7 @@ fn write_message(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{LogIdentity, Partition, Topic};
+    use crate::base::{LogIdentity, LogShape, Partition, Topic};
     use crate::limits::log as limits;
     use proptest::prelude::*;
 
@@ -142,18 +142,19 @@ mod tests {
         selected_partitions: 10,
         group_partitions: 10,
     };
+    const RULES: Rules = Rules { shape: SHAPE, is_testing: false };
 
     fn position(topic: Topic) -> Position {
         // "alice" belongs to this partition; the log's tests hold the partitioner's values.
         let index = match topic {
             Topic::Selected => SHAPE.partition_of_user("alice"),
-            Topic::Group => 0,
+            _ => 0,
         };
         Position { partition: Partition { topic, index }, offset: 5 }
     }
 
     fn finding(topic: Topic, value: &str) -> String {
-        let mut decoder = Decoder::new(SHAPE);
+        let mut decoder = Decoder::new(RULES);
         let at = EpochMillis(1_795_514_400_999);
         match decoder.decode_caught(position(topic), at, Some(value.as_bytes())) {
             Finding::Serve(event) => {
@@ -187,7 +188,7 @@ mod tests {
 
     #[test]
     fn sizes_and_emptiness_are_bad() {
-        let mut decoder = Decoder::new(SHAPE);
+        let mut decoder = Decoder::new(RULES);
         let mut decode = |value: Option<&[u8]>| match decoder.decode(
             position(Topic::Group),
             EpochMillis(0),
@@ -234,7 +235,7 @@ mod tests {
                 bytes[at] = byte;
             }
             bytes.truncate(cut.index(bytes.len() * 4) + 1);
-            let mut decoder = Decoder::new(SHAPE);
+            let mut decoder = Decoder::new(RULES);
             let finding = decoder.decode(position(Topic::Group), EpochMillis(0), Some(&bytes));
             if let Finding::Serve(event) = finding {
                 let is_whole = event.body().ends_with(b"}\n\n");

@@ -5,10 +5,13 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::decode::caught;
-use super::judge::{BadRecord, Says, Unserved, Verdict, judge, parse};
+use super::judge::{BadRecord, Rules, Says, Unserved, Verdict, judge, parse};
 use super::{Broadcast, Target};
-use crate::base::{BroadcastId, EpochMillis, LogShape, Position, TargetType, UserId};
+use crate::base::{BroadcastId, EpochMillis, EventType, Position, TargetType, UserId};
+use crate::limits::log as limits;
 use crate::wire::archive::{Audience, MemberKind};
 use crate::wire::record::{DeliveryRecord, Parser};
 
@@ -16,7 +19,7 @@ use crate::wire::record::{DeliveryRecord, Parser};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Effect {
     /// Served to whoever is here, and forgotten.
-    Nothing,
+    Passing(Kept),
     /// A message of one user.
     Message {
         user: UserId,
@@ -26,24 +29,37 @@ pub enum Effect {
     },
     /// A message of a group audience, and its content, which the store may not have: another
     /// producer's.
-    Group {
-        kept: Kept,
-        content: Box<Broadcast>,
-    },
+    Group { kept: Kept, content: Box<Broadcast> },
+    /// Not served where it stands: to be published again.
+    Parked { why: Unserved, aside: Aside },
+    /// Its serving has failed for good: a dead letter.
+    Dead(Aside),
+    /// Of no consequence in this release.
     Unserved(Unserved),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Kept {
+    pub event: Uuid,
     pub broadcast: BroadcastId,
     pub attempt: u32,
     /// The broadcast ends then.
     pub ends_at: EpochMillis,
 }
 
+/// A well-formed event that is not served.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Aside {
+    pub kept: Kept,
+    /// Whom it is for; `None`: a group audience.
+    pub user: Option<UserId>,
+    /// Whether the user's inbox has a row of it.
+    pub has_row: bool,
+}
+
 /// Finds effects with buffers that it reuses.
 pub struct Assessor {
-    shape: LogShape,
+    rules: Rules,
     /// Without `expiresAt`, a message is kept for so long after its append. A producer's clock has
     /// no say in that.
     retention: Duration,
@@ -51,8 +67,8 @@ pub struct Assessor {
 }
 
 impl Assessor {
-    pub fn new(shape: LogShape, retention: Duration) -> Self {
-        Self { shape, retention, parser: Parser::default() }
+    pub fn new(rules: Rules, retention: Duration) -> Self {
+        Self { rules, retention, parser: Parser::default() }
     }
 
     /// Agrees with `Decoder::decode_caught` about what is bad and what is served.
@@ -62,11 +78,11 @@ impl Assessor {
         appended_at: EpochMillis,
         value: Option<&[u8]>,
     ) -> Result<Effect, BadRecord> {
-        let (shape, retention) = (self.shape, self.retention);
+        let (rules, retention) = (self.rules, self.retention);
         caught(
             self,
             |assessor| assessor.try_assess(position, appended_at, value),
-            |assessor| *assessor = Self::new(shape, retention),
+            |assessor| *assessor = Self::new(rules, retention),
         )
     }
 
@@ -77,20 +93,23 @@ impl Assessor {
         value: Option<&[u8]>,
     ) -> Result<Effect, BadRecord> {
         let record = parse(&mut self.parser, value)?;
-        let (audience, content) = match judge(&record, position, &self.shape)? {
-            Verdict::Ignore(reason) => return Ok(Effect::Unserved(reason)),
-            Verdict::Serve { audience, says: Says::Message(content), .. } => (audience, content),
-            Verdict::Serve { says: Says::Read, .. } => return Ok(Effect::Nothing),
-        };
-        if record.is_fire_and_forget() {
-            return Ok(Effect::Nothing);
-        }
-        let made_at = record.created_at.or(record.made_at()).unwrap_or(appended_at);
+        let verdict = judge(&record, position, &self.rules)?;
+        let (Verdict::Serve { event_id, .. } | Verdict::Ignore { event_id, .. }) = verdict;
         let kept = Kept {
+            event: event_id,
             broadcast: record.broadcast_id,
             attempt: record.attempt.unwrap_or(0),
             ends_at: record.expires_at.unwrap_or(appended_at.plus(self.retention)),
         };
+        let (audience, content) = match verdict {
+            Verdict::Ignore { why, .. } => return unserved(why, &record, kept),
+            Verdict::Serve { audience, says: Says::Message(content), .. } => (audience, content),
+            Verdict::Serve { says: Says::Read, .. } => return Ok(Effect::Passing(kept)),
+        };
+        if record.is_fire_and_forget() {
+            return Ok(Effect::Passing(kept));
+        }
+        let made_at = record.created_at.or(record.made_at()).unwrap_or(appended_at);
         let content = |target| Box::new(content_of(&record, content, target, made_at, &kept));
         let target = match audience {
             Audience::Everyone => Target { r#type: TargetType::All, ids: Vec::new() },
@@ -113,6 +132,21 @@ impl Assessor {
         };
         Ok(Effect::Group { kept, content: content(target) })
     }
+}
+
+/// Of what is not served where it stands.
+fn unserved(why: Unserved, record: &DeliveryRecord<'_>, kept: Kept) -> Result<Effect, BadRecord> {
+    let is_kept = record.event_type == EventType::Created && !record.is_fire_and_forget();
+    let user = record.user_id.map(UserId::new).transpose().map_err(BadRecord::User)?;
+    let has_row = is_kept && user.is_some();
+    let aside = Aside { kept, user, has_row };
+    Ok(match why {
+        Unserved::EventType => Effect::Unserved(why),
+        Unserved::Failing if kept.attempt.saturating_add(1) >= limits::ATTEMPTS => {
+            Effect::Dead(aside)
+        }
+        _ => Effect::Parked { why, aside },
+    })
 }
 
 fn content_of(
@@ -141,7 +175,7 @@ fn content_of(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{LogIdentity, Partition, Topic};
+    use crate::base::{LogIdentity, LogShape, Partition, Topic};
     use crate::domain::{Decoder, Finding};
 
     const SHAPE: LogShape = LogShape {
@@ -149,6 +183,7 @@ mod tests {
         selected_partitions: 10,
         group_partitions: 10,
     };
+    const RULES: Rules = Rules { shape: SHAPE, is_testing: true };
     const RETENTION: Duration = Duration::from_secs(30 * 24 * 3_600);
     const APPENDED_AT: EpochMillis = EpochMillis(1_795_514_400_999);
 
@@ -159,7 +194,7 @@ mod tests {
 
     fn assess(topic: Topic, value: &str) -> Result<Effect, BadRecord> {
         let value = Some(value.as_bytes());
-        Assessor::new(SHAPE, RETENTION).assess(position(topic), APPENDED_AT, value)
+        Assessor::new(RULES, RETENTION).assess(position(topic), APPENDED_AT, value)
     }
 
     /// The owner keeps what the shards serve, and finds bad what they find bad.
@@ -171,11 +206,14 @@ mod tests {
             let fields: Vec<&str> = line.split('\t').collect();
             let topic = if fields[0] == "group" { Topic::Group } else { Topic::Selected };
             let value = Some(fields[1].as_bytes());
-            let found = Decoder::new(SHAPE).decode_caught(position(topic), APPENDED_AT, value);
+            let found = Decoder::new(RULES).decode_caught(position(topic), APPENDED_AT, value);
             match (found, assess(topic, fields[1])) {
                 (Finding::Bad(bad), Err(same)) => assert_eq!(bad, same),
                 (Finding::Ignore(reason), Ok(Effect::Unserved(same))) => assert_eq!(reason, same),
-                (Finding::Serve(_), Ok(Effect::Nothing)) => {}
+                (Finding::Ignore(reason), Ok(Effect::Parked { why, .. })) => {
+                    assert_eq!(reason, why);
+                }
+                (Finding::Serve(_), Ok(Effect::Passing(_))) => {}
                 (Finding::Serve(event), Ok(Effect::Message { user, kept: row, .. })) => {
                     assert_eq!(event.broadcast(), row.broadcast);
                     assert!(event.body().windows(user.as_str().len()).count() > 0);
@@ -218,7 +256,47 @@ mod tests {
             r#""eventType":"READ""#,
         ] {
             let record = format!(r#"{{"broadcastId":7,"userId":"alice",{fields}}}"#);
-            assert_eq!(assess(Topic::Selected, &record), Ok(Effect::Nothing), "{record}");
+            let found = assess(Topic::Selected, &record);
+            assert!(matches!(found, Ok(Effect::Passing(_))), "{record}: {found:?}");
         }
+    }
+
+    #[test]
+    fn what_is_not_served_where_it_stands_is_parked() {
+        let of_alice = |fields: &str| {
+            format!(r#"{{"broadcastId":7,"userId":"alice","message":"hi",{fields}}}"#)
+        };
+        let limit = limits::REPEAT_RECORDS;
+        for (fields, parked) in [
+            (r#""eventType":"CREATED","after":0"#, None),
+            (r#""eventType":"CREATED","simulateFailure":true"#, Some(Unserved::Failing)),
+            (r#""eventType":"CREATED","simulateFailure":false"#, None),
+        ] {
+            match (assess(Topic::Selected, &of_alice(fields)), parked) {
+                (Ok(Effect::Message { .. }), None) => {}
+                (Ok(Effect::Parked { why, aside }), Some(expected)) => {
+                    assert!(aside.has_row && aside.user.is_some());
+                    assert_eq!(why, expected, "{fields}");
+                }
+                (other, _) => panic!("{fields}: {other:?}"),
+            }
+        }
+        let late = of_alice(r#""eventType":"CREATED","attempt":1,"after":3"#);
+        for (offset, is_late) in [(2 + limit, false), (3 + limit, true)] {
+            let place = Position { offset, ..position(Topic::Selected) };
+            let value = Some(late.as_bytes());
+            let found = Assessor::new(RULES, RETENTION).assess(place, APPENDED_AT, value);
+            let is_parked = matches!(found, Ok(Effect::Parked { why: Unserved::Late, ref aside })
+                    if aside.kept.attempt == 1);
+            assert_eq!(is_parked, is_late, "{offset}: {found:?}");
+        }
+        let last = of_alice(r#""eventType":"CREATED","simulateFailure":true,"attempt":2"#);
+        assert!(matches!(assess(Topic::Selected, &last), Ok(Effect::Dead(aside)) if aside.has_row));
+        let read = r#"{"broadcastId":7,"userId":"bob","eventType":"READ"}"#;
+        let found = assess(Topic::Selected, read);
+        let Ok(Effect::Parked { why: Unserved::ForeignPartition, aside }) = found else {
+            panic!("bob's are elsewhere: {found:?}")
+        };
+        assert!(!aside.has_row && aside.user.is_some());
     }
 }

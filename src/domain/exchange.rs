@@ -24,6 +24,11 @@ pub enum Passed {
         partition: Partition,
         next: u64,
     },
+    /// The partition can't be read below `next`, and has not been up to there.
+    Skip {
+        partition: Partition,
+        next: u64,
+    },
     /// All that the log held at the start is before this.
     CaughtUp,
 }
@@ -33,7 +38,7 @@ impl Passed {
     fn bytes(&self) -> usize {
         match self {
             Self::Event(event) => event.bytes(),
-            Self::Position { .. } | Self::CaughtUp => 0,
+            Self::Position { .. } | Self::Skip { .. } | Self::CaughtUp => 0,
         }
     }
 }
@@ -76,6 +81,10 @@ impl Exchange {
     /// Tells the others how far a partition has been read, after its events.
     pub fn pass_position(&mut self, partition: Partition, next: u64) {
         self.pass_to_others(&Passed::Position { partition, next });
+    }
+
+    pub fn pass_skip(&mut self, partition: Partition, next: u64) {
+        self.pass_to_others(&Passed::Skip { partition, next });
     }
 
     pub fn pass_caught_up(&mut self) {
@@ -165,6 +174,7 @@ mod tests {
             taken.push(match item {
                 Passed::Event(_) => "event".to_owned(),
                 Passed::Position { next, .. } => format!("up to {next}"),
+                Passed::Skip { next, .. } => format!("from {next}"),
                 Passed::CaughtUp => "caught up".to_owned(),
             });
             Ok(())

@@ -80,6 +80,12 @@ impl Intake {
         self.exchange.pass_position(partition, next);
     }
 
+    /// A partition that this shard owns can't be read below `next`, and has not been up to there.
+    pub fn handle_skip<S>(&mut self, streams: &mut Streams<S>, partition: Partition, next: u64) {
+        self.skip(streams, partition, next);
+        self.exchange.pass_skip(partition, next);
+    }
+
     /// All that the log held at the start of the partitions that this shard owns has come.
     pub fn handle_caught_up(&mut self) {
         self.exchange.pass_caught_up();
@@ -103,6 +109,7 @@ impl Intake {
                 Some(Passed::Position { partition, next }) => {
                     self.advance(streams, partition, next);
                 }
+                Some(Passed::Skip { partition, next }) => self.skip(streams, partition, next),
                 Some(Passed::CaughtUp) => self.catch_up(),
             }
         }
@@ -144,6 +151,11 @@ impl Intake {
     fn advance<S>(&mut self, streams: &mut Streams<S>, partition: Partition, next: u64) {
         self.flush(streams);
         streams.handle_position(partition, next);
+    }
+
+    fn skip<S>(&mut self, streams: &mut Streams<S>, partition: Partition, next: u64) {
+        self.flush(streams);
+        streams.handle_skip(partition, next);
     }
 
     /// A position came before it, so the streams know of all events.
@@ -198,6 +210,20 @@ mod tests {
         })
     }
 
+    fn passed_to_the_other(intake: &mut Intake) -> Vec<String> {
+        let mut passed = Vec::new();
+        intake.poll_passed(1, |item| {
+            passed.push(match item {
+                Passed::Event(event) => format!("event {}", event.position().offset),
+                Passed::Position { next, .. } => format!("next {next}"),
+                Passed::Skip { next, .. } => format!("skip {next}"),
+                Passed::CaughtUp => "caught up".to_owned(),
+            });
+            Ok(())
+        });
+        passed
+    }
+
     #[test]
     fn nothing_is_taken_from_others_before_all_starts_are_known() {
         let (mut intake, mut streams) = new();
@@ -225,6 +251,21 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_before_a_skip_is_served_no_more() {
+        let (mut intake, mut streams) = new();
+        intake.handle_start(&mut streams, GROUP, 5);
+        intake.handle_start(&mut streams, SELECTED, 0);
+        intake.handle_event(&mut streams, event(5));
+        intake.handle_skip(&mut streams, GROUP, 9);
+        let taken = [8, 9].map(|offset| intake.handle_event(&mut streams, event(offset)));
+        assert_eq!(taken, [Taken::Old, Taken::Here], "what is below tells of repeats only");
+        intake.handle_read(&mut streams, GROUP, 10);
+        let ring = streams.ring();
+        assert_eq!((ring.first(), ring.next(), ring.base().group()), (1, 2, &[9][..]));
+        assert_eq!(passed_to_the_other(&mut intake), ["event 5", "skip 9", "event 9", "next 10"]);
+    }
+
+    #[test]
     fn events_go_before_the_position_that_covers_them() {
         let (mut intake, mut streams) = new();
         intake.handle_start(&mut streams, GROUP, 5);
@@ -233,15 +274,6 @@ mod tests {
         assert_eq!(taken, [Taken::Old, Taken::Here, Taken::Repeat, Taken::Here]);
         intake.handle_read(&mut streams, GROUP, 9);
         assert_eq!((streams.ring().next(), streams.vector().next(GROUP)), (2, 9));
-        let mut passed = Vec::new();
-        intake.poll_passed(1, |item| {
-            passed.push(match item {
-                Passed::Event(event) => event.position().offset,
-                Passed::Position { next, .. } => next,
-                Passed::CaughtUp => 0,
-            });
-            Ok(())
-        });
-        assert_eq!(passed, [5, 6, 9]);
+        assert_eq!(passed_to_the_other(&mut intake), ["event 5", "event 6", "next 9"]);
     }
 }

@@ -1,16 +1,27 @@
-//! A record's fate: serve, leave, or dead letter.
+//! A record's fate: serve, park, leave, or dead letter.
 //!
 //! **It follows from the record's bytes and its place alone**, so that all nodes agree without
 //! talking: the shards that serve it, and the owner that keeps what it leaves behind. Pure.
 
 use uuid::Uuid;
 
-use crate::base::{EventType, LogShape, Position, TargetType, Topic, UserId, UserIdError};
+use crate::base::{
+    EventType, LogShape, Partition, Position, TargetType, Topic, UserId, UserIdError,
+};
 use crate::limits::{contract, log as limits};
 use crate::wire::archive::{Audience, MemberKind};
 use crate::wire::record::{DeliveryRecord, Parser, event_id};
 
-/// Well formed, and not served by this release.
+/// What nodes that share a log must agree about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rules {
+    pub shape: LogShape,
+    /// Records may ask for their failure.
+    pub is_testing: bool,
+}
+
+/// Why a well-formed record is not served where it stands. All but the first are parked, and
+/// published again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unserved {
     /// CANCELLED, EXPIRED, FAILED.
@@ -19,6 +30,10 @@ pub enum Unserved {
     NoAudience,
     /// A targeted event that is not in its user's partition.
     ForeignPartition,
+    /// Published again, and found too late: beyond where repeats of it are known.
+    Late,
+    /// Test mode: its serving fails.
+    Failing,
 }
 
 impl Unserved {
@@ -27,6 +42,8 @@ impl Unserved {
             Self::EventType => "event type",
             Self::NoAudience => "no audience",
             Self::ForeignPartition => "foreign partition",
+            Self::Late => "late",
+            Self::Failing => "failing",
         }
     }
 }
@@ -49,6 +66,8 @@ pub enum BadRecord {
     NoMessage,
     #[error("targetType {0} without userId")]
     NoUser(&'static str),
+    #[error("READ without userId")]
+    NoReader,
     #[error("more than {} targetIds", contract::TARGET_NAMES_MAX)]
     TooManyNames,
     #[error("an event for a group in the selected topic")]
@@ -61,7 +80,7 @@ pub enum BadRecord {
 #[derive(Debug)]
 pub enum Verdict<'a> {
     Serve { audience: Audience<'a>, event_id: Uuid, says: Says<'a> },
-    Ignore(Unserved),
+    Ignore { why: Unserved, event_id: Uuid },
 }
 
 /// What a served record says.
@@ -89,32 +108,42 @@ pub fn parse<'a>(
 pub fn judge<'a>(
     record: &DeliveryRecord<'a>,
     position: Position,
-    shape: &LogShape,
+    rules: &Rules,
 ) -> Result<Verdict<'a>, BadRecord> {
-    let audience = match audience_of(record, position.partition.topic)? {
-        Some(audience) => audience,
-        None if matches!(record.event_type, EventType::Created | EventType::Read) => {
-            return Ok(Verdict::Ignore(Unserved::NoAudience));
-        }
-        None => return Ok(Verdict::Ignore(Unserved::EventType)),
-    };
+    let audience = audience_of(record, position.partition.topic)?;
     let event_id = match record.event_id {
         Some(text) => Uuid::try_parse(text).map_err(|_| BadRecord::EventId)?,
         None => event_id(record.broadcast_id, record.user_id, record.event_type),
     };
+    let ignore = |why| Verdict::Ignore { why, event_id };
     let says = match record.event_type {
         EventType::Created => Says::Message(record.message.ok_or(BadRecord::NoMessage)?),
+        EventType::Read if record.user_id.is_none() => return Err(BadRecord::NoReader),
         EventType::Read => Says::Read,
         EventType::Cancelled | EventType::Expired | EventType::Failed => {
-            return Ok(Verdict::Ignore(Unserved::EventType));
+            return Ok(ignore(Unserved::EventType));
         }
     };
-    if let (Topic::Selected, Audience::User(user)) = (position.partition.topic, &audience)
-        && shape.partition_of_user(user) != position.partition.index
-    {
-        return Ok(Verdict::Ignore(Unserved::ForeignPartition));
+    let Some(audience) = audience else { return Ok(ignore(Unserved::NoAudience)) };
+    if is_foreign(&audience, position.partition, &rules.shape) {
+        return Ok(ignore(Unserved::ForeignPartition));
+    }
+    let latest = record.after.map(|after| after.saturating_add(limits::REPEAT_RECORDS));
+    if latest.is_some_and(|latest| position.offset >= latest) {
+        return Ok(ignore(Unserved::Late));
+    }
+    if rules.is_testing && record.simulate_failure == Some(true) {
+        return Ok(ignore(Unserved::Failing));
     }
     Ok(Verdict::Serve { audience, event_id, says })
+}
+
+/// Whether a targeted event stands where its user's cursor does not reach.
+fn is_foreign(audience: &Audience<'_>, partition: Partition, shape: &LogShape) -> bool {
+    match (partition.topic, audience) {
+        (Topic::Selected, Audience::User(user)) => shape.partition_of_user(user) != partition.index,
+        _ => false,
+    }
 }
 
 /// Whom the event is for; `None` if the record does not say.

@@ -22,14 +22,14 @@ mod vector;
 mod wheel;
 
 pub use audience::Membership;
-pub use backlog::{Backlog, Candidate, KeptMessage, Note, Reach, Row, in_order};
+pub use backlog::{Backlog, Candidate, Gap, KeptMessage, Note, Reach, Row, SINCE_EVER, in_order};
 pub use broadcast::{Broadcast, Target};
 pub use decode::{Decoder, Finding};
 pub use draft::{Draft, DraftError, Violation};
-pub use effect::{Assessor, Effect, Kept};
+pub use effect::{Aside, Assessor, Effect, Kept};
 pub use exchange::{Exchange, Passed};
 pub use intake::{Intake, Taken};
-pub use judge::{BadRecord, Unserved};
+pub use judge::{BadRecord, Rules, Unserved};
 pub use repeats::Repeats;
 pub use ring::{Ring, RingLimits};
 pub use slab::Slab;

@@ -109,7 +109,7 @@ pub struct Ring {
 impl Ring {
     /// Empty, standing at `base`.
     pub fn new(shape: LogShape, limits: RingLimits, base: &Vector) -> Self {
-        let history = History::new(base);
+        let history = History::new(0, base);
         Self { shape, limits, entries: VecDeque::new(), first: 0, history, bytes: 0 }
     }
 
@@ -135,6 +135,14 @@ impl Ring {
     pub fn restart(&mut self, shape: LogShape, base: &Vector) {
         debug_assert!(self.entries.is_empty() && self.first == 0);
         *self = Self::new(shape, self.limits, base);
+    }
+
+    /// Forgets all events: nothing before these positions will be served from it any more.
+    pub fn clear(&mut self, base: &Vector) {
+        self.first = self.next();
+        self.entries.clear();
+        self.bytes = 0;
+        self.history = History::new(self.first, base);
     }
 
     /// Sequence number of the oldest event.

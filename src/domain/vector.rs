@@ -43,6 +43,7 @@ impl Vector {
                 usize::from(partition.index)
             }
             Topic::Selected => usize::from(self.groups) + usize::from(partition.index),
+            Topic::SelectedDead | Topic::GroupDead => unreachable!("dead letters are not served"),
         }
     }
 }
@@ -83,10 +84,10 @@ pub struct History {
 const BLOCK: u64 = 64;
 
 impl History {
-    /// Holds one vector: that before the frame 0.
-    pub fn new(base: &Vector) -> Self {
+    /// Holds one vector: that before the frame `first`.
+    pub fn new(first: u64, base: &Vector) -> Self {
         let width = base.offsets.len();
-        let mut history = Self { width, groups: base.groups, blocks: VecDeque::new(), first: 0 };
+        let mut history = Self { width, groups: base.groups, blocks: VecDeque::new(), first };
         history.push(base);
         history
     }
@@ -150,6 +151,7 @@ impl Served {
             Topic::Selected => {
                 position.partition.index == self.own_partition && position.offset < self.own
             }
+            Topic::SelectedDead | Topic::GroupDead => false,
         }
     }
 
@@ -171,6 +173,7 @@ impl Served {
         let served = match partition.topic {
             Topic::Group => self.group.get_mut(usize::from(partition.index)),
             Topic::Selected => (partition.index == self.own_partition).then_some(&mut self.own),
+            Topic::SelectedDead | Topic::GroupDead => None,
         };
         if let Some(served) = served {
             *served = (*served).max(next);
@@ -221,7 +224,7 @@ mod tests {
     #[test]
     fn the_history_has_the_vector_before_every_frame_of_the_ring() {
         let mut vector = Vector::new(&SHAPE);
-        let mut history = History::new(&vector);
+        let mut history = History::new(0, &vector);
         for sequence in 1..=1_000 {
             vector.advance(group((sequence % 2) as u16), sequence);
             history.push(&vector);

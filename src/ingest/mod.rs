@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::outbound::Outbound;
-use crate::base::{LogShape, Partition};
+use crate::base::LogShape;
 use crate::lane::{Sender, ToShard};
 use crate::limits::log as limits;
-use crate::ports::{Backoff, Batch, Log, LogError, Want};
+use crate::ports::{Backoff, Batch, Bounds, Log, LogError, Want};
 
 /// How far the reading is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -76,6 +76,7 @@ impl Ingest {
                     // The log was trimmed under us, or is shorter than it was: go on from what is
                     // there. Later positions only.
                     let next = bounds.start.max(wanted.offset.min(bounds.end));
+                    let served = served_from(bounds).max(next);
                     tracing::warn!(
                         topic = wanted.partition.topic.name(),
                         partition = wanted.partition.index,
@@ -83,7 +84,13 @@ impl Ingest {
                         to = next,
                         "the log does not hold this offset, going on where it does"
                     );
-                    skip(&mut wants, wanted.partition, next, &shape, &mut outbound)?;
+                    skip(
+                        &mut wants,
+                        Want { offset: next, ..wanted },
+                        served,
+                        &shape,
+                        &mut outbound,
+                    )?;
                     continue;
                 }
                 Err(error) => {
@@ -123,7 +130,7 @@ impl Ingest {
                     Err(error) => self.wait_out(error, &mut backoff).await?,
                 }
             };
-            let next = bounds.start.max(bounds.end.saturating_sub(limits::WARM_RECORDS));
+            let next = served_from(bounds).max(bounds.end.saturating_sub(limits::WARM_RECORDS));
             let offset = bounds.start.max(next.saturating_sub(limits::REPEAT_RECORDS));
             wants.push(Want { partition, offset });
             ends.push(bounds.end);
@@ -194,19 +201,27 @@ fn pass_on(
     pieces(batch).try_for_each(|piece| outbound.send(partition, shape, ToShard::Batch(piece)))
 }
 
-/// Goes on at `next`: what lies before it can't be read.
+/// Goes on at `from`: what lies before it can't be read. Records are served from `next` on.
 fn skip(
     wants: &mut [Want],
-    partition: Partition,
+    from: Want,
     next: u64,
     shape: &LogShape,
     outbound: &mut Outbound,
 ) -> Result<(), IngestError> {
+    let partition = from.partition;
     if let Some(want) = wants.iter_mut().find(|want| want.partition == partition) {
-        want.offset = next;
+        *want = from;
     }
-    let nothing = Batch { partition, records: Vec::new(), next, end: next };
-    outbound.send(partition, shape, ToShard::Batch(nothing))
+    outbound.send(partition, shape, ToShard::Skip { partition, next })
+}
+
+/// Where serving may begin: what was trimmed off may have been the first of what is a repeat.
+fn served_from(bounds: Bounds) -> u64 {
+    match bounds.start {
+        0 => 0,
+        start => bounds.end.min(start + limits::REPEAT_RECORDS),
+    }
 }
 
 /// Waits between tries while the log is away.
@@ -231,8 +246,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::base::{EpochMillis, Position, Topic};
-    use crate::ports::{Bounds, NewRecord, Record};
+    use crate::base::{EpochMillis, Partition, Position, Topic};
+    use crate::ports::{MovedRecord, NewRecord, Record, TimedBy};
 
     #[test]
     fn pieces_keep_order_and_positions() {
@@ -240,6 +255,7 @@ mod tests {
         let record = |offset| Record {
             offset,
             appended_at: EpochMillis(0),
+            timed_by: TimedBy::Producer,
             key: None,
             value: None,
             headers: Vec::new(),
@@ -274,6 +290,10 @@ mod tests {
             Ok(Vec::new())
         }
 
+        async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
+            Ok(Vec::new())
+        }
+
         async fn fetch(
             &self,
             wants: &[Want],
@@ -283,6 +303,62 @@ mod tests {
             let from: Vec<u64> = wants.iter().map(|want| want.offset).collect();
             Err(LogError::Failed(format!("from {from:?}")))
         }
+    }
+
+    /// Is empty, and a moment later trimmed far behind that.
+    #[derive(Default)]
+    struct Trimmed {
+        fetches: AtomicU64,
+    }
+
+    const LATER: Bounds = Bounds { start: 10_000, end: 20_000 };
+
+    #[async_trait::async_trait]
+    impl Log for Trimmed {
+        async fn shape(&self) -> Result<LogShape, LogError> {
+            Bare(LATER).shape().await
+        }
+
+        async fn bounds(&self, _: Partition) -> Result<Bounds, LogError> {
+            Ok(Bounds { start: 0, end: 0 })
+        }
+
+        async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+            Ok(Vec::new())
+        }
+
+        async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
+            Ok(Vec::new())
+        }
+
+        async fn fetch(
+            &self,
+            wants: &[Want],
+            bytes_max: usize,
+            wait_max: Duration,
+        ) -> Result<Vec<Batch>, LogError> {
+            if self.fetches.fetch_add(1, Ordering::Relaxed) == 0 {
+                return Err(LogError::OutOfRange { wanted: wants[0], bounds: LATER });
+            }
+            Bare(LATER).fetch(wants, bytes_max, wait_max).await
+        }
+    }
+
+    #[test]
+    fn a_shard_is_told_of_what_can_not_be_read_any_more() {
+        let bell = Arc::new(crate::lane::Doorbell::new().expect("an eventfd"));
+        let (shard, inputs) = crate::lane::lane("test", 8, bell);
+        let progress = Box::new(|_| ());
+        let log = Arc::new(Trimmed::default());
+        let ingest = Ingest { log, shards: vec![shard], progress, lag: Arc::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let ended = runtime.expect("a runtime").block_on(ingest.run());
+        // It reads on where the log begins, and serves where repeats are known again.
+        let ended = ended.expect_err("the second fetch fails").to_string();
+        assert_eq!(ended, "log failed: from [10000, 0]");
+        let told: Vec<ToShard> = std::iter::from_fn(|| inputs.try_recv()).collect();
+        let is_told = |input: &ToShard| matches!(input, ToShard::Skip { next: 14_096, .. });
+        assert!(told.last().is_some_and(is_told), "{told:?}");
     }
 
     /// Every partition has one record of this offset, and the next one as soon as it is asked for.
@@ -300,6 +376,10 @@ mod tests {
         }
 
         async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+            Ok(Vec::new())
+        }
+
+        async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
             Ok(Vec::new())
         }
 
@@ -369,8 +449,10 @@ mod tests {
             (0, warm, 0, 0),
             (0, warm + 5, 5, 0),
             (0, warm + window + 5, window + 5, 5),
-            (window, warm + window + 5, window + 5, window),
-            (warm + window, warm + window + 5, warm + window, warm + window),
+            // What was trimmed off may have been what a record repeats.
+            (5, warm + window + 9, warm + 9, 9),
+            (window, warm + window + 5, warm + window, window),
+            (warm + window, warm + window + 5, warm + window + 5, warm + window),
         ] {
             let bell = Arc::new(crate::lane::Doorbell::new().expect("an eventfd"));
             let (shard, inputs) = crate::lane::lane("test", 8, bell);

@@ -19,6 +19,9 @@ pub enum ToShard {
     Start { partition: Partition, next: u64 },
     /// Records of one partition, in order.
     Batch(Batch),
+    /// The log can't be read below `next`, and has not been up to there. What comes of it until
+    /// then only tells what is a repeat.
+    Skip { partition: Partition, next: u64 },
     /// What the log held at the start has been read: streams may be served.
     CaughtUp,
     /// What the store keeps for a user who is about to be served; `None`: not to be had now.
@@ -47,7 +50,7 @@ pub enum FromShard {
     LongTurn { shard: u16, took: Duration },
 }
 
-/// A user who comes without a cursor, or in the middle of a backlog.
+/// A user who comes without a cursor, in the middle of a backlog, or from before the ring.
 #[derive(Debug)]
 pub struct Ask {
     pub shard: u16,
@@ -56,6 +59,7 @@ pub struct Ask {
     pub user: UserId,
     /// Sorted, without repeats.
     pub members: Vec<Membership>,
-    /// How far the backlog was out that the client was given before, and when that began.
+    /// What the client has been served, and since when it need not have been: when the backlog
+    /// began that it was given before, or `SINCE_EVER`.
     pub progress: Option<(Served, EpochMillis)>,
 }

@@ -15,7 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::domain::CloseReason;
 use crate::lane::{RefusalReason, Refusals};
-use crate::owner::OwnerCounters;
+use crate::owner::{DeadClass, OwnerCounters};
 use crate::shard::{BUCKETS_MICROS, Histogram, Probe, RuntimeKind};
 
 /// What a scrape reads.
@@ -126,8 +126,19 @@ impl Collector for Sources {
             &probe.fanout
         })?;
         self.histogram(&mut encoder, "shard_turn", "Length of a turn", |probe| &probe.turns)?;
-        let OwnerCounters { partitions, lag, rows, retries, commits_lost, skipped_records } =
-            &*self.owner;
+        self.dead_letters(&mut encoder)?;
+        let OwnerCounters {
+            partitions,
+            lag,
+            rows,
+            parked,
+            published_again,
+            retries,
+            commits_lost,
+            skipped_records,
+            dead_letters: _,
+            dead_letter_retries,
+        } = &*self.owner;
         for (name, help, gauge) in [
             (
                 "log_lag_records",
@@ -142,10 +153,17 @@ impl Collector for Sources {
         }
         for (name, help, counter) in [
             ("rows", "Rows of inboxes and of group messages written", rows),
+            ("records_parked", "Records that could not be served where they stood", parked),
+            ("records_published_again", "Records that were published again", published_again),
             ("row_retries", "Writes of such rows that have to be done again", retries),
             ("commits_lost", "Commits refused because the partition had gone", commits_lost),
             ("notes_lost", "Notes of what reached users that found no room", &*self.notes_dropped),
             ("skipped_records", "Offsets that the log lost before they were kept", skipped_records),
+            (
+                "dead_letter_retries",
+                "Writes of dead letters that have to be done again",
+                dead_letter_retries,
+            ),
         ] {
             let value = ConstCounter::new(load(counter));
             value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)?;
@@ -192,6 +210,17 @@ impl Sources {
                 let closed = ConstCounter::new(load(&probe.closed[reason as usize]));
                 closed.encode(family.encode_family(&labels)?)?;
             }
+        }
+        Ok(())
+    }
+
+    fn dead_letters(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let kind = ConstCounter::new(0_u64).metric_type();
+        let help = "Records that could not be processed, by reason";
+        let mut family = encoder.encode_descriptor("dead_letters", help, None, kind)?;
+        for (class, count) in DeadClass::ALL.into_iter().zip(&self.owner.dead_letters) {
+            let labels = [("reason", class.name())];
+            ConstCounter::new(load(count)).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }

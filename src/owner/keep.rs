@@ -2,28 +2,36 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use uuid::Uuid;
 
 use super::Owner;
+use super::again::stands;
 use super::counters::{OwnerCounters, add};
-use crate::base::{BroadcastId, LogShape, Position};
-use crate::domain::{Assessor, Broadcast, Effect};
-use crate::limits::owner as limits;
+use super::dead::{DeadClass, DeadLetter, DeadLetters, DeadReason};
+use crate::base::{BroadcastId, LogShape, Partition, Position};
+use crate::domain::{Aside, Assessor, Broadcast, Effect, Kept, Rules, Unserved};
+use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
+use crate::limits::{owner as limits, parking};
 use crate::ports::{
-    Backoff, Batch, Clock, Delivery, GroupRow, Inbox, InboxWrite, Place, Progress, Record, Store,
-    StoreError,
+    Backoff, Batch, Clock, Delivery, GroupRow, Inbox, InboxWrite, Parked, Parking, Place, Progress,
+    Record, Store, StoreError,
 };
 
 /// Shared by the work on all partitions. `assess` and `write` are one try, without a clock to wait
 /// by; `keep` is all tries.
 pub struct Keeper {
-    shape: LogShape,
+    rules: Rules,
     store: Arc<dyn Store>,
     inbox: Arc<dyn Inbox>,
+    parking: Arc<dyn Parking>,
+    dead: DeadLetters,
     clock: Arc<dyn Clock>,
     counters: Arc<OwnerCounters>,
     /// One for each batch in work, at most; they keep their buffers.
     assessors: Mutex<Vec<Assessor>>,
-    retention: std::time::Duration,
+    retention: Duration,
     /// Broadcasts whose content is in the store.
     known: Mutex<HashSet<BroadcastId>>,
 }
@@ -34,14 +42,22 @@ pub struct Rows {
     contents: Vec<Broadcast>,
     messages: Vec<InboxWrite>,
     groups: Vec<GroupRow>,
+    /// Events without an inbox row that were published again.
+    served: Vec<Uuid>,
+    parked: Vec<Parked>,
+    /// To be parked again, unless they stand where they are served.
+    late: Vec<(Aside, Parked)>,
+    dead: Vec<DeadLetter>,
 }
 
 impl Keeper {
     pub fn new(owner: &Owner, shape: LogShape) -> Self {
         Self {
-            shape,
+            rules: Rules { shape, is_testing: owner.is_testing },
             store: owner.store.clone(),
             inbox: owner.inbox.clone(),
+            parking: owner.parking.clone(),
+            dead: owner.dead_letters(),
             clock: owner.clock.clone(),
             counters: owner.counters.clone(),
             assessors: Mutex::default(),
@@ -65,9 +81,11 @@ impl Keeper {
             tokio::time::sleep(backoff.wait()).await;
         }
         add(&self.counters.rows, (rows.messages.len() + rows.groups.len()) as u64);
+        add(&self.counters.parked, rows.parked.len() as u64);
+        self.dead.keep(&rows.dead).await;
     }
 
-    /// All of it, once more if it must be.
+    /// All of it that goes into the store, once more if it must be.
     pub async fn write(&self, rows: &Rows) -> Result<(), StoreError> {
         // A row says nothing without its content. Most have one: Corecast's own.
         let ids: Vec<BroadcastId> = rows.contents.iter().map(|content| content.id).collect();
@@ -84,13 +102,32 @@ impl Keeper {
         if !rows.groups.is_empty() {
             self.inbox.write_group(&rows.groups).await?;
         }
+        for event in &rows.served {
+            self.parking.note_served(*event).await?;
+        }
+        for row in &rows.parked {
+            self.park(row).await?;
+        }
+        for (aside, row) in &rows.late {
+            if !stands(&*self.inbox, &*self.parking, aside).await? {
+                self.park(row).await?;
+            }
+        }
         Ok(())
+    }
+
+    /// Where readers of the store still look. The same place, if it is done again soon.
+    async fn park(&self, row: &Parked) -> Result<(), StoreError> {
+        let now = self.clock.wall();
+        let is_old = row.due_at.plus(parking::DUE_AGE) < now;
+        let due_at = if is_old { now } else { row.due_at };
+        self.parking.park(&Parked { due_at, ..row.clone() }).await
     }
 
     /// What is to be written of a batch.
     pub fn assess(&self, batch: &Batch) -> Rows {
         let assessor = lock(&self.assessors).pop();
-        let mut assessor = assessor.unwrap_or_else(|| Assessor::new(self.shape, self.retention));
+        let mut assessor = assessor.unwrap_or_else(|| Assessor::new(self.rules, self.retention));
         let now = self.clock.wall();
         let mut rows = Rows::default();
         let mut met = HashSet::new();
@@ -98,9 +135,16 @@ impl Keeper {
         for record in &batch.records {
             let position = Position { partition: batch.partition, offset: record.offset };
             let value = record.value.as_deref();
-            // What is bad, or not served, the shards have told of.
-            let Ok(effect) = assessor.assess(position, record.appended_at, value) else { continue };
             let place = self.place(position, record);
+            let dead =
+                |reason| DeadLetter { partition: batch.partition, record: record.clone(), reason };
+            let effect = match assessor.assess(position, record.appended_at, value) {
+                Ok(effect) => effect,
+                Err(bad) => {
+                    rows.dead.push(dead(bad.into()));
+                    continue;
+                }
+            };
             match effect {
                 Effect::Message { user, kept, content } if kept.ends_at > now => {
                     let content = content.filter(|content| is_new(content.id));
@@ -120,11 +164,26 @@ impl Keeper {
                     rows.contents.extend(content.map(|content| *content));
                     let (broadcast, keep_until) = (kept.broadcast, kept.ends_at);
                     rows.groups.push(GroupRow { broadcast, place, keep_until });
+                    rows.served.extend(again(&kept));
+                }
+                Effect::Passing(kept) => rows.served.extend(again(&kept)),
+                Effect::Parked { why, aside } if aside.kept.ends_at > now => {
+                    rows.messages.extend(placeless(&aside, record, Delivery::Pending));
+                    let parked = parked(why, &aside.kept, batch.partition, record);
+                    match why {
+                        Unserved::Late => rows.late.push((aside, parked)),
+                        _ => rows.parked.push(parked),
+                    }
+                }
+                Effect::Dead(aside) if aside.kept.ends_at > now => {
+                    rows.messages.extend(placeless(&aside, record, Delivery::Failed));
+                    rows.dead.push(dead(failed(&aside.kept)));
                 }
                 // What has ended is for nobody any more.
                 Effect::Message { .. }
                 | Effect::Group { .. }
-                | Effect::Nothing
+                | Effect::Parked { .. }
+                | Effect::Dead(_)
                 | Effect::Unserved(_) => {}
             }
         }
@@ -133,7 +192,7 @@ impl Keeper {
     }
 
     fn place(&self, position: Position, record: &Record) -> Place {
-        Place { log: self.shape.identity, position, appended_at: record.appended_at }
+        Place { log: self.rules.shape.identity, position, appended_at: record.appended_at }
     }
 
     fn note(&self, id: BroadcastId) {
@@ -142,6 +201,42 @@ impl Keeper {
             known.clear();
         }
         known.insert(id);
+    }
+}
+
+fn failed(kept: &Kept) -> DeadReason {
+    let attempts = kept.attempt.saturating_add(1);
+    let message = format!("its failure was simulated, attempt {attempts} of {ATTEMPTS}");
+    DeadReason { class: DeadClass::SimulatedFailure, message }
+}
+
+/// The event, if it was published again.
+fn again(kept: &Kept) -> Option<Uuid> {
+    (kept.attempt > 0).then_some(kept.event)
+}
+
+/// What the inbox says of an event that is not served where it stands.
+fn placeless(aside: &Aside, record: &Record, delivery: Delivery) -> Option<InboxWrite> {
+    let user = aside.user.clone().filter(|_| aside.has_row)?;
+    Some(InboxWrite {
+        user,
+        broadcast: aside.kept.broadcast,
+        place: None,
+        progress: Progress { attempt: aside.kept.attempt, delivery },
+        at: record.appended_at,
+        keep_until: aside.kept.ends_at,
+    })
+}
+
+fn parked(why: Unserved, kept: &Kept, partition: Partition, record: &Record) -> Parked {
+    let wait = if why == Unserved::Failing { ATTEMPT_WAIT } else { Duration::ZERO };
+    Parked {
+        due_at: record.appended_at.plus(wait),
+        event: kept.event,
+        attempt: kept.attempt,
+        tries: 0,
+        partition,
+        record: record.clone(),
     }
 }
 

@@ -6,7 +6,9 @@
 //! order and what is held is bounded. What is done twice leaves no trace, so a partition that is
 //! lost meanwhile does no harm: its mark is refused.
 
+mod again;
 mod counters;
+mod dead;
 mod held;
 mod keep;
 
@@ -18,13 +20,17 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::base::LogShape;
+use crate::domain::Rules;
 use crate::limits::log::{FETCH_WAIT, RETRY_WAIT_FIRST, RETRY_WAIT_MAX};
 use crate::limits::owner as limits;
 use crate::ports::{
-    Backoff, Batch, Clock, Commit, Inbox, Log, LogError, Mark, Owned, Ownership, Store, Want,
+    Backoff, Batch, Bucket, Clock, Commit, Inbox, Log, LogError, Mark, Owned, Ownership, Parking,
+    Store, StoreError, Want,
 };
 
+pub use again::{Republisher, buckets_of};
 pub use counters::OwnerCounters;
+pub use dead::{DeadClass, DeadLetter, DeadLetters, DeadReason, LogNames};
 pub use held::{Holdings, Kept};
 pub use keep::{Keeper, Rows};
 
@@ -34,10 +40,25 @@ pub struct Owner {
     pub ownership: Arc<dyn Ownership>,
     pub store: Arc<dyn Store>,
     pub inbox: Arc<dyn Inbox>,
+    pub parking: Arc<dyn Parking>,
     pub clock: Arc<dyn Clock>,
+    pub names: LogNames,
     /// Without `expiresAt`, a broadcast ends so long after its creation.
     pub retention: Duration,
+    /// Records may ask for their failure.
+    pub is_testing: bool,
+    /// An older producer's group event of a broadcast that the store does not know is for all.
+    pub unknown_is_for_all: bool,
     pub counters: Arc<OwnerCounters>,
+}
+
+/// Why something could not be made durable.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Log(#[from] LogError),
 }
 
 /// What is under way.
@@ -46,6 +67,9 @@ struct Work {
     holdings: Holdings,
     keeping: JoinSet<Kept>,
     committing: JoinSet<Result<Vec<(Mark, Commit)>, LogError>>,
+    /// The one that publishes again what was parked, and of which shares.
+    publishing: JoinSet<()>,
+    shares: watch::Sender<Vec<Bucket>>,
 }
 
 /// Has an owner leave, and knows when it has.
@@ -124,6 +148,8 @@ impl Owner {
     async fn work(&self, work: &mut Work) -> Result<(), LogError> {
         let shape = self.shape().await?;
         let keeper = Arc::new(Keeper::new(self, shape));
+        let shares = work.shares.subscribe();
+        work.publishing.spawn(self.republisher(shape).run(shares));
         let mut commits = interval(limits::COMMIT_PACE);
         commits.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut backoff = Backoff::new(RETRY_WAIT_FIRST, RETRY_WAIT_MAX);
@@ -148,7 +174,7 @@ impl Owner {
                 tokio::select! {
                     fetched = &mut fetch => break fetched,
                     owned = self.ownership.owned(work.holdings.owned()) => {
-                        self.take_owned(work, owned).await?;
+                        self.take_owned(work, owned, &shape).await?;
                         // What was wanted is no longer what is owned.
                         break Ok(Vec::new());
                     }
@@ -162,6 +188,7 @@ impl Owner {
                     Some(done) = work.committing.join_next() => {
                         self.take_commits(work, joined(done)?);
                     }
+                    Some(ended) = work.publishing.join_next() => joined(ended)?,
                     _ = commits.tick() => self.commit(work),
                 }
             };
@@ -181,6 +208,26 @@ impl Owner {
         }
     }
 
+    /// Publishes again what was parked; `run` has one at work.
+    pub fn republisher(&self, shape: LogShape) -> Republisher {
+        Republisher {
+            log: self.log.clone(),
+            ownership: self.ownership.clone(),
+            inbox: self.inbox.clone(),
+            parking: self.parking.clone(),
+            clock: self.clock.clone(),
+            rules: Rules { shape, is_testing: self.is_testing },
+            retention: self.retention,
+            dead: self.dead_letters(),
+            counters: self.counters.clone(),
+            unknown_is_for_all: self.unknown_is_for_all,
+        }
+    }
+
+    fn dead_letters(&self) -> DeadLetters {
+        DeadLetters::new(self.log.clone(), self.names.clone(), self.counters.clone())
+    }
+
     async fn shape(&self) -> Result<LogShape, LogError> {
         let mut patience = Patience::default();
         loop {
@@ -192,7 +239,13 @@ impl Owner {
     }
 
     /// Begins with what came, at its checkpoint, and forgets what went.
-    async fn take_owned(&self, work: &mut Work, owned: Owned) -> Result<(), LogError> {
+    async fn take_owned(
+        &self,
+        work: &mut Work,
+        owned: Owned,
+        shape: &LogShape,
+    ) -> Result<(), LogError> {
+        work.shares.send_replace(buckets_of(owned.keys().copied(), shape));
         let came = work.holdings.handle_owned(owned);
         if came.is_empty() {
             return Ok(());

@@ -15,9 +15,17 @@ pub struct Record {
     pub offset: u64,
     /// When the log took it.
     pub appended_at: EpochMillis,
+    pub timed_by: TimedBy,
     pub key: Option<Bytes>,
     pub value: Option<Bytes>,
     pub headers: Vec<Header>,
+}
+
+/// Whose clock says when the log took a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TimedBy {
+    Producer,
+    Log,
 }
 
 /// Names may repeat; order is kept.
@@ -33,6 +41,16 @@ pub struct NewRecord {
     pub topic: Topic,
     pub key: Bytes,
     pub value: Bytes,
+    pub headers: Vec<Header>,
+}
+
+/// A record to append as it is, whatever it lacks or has twice, to a partition that the caller
+/// chooses: one that stands elsewhere, or did.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MovedRecord {
+    pub to: Partition,
+    pub key: Option<Bytes>,
+    pub value: Option<Bytes>,
     pub headers: Vec<Header>,
 }
 
@@ -74,6 +92,9 @@ pub enum LogError {
     /// The record can never be taken.
     #[error("record of {bytes} bytes is over the limit of {limit}")]
     TooLarge { bytes: usize, limit: usize },
+    /// The topic takes no records that are together so large, or none that is; smaller ones it may.
+    #[error("topic {topic} takes no records of {bytes} bytes at once")]
+    Oversized { topic: String, bytes: usize },
     /// Does not heal without an operator.
     #[error("log failed: {0}")]
     Failed(String),
@@ -91,6 +112,10 @@ pub trait Log: Send + Sync {
     /// Appends all of them and returns each one's place. `Ok` means durable. On an error any part
     /// of them may have been appended.
     async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError>;
+
+    /// The same for records that are moved, each with key, value and headers as they are. What the
+    /// topic refuses for its size is `Oversized`.
+    async fn append_moved(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError>;
 
     /// Durable records from the wanted places on, at least one if there is one, about `bytes_max`
     /// in all. Waits up to `wait_max` for the first; then returns none.

@@ -1,7 +1,7 @@
 //! Floor 2: the seams to the world, as traits. Implementations stand on floor 3.
 //!
-//! `Log`, `Ownership`, `Store` and `Inbox` are called on the control threads only; `Clock`
-//! everywhere.
+//! `Log`, `Ownership`, `Store`, `Inbox` and `Parking` are called on the control threads only;
+//! `Clock` everywhere.
 
 mod backoff;
 mod clock;
@@ -9,12 +9,16 @@ mod descriptors;
 mod inbox;
 mod log;
 mod ownership;
+mod parking;
 mod store;
 
 pub use backoff::Backoff;
 pub use clock::{Clock, SystemClock};
 pub use descriptors::Descriptors;
 pub use inbox::{Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Place, Progress};
-pub use log::{Batch, Bounds, Header, Log, LogError, NewRecord, Record, Want};
+pub use log::{
+    Batch, Bounds, Header, Log, LogError, MovedRecord, NewRecord, Record, TimedBy, Want,
+};
 pub use ownership::{Commit, Mark, Owned, Ownership, Standing, Tenure};
+pub use parking::{Bucket, Parked, Parking};
 pub use store::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};

@@ -116,7 +116,7 @@ impl Core {
     /// Writes to streams until none wants to, or the turn is long enough.
     pub fn feed(&mut self, now: Moment) {
         for _ in 0..limits::FEEDS_PER_TURN_MAX {
-            let Some(write) = self.streams.poll_write(now, self.wall) else { break };
+            let Some(write) = self.streams.poll_write(self.wall) else { break };
             let key = write.key;
             let outcome = match send(write.socket, &write.pieces) {
                 Ok(0) => Outcome::Dead,
@@ -183,7 +183,7 @@ impl Core {
     }
 
     /// Takes a request for a stream of one of this shard's users. One that comes without a usable
-    /// cursor, or in the middle of a backlog, waits for what the store keeps.
+    /// cursor, in the middle of a backlog, or from before the ring waits for what the store keeps.
     pub fn take_handed(
         &mut self,
         door: &mut Door,
@@ -199,10 +199,11 @@ impl Core {
         let user = &request.user;
         request.cursor = request.cursor.take().filter(|cursor| self.streams.knows(cursor, user));
         let progress = match &request.cursor {
-            Some(cursor) if !cursor.backlog => {
-                return self.open_or_refuse(door, set, (handed, None), now);
-            }
-            cursor => cursor.as_ref().map(|cursor| (Served::from(cursor), cursor.at())),
+            Some(cursor) => match self.streams.beyond_ring(cursor) {
+                None => return self.open_or_refuse(door, set, (handed, None), now),
+                beyond => beyond,
+            },
+            None => None,
         };
         // What is known of the user goes first: a page that is loaded again has just gone.
         self.streams.handle_user_back(&handed.request.user, is_gone);
@@ -223,7 +224,8 @@ impl Core {
         now: Moment,
     ) {
         let Some(handed) = self.keeping.take(key) else { return };
-        let Some(backlog) = backlog.filter(|_| self.is_serving) else {
+        let is_of_use = |backlog: &Backlog| self.is_serving && self.streams.is_of_use(backlog);
+        let Some(backlog) = backlog.filter(|backlog| is_of_use(backlog)) else {
             return self.refuse(door, set, *handed, now);
         };
         self.open_or_refuse(door, set, (*handed, Some(*backlog)), now);

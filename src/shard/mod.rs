@@ -36,6 +36,8 @@ pub struct ShardOptions {
     pub runtime: RuntimeWanted,
     pub streams: StreamsOptions,
     pub access: AccessRules,
+    /// Records may ask for their failure.
+    pub is_testing: bool,
     pub listener: TcpListener,
     /// Connections that may be without a complete head at a time.
     pub heads_max: usize,

@@ -16,7 +16,7 @@ use super::probe;
 use super::runtime::{Next, Pump};
 use super::told::Told;
 use crate::base::Moment;
-use crate::domain::{CloseReason, Decoder, Intake, Streams, Vector};
+use crate::domain::{CloseReason, Decoder, Intake, Rules, Streams, Vector};
 use crate::edge::{Door, Token, watch};
 use crate::lane::{FromShard, Receiver, ToShard};
 use crate::limits::shard as limits;
@@ -65,7 +65,7 @@ impl<C: Clock> Shard<C> {
         let core = Core {
             number: options.number,
             streams,
-            decoder: Decoder::new(shape),
+            decoder: Decoder::new(Rules { shape, is_testing: options.is_testing }),
             intake: Intake::new(options.number, peers.sharding(), shape),
             peers,
             keeping: Keeping::default(),
@@ -104,6 +104,9 @@ impl<C: Clock> Shard<C> {
                     self.core.intake.handle_start(&mut self.core.streams, partition, next);
                 }
                 Some(ToShard::Batch(batch)) => self.core.take_batch(&batch, now),
+                Some(ToShard::Skip { partition, next }) => {
+                    self.core.intake.handle_skip(&mut self.core.streams, partition, next);
+                }
                 Some(ToShard::CaughtUp) => self.core.intake.handle_caught_up(),
                 Some(ToShard::Backlog { key, backlog }) => {
                     let (door, set) = (&mut self.door, self.set.as_fd());
@@ -264,6 +267,7 @@ mod tests {
                 seed: 1,
             },
             access: AccessRules { allow_anonymous: true },
+            is_testing: false,
             listener,
             heads_max: 8,
             inputs,

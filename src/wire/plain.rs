@@ -28,7 +28,9 @@ enum Field {
     CreatedAt,
     ScheduledAt,
     ExpiresAt,
+    SimulateFailure,
     Attempt,
+    After,
     /// Known, so that it costs no search, and not read.
     Unread,
 }
@@ -57,9 +59,9 @@ const FIELDS: [(&str, Field); 25] = [
     ("\"scheduledAt\":", Field::ScheduledAt),
     ("\"expiresAt\":", Field::ExpiresAt),
     ("\"chunk\":", Field::Unread),
-    ("\"simulateFailure\":", Field::Unread),
+    ("\"simulateFailure\":", Field::SimulateFailure),
     ("\"attempt\":", Field::Attempt),
-    ("\"after\":", Field::Unread),
+    ("\"after\":", Field::After),
 ];
 
 /// Reads a record. `None` if it is of another form, or none.
@@ -108,7 +110,9 @@ fn empty<'a>() -> Option<DeliveryRecord<'a>> {
         created_at: None,
         scheduled_at: None,
         expires_at: None,
+        simulate_failure: None,
         attempt: None,
+        after: None,
     })
 }
 
@@ -177,9 +181,11 @@ impl<'a> Reader<'a> {
             Field::CreatedAt => record.created_at = self.or_null(Self::date)?,
             Field::ScheduledAt => record.scheduled_at = self.or_null(Self::date)?,
             Field::ExpiresAt => record.expires_at = self.or_null(Self::date)?,
+            Field::SimulateFailure => record.simulate_failure = self.or_null(Self::boolean)?,
             Field::Attempt => {
                 record.attempt = self.or_null(|reader| reader.number()?.try_into().ok())?;
             }
+            Field::After => record.after = self.or_null(Self::number)?,
             Field::Unread => self.unread()?,
         }
         Some(())

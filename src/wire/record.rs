@@ -57,8 +57,14 @@ pub struct DeliveryRecord<'a> {
     pub scheduled_at: Option<EpochMillis>,
     #[serde(default)]
     pub expires_at: Option<EpochMillis>,
+    /// Test mode: serving it is to fail.
+    #[serde(default)]
+    pub simulate_failure: Option<bool>,
     #[serde(default)]
     pub attempt: Option<u32>,
+    /// Published again: the checkpoint of its partition at that time.
+    #[serde(default)]
+    pub after: Option<u64>,
 }
 
 impl DeliveryRecord<'_> {

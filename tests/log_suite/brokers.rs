@@ -21,6 +21,7 @@ pub fn options(kafka: &Kafka) -> KafkaOptions {
         partitions: PARTITIONS,
         replication: 1,
         retention: Duration::from_secs(3_600),
+        dead_retention: Duration::from_secs(7_200),
         fetch_pace: Duration::ZERO,
         client_id: "corecast-test".to_owned(),
         tls: None,

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use corecast::base::{Partition, Topic};
 use corecast::ingest::kafka::KafkaOptions;
-use corecast::ports::{Bounds, Log, LogError, Want};
+use corecast::ports::{Bounds, Log, LogError, MovedRecord, Want};
 use harness::kafka::{JavaProducer, are_to_be_had, shared};
 
 use crate::brokers::{open, options};
-use crate::{LONG, PARTITIONS, failure, fetch_until, header, patient, record, run, shape_of, text};
+use crate::{
+    LONG, PARTITIONS, bytes, failure, fetch_until, header, patient, record, run, shape_of, text,
+};
 
 /// One Java program for all tests here.
 fn java() -> MutexGuard<'static, JavaProducer> {
@@ -218,6 +220,16 @@ fn what_is_moved_with_headers_is_read_by_javas_consumer() {
         f.log.append(vec![moved, plain]).await.expect("appends");
         let lines = shared().console_consume(&f.topic, 2);
         assert_eq!(lines, ["b:1,a:null,b:2\tkey\tvalue", "NO_HEADERS\tkey\tplain"]);
+        let dead = MovedRecord {
+            to: Partition { topic: Topic::GroupDead, index: 0 },
+            key: None,
+            value: None,
+            headers: vec![header("b", Some("1")), header("b", None), header("b", Some(""))],
+        };
+        let plain = MovedRecord { headers: Vec::new(), value: Some(bytes("v")), ..dead.clone() };
+        f.log.append_moved(vec![dead, plain]).await.expect("appends");
+        let lines = shared().console_consume(&format!("{}-dlt", f.topic), 2);
+        assert_eq!(lines, ["b:1,b:null,b:\tnull\tnull", "NO_HEADERS\tnull\tv"]);
     });
 }
 
@@ -285,6 +297,10 @@ fn topics_are_made_as_configured() {
         ] {
             assert!(text.contains(expected), "{expected}: {text}");
         }
+        let text = shared().topics(&["--describe", "--topic", &format!("{}-dlt", f.topic)]);
+        for expected in ["PartitionCount: 1", "ReplicationFactor: 1", "retention.ms=7200000"] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
         // Two nodes that start together, and one that comes later, see the same log.
         let options = options(shared());
         let logs = [open(&options), open(&options)];
@@ -307,6 +323,51 @@ fn a_topic_with_other_partitions_is_refused_and_says_what_to_do() {
         for expected in [&*options.topic_group, "has 4 partitions", "log.partitions = 3"] {
             assert!(said.contains(expected), "{expected}: {said}");
         }
+    });
+}
+
+#[test]
+fn a_topic_of_dead_letters_with_several_partitions_is_refused() {
+    if !are_to_be_had() {
+        return;
+    }
+    run(async {
+        let options = options(shared());
+        let name = format!("{}-dlt", options.topic_group);
+        shared().create_topic(&name, 2, 1, &[]);
+        let said = failure("it is refused", async || open(&options).shape().await).await;
+        for expected in [&*name, "has 2 partitions", "has one"] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+    });
+}
+
+#[test]
+fn a_topic_of_dead_letters_that_was_removed_is_made_again() {
+    if !are_to_be_had() {
+        return;
+    }
+    run(async {
+        let f = fixture().await;
+        let to = Partition { topic: Topic::GroupDead, index: 0 };
+        let letter = |value: &str| MovedRecord {
+            to,
+            key: None,
+            value: Some(bytes(value)),
+            headers: Vec::new(),
+        };
+        let append = async |value: &str| {
+            patient(value, async || f.log.append_moved(vec![letter(value)]).await).await
+        };
+        append("old").await;
+        shared().topics(&["--delete", "--topic", &format!("{}-dlt", f.topic)]);
+        let places = append("new").await;
+        assert_eq!(places[0].offset, 0, "in a topic that is new");
+        let mut wants = [Want { partition: to, offset: 0 }];
+        let found = fetch_until(&*f.log, &mut wants, 1 << 20, |all| !all.is_empty()).await;
+        assert_eq!(text(found[0].1.value.as_ref()), "new");
+        // What is served has not heard of it.
+        f.log.append(vec![record(Topic::Group, "k", "served")]).await.expect("appends");
     });
 }
 

@@ -127,6 +127,7 @@ fn files_that_cannot_be_used_are_named_by_their_key() {
         partitions: 1,
         replication: 1,
         retention: std::time::Duration::from_secs(3_600),
+        dead_retention: std::time::Duration::from_secs(3_600),
         fetch_pace: std::time::Duration::ZERO,
         client_id: "corecast-test".to_owned(),
         tls: None,

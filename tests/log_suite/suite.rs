@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use corecast::base::{Partition, Topic, partition_of_key};
-use corecast::limits::log as limits;
-use corecast::ports::{Bounds, Log, LogError, NewRecord, Want};
+use corecast::limits::{kafka, log as limits};
+use corecast::ports::{Bounds, Log, LogError, MovedRecord, NewRecord, Want};
 
 use crate::{
     LONG, PARTITIONS, all_from_start, bytes, fetch_all, fetch_until, header, record, shape_of, text,
@@ -28,6 +28,9 @@ const CHECKS: &[(&str, Check)] = &[
     ("appends side by side mix nothing up", |log| Box::pin(side_by_side(log))),
     ("a large append is kept whole", |log| Box::pin(large_append(log))),
     ("a record that is too large is refused", |log| Box::pin(too_large(log))),
+    ("what is moved comes back as it was", |log| Box::pin(moved(log))),
+    ("dead letters are apart from what is served", |log| Box::pin(dead_apart(log))),
+    ("a dead letter that is too large is refused, for its size", |log| Box::pin(dead_large(log))),
 ];
 
 /// Runs all of them; `make` gives a log and what has to live as long.
@@ -287,4 +290,120 @@ async fn too_large(log: &Arc<dyn Log>) {
         found.iter().map(|(_, record)| record.value.as_ref().map(bytes::Bytes::len)).collect();
     assert_eq!(lengths, [Some(most)], "what came with a refused record is not there");
     assert_eq!(found[0].1.key, Some(bytes("k")));
+}
+
+/// One of each topic; not where a key would have it.
+fn destinations() -> [Partition; 4] {
+    Topic::EVERY.map(|topic| {
+        let index = if topic.is_dead() { 0 } else { PARTITIONS - 1 };
+        Partition { topic, index }
+    })
+}
+
+async fn moved(log: &Arc<dyn Log>) {
+    let some = |text: &str| Some(bytes(text));
+    let headers = vec![
+        header("z", Some("1")),
+        header("a", None),
+        header("z", Some("")),
+        header("", Some("\u{e4}")),
+        header("z", None),
+        header("a", None),
+    ];
+    let odd = Some(bytes::Bytes::from_static(&[0, 255, 10]));
+    let contents = [
+        (some("k"), some("v"), headers.clone()),
+        (None, some("without a key"), Vec::new()),
+        (some("without a value"), None, headers.clone()),
+        (None, None, Vec::new()),
+        (some(""), some(""), vec![header("", None)]),
+        (odd.clone(), odd, headers),
+    ];
+    // Round and round, so that neighbours go to different partitions.
+    let records: Vec<MovedRecord> = contents
+        .iter()
+        .flat_map(|(key, value, headers)| {
+            destinations().map(|to| MovedRecord {
+                to,
+                key: key.clone(),
+                value: value.clone(),
+                headers: headers.clone(),
+            })
+        })
+        .collect();
+    let places = log.append_moved(records.clone()).await.expect("appends");
+    assert_eq!(places.len(), records.len());
+    let mut wants = destinations().map(|partition| Want { partition, offset: 0 });
+    let is_enough = |all: &[_]| all.len() >= records.len();
+    let found = fetch_until(&**log, &mut wants, 1 << 20, is_enough).await;
+    assert_eq!(found.len(), records.len());
+    for (number, (place, sent)) in places.iter().zip(&records).enumerate() {
+        assert_eq!((place.partition, place.offset), (sent.to, number as u64 / 4));
+        let is_it = |(partition, record): &&(Partition, _)| {
+            let record: &corecast::ports::Record = record;
+            (*partition, record.offset) == (place.partition, place.offset)
+        };
+        let (_, record) = found.iter().find(is_it).expect("where it was said to be");
+        let sent = (&sent.key, &sent.value, &sent.headers);
+        assert_eq!((&record.key, &record.value, &record.headers), sent);
+    }
+    assert_eq!(log.append_moved(Vec::new()).await.expect("nothing is no error"), []);
+}
+
+async fn dead_apart(log: &Arc<dyn Log>) {
+    let shape = shape_of(&**log).await;
+    let dead: Vec<Partition> = shape.dead_partitions().collect();
+    let letter = |to, value: &str| MovedRecord {
+        to,
+        key: None,
+        value: Some(bytes(value)),
+        headers: Vec::new(),
+    };
+    for (number, to) in dead.iter().enumerate() {
+        assert_eq!(log.bounds(*to).await.expect("bounds"), Bounds { start: 0, end: 0 });
+        let letters = vec![letter(*to, "dead"); number + 1];
+        log.append_moved(letters).await.expect("appends");
+    }
+    for (number, partition) in dead.iter().enumerate() {
+        let end = number as u64 + 1;
+        assert_eq!(log.bounds(*partition).await.expect("bounds"), Bounds { start: 0, end });
+    }
+    for partition in shape.all_partitions() {
+        let bounds = log.bounds(partition).await.expect("bounds");
+        assert_eq!(bounds, Bounds { start: 0, end: 0 });
+    }
+    // Both kinds in one fetch.
+    let served = log.append(vec![record(Topic::Selected, "k", "served")]).await.expect("appends");
+    let all = dead.iter().copied().chain([served[0].partition]);
+    let mut wants: Vec<Want> = all.map(|partition| Want { partition, offset: 0 }).collect();
+    let found = fetch_until(&**log, &mut wants, 1 << 20, |all| all.len() >= 4).await;
+    for (partition, record) in found {
+        let expected = if partition.topic.is_dead() { "dead" } else { "served" };
+        assert_eq!(text(record.value.as_ref()), expected);
+    }
+}
+
+async fn dead_large(log: &Arc<dyn Log>) {
+    let to = Partition { topic: Topic::SelectedDead, index: 0 };
+    let of_size = |size: usize| MovedRecord {
+        to,
+        key: Some(bytes("k")),
+        value: Some(vec![b'x'; size].into()),
+        headers: vec![header("h", Some("v"))],
+    };
+    let most = limits::DEAD_RECORD_BYTES_MAX;
+    match log.append_moved(vec![of_size(most)]).await {
+        Err(LogError::Oversized { bytes, .. }) => assert!(bytes > most, "{bytes}"),
+        other => panic!("{other:?}"),
+    }
+    // More than a record that is served may have, and all that a batch that can't be read may.
+    for size in [limits::RECORD_VALUE_BYTES_MAX + 1, kafka::MESSAGE_BYTES_MAX, most - 1_000] {
+        log.append_moved(vec![of_size(size)]).await.expect("it is taken");
+    }
+    let mut wants = [Want { partition: to, offset: 0 }];
+    let found = fetch_until(&**log, &mut wants, 1 << 20, |all| all.len() >= 3).await;
+    let lengths: Vec<_> =
+        found.iter().map(|(_, one)| one.value.as_ref().map(|v| v.len())).collect();
+    assert_eq!(lengths[0], Some(limits::RECORD_VALUE_BYTES_MAX + 1));
+    assert_eq!(lengths.len(), 3, "what was refused is not there");
 }

@@ -35,6 +35,7 @@ impl Groups {
             partitions: PARTITIONS,
             replication: 1,
             retention: Duration::from_secs(3_600),
+            dead_retention: Duration::from_secs(7_200),
             fetch_pace: Duration::ZERO,
             client_id: "corecast-test".to_owned(),
             tls: None,
@@ -43,6 +44,7 @@ impl Groups {
         let groups = KafkaGroups {
             selected: format!("owners-selected-{number}"),
             group: format!("owners-group-{number}"),
+            dead_letters: format!("owners-dead-{number}"),
         };
         Self { options, groups }
     }

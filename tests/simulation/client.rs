@@ -124,5 +124,6 @@ pub fn is_covered(cursor: &Cursor, position: Position) -> bool {
         Topic::Selected => {
             position.partition.index == cursor.own_partition && position.offset < cursor.own
         }
+        Topic::SelectedDead | Topic::GroupDead => false,
     }
 }

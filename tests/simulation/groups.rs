@@ -140,6 +140,11 @@ impl Table {
     fn enter(&mut self, id: u64) {
         let member = Member { beat_at: self.now, view: Owned::new(), told_at: self.now };
         self.members.insert(id, member);
+        // It has forgotten what it owned, so what comes to it comes anew.
+        for (_, tenure) in self.assigned.values_mut().filter(|(member, _)| *member == id) {
+            self.tenures += 1;
+            *tenure = Tenure(self.tenures);
+        }
         self.rebalance(3);
     }
 

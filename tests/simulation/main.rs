@@ -9,10 +9,12 @@
 //! many as you like.
 
 mod client;
+mod desk;
 mod groups;
 mod node;
 mod oracle;
 mod owner;
+mod parking;
 mod random;
 mod records;
 mod serving;
@@ -33,7 +35,6 @@ const SEEDS: u64 = 200;
 const MUST_HAPPEN: &[&str] = &[
     "deliveries",
     "resumes",
-    "gaps",
     "partial writes",
     "heartbeats",
     "slow closes",
@@ -47,6 +48,9 @@ const MUST_HAPPEN: &[&str] = &[
     "clients that begin anew",
     "repeats",
     "records that nobody serves",
+    "trims",
+    "nodes that fell behind the log's start",
+    "checkpoints below the log",
     // Owners.
     "batches",
     "node crashes",
@@ -64,11 +68,24 @@ const MUST_HAPPEN: &[&str] = &[
     "writes tried again",
     "writes done though they were away",
     "late writes",
+    // What is published again.
+    "records parked",
+    "older records without an audience",
+    "records published again",
+    "records published twice",
+    "records that came late",
+    "records published though the log was away",
+    "publishing tried again",
+    "rows that were parked again",
     // Users who come and go.
     "backlogs",
     "messages of backlogs",
     "flagged resumes",
     "cut backlogs",
+    "resumes from before the ring",
+    "resumes in the middle of what the ring had lost",
+    "streams that went on from the store",
+    "clients put off until the owners come after",
     "backlogs that could not be had",
     "asks that took too long",
     "messages that arrived and were not read",

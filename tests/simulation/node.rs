@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use corecast::base::{LogShape, Moment, Partition, Sharding};
 use corecast::domain::{Closed, Intake, Passed, StreamKey, Streams, StreamsOptions, Taken, Vector};
+use corecast::limits::log::REPEAT_RECORDS;
 use corecast::wire::archive::SharedEvent;
 
 use crate::client::Socket;
@@ -19,6 +20,7 @@ use crate::serving::Serving;
 enum Input {
     Start { partition: Partition, next: u64 },
     Batch { partition: Partition, events: Vec<SharedEvent>, next: u64 },
+    Skip { partition: Partition, next: u64 },
     CaughtUp,
 }
 
@@ -26,8 +28,7 @@ pub struct Node {
     pub sharding: Sharding,
     pub shards: Vec<Shard>,
     shape: LogShape,
-    /// Where each partition is served from, and where it ended at the start.
-    pub starts: BTreeMap<Partition, u64>,
+    /// Where each partition ended at the start.
     pub ends: BTreeMap<Partition, u64>,
     /// Next offset of each partition to read.
     read: BTreeMap<Partition, u64>,
@@ -94,7 +95,6 @@ impl Node {
             sharding,
             shards: (0..shards).map(shard).collect(),
             shape,
-            starts: BTreeMap::new(),
             ends: BTreeMap::new(),
             read: BTreeMap::new(),
             held: VecDeque::new(),
@@ -105,14 +105,13 @@ impl Node {
             frozen_until: now,
             cut_off_until: now,
         };
-        for (partition, _) in log.partitions() {
+        for partition in shape.all_partitions() {
             let end = log.end(partition);
             // A node begins some way before the end, so that its ring is not empty, and reads what
             // is before that to know repeats.
-            let next = end.saturating_sub(random.next() % 20);
-            node.starts.insert(partition, next);
+            let next = end.saturating_sub(random.next() % 20).max(served_from(log, partition));
             node.ends.insert(partition, end);
-            node.read.insert(partition, 0);
+            node.read.insert(partition, log.start(partition));
             for shard in 0..shards {
                 node.held.push_back((shard, Input::Start { partition, next }));
             }
@@ -122,7 +121,7 @@ impl Node {
 
     /// Reads a few records of each partition, in an order of its own; waits for a shard that has no
     /// room.
-    pub fn read_log(&mut self, log: &Log, many: usize, random: &mut Random) {
+    pub fn read_log(&mut self, log: &Log, many: usize, random: &mut Random, seen: &mut Seen) {
         self.hand_out();
         if !self.held.is_empty() {
             return;
@@ -130,7 +129,14 @@ impl Node {
         let mut partitions: Vec<Partition> = self.shape.all_partitions().collect();
         while !partitions.is_empty() {
             let partition = partitions.swap_remove(random.below(partitions.len()));
+            let owner = self.sharding.of_partition(partition, &self.shape);
             let read = self.read.get_mut(&partition).expect("a partition");
+            if *read < log.start(partition) {
+                seen.note("nodes that fell behind the log's start");
+                *read = log.start(partition);
+                let next = served_from(log, partition).max(*read);
+                self.held.push_back((owner, Input::Skip { partition, next }));
+            }
             let from = *read;
             let behind = log.entries(partition).iter().filter(|entry| entry.offset >= from);
             let mut events = Vec::new();
@@ -145,7 +151,6 @@ impl Node {
             if *read == from {
                 continue;
             }
-            let owner = self.sharding.of_partition(partition, &self.shape);
             self.held.push_back((owner, Input::Batch { partition, events, next: *read }));
         }
         if !self.has_said_caught_up && self.ends.iter().all(|(at, end)| self.read[at] >= *end) {
@@ -214,7 +219,7 @@ impl Node {
 
     /// Whether everything that was read has come wherever it goes.
     pub fn is_at_rest(&self, log: &Log) -> bool {
-        let has_read_all = log.partitions().all(|(at, _)| self.read[&at] >= log.end(at));
+        let has_read_all = self.shape.all_partitions().all(|at| self.read[&at] >= log.end(at));
         has_read_all
             && self.held.is_empty()
             && self.shards.iter().all(|shard| {
@@ -222,6 +227,14 @@ impl Node {
                     && shard.intake.waiting() == 0
                     && shard.lanes.iter().all(VecDeque::is_empty)
             })
+    }
+}
+
+/// Where serving may begin: what was trimmed off may have been the first of what is a repeat.
+fn served_from(log: &Log, partition: Partition) -> u64 {
+    match log.start(partition) {
+        0 => 0,
+        start => log.end(partition).min(start + REPEAT_RECORDS),
     }
 }
 
@@ -237,6 +250,7 @@ impl Shard {
                 }
                 intake.handle_read(streams, partition, next);
             }
+            Input::Skip { partition, next } => intake.handle_skip(streams, partition, next),
             Input::CaughtUp => intake.handle_caught_up(),
         }
     }

@@ -5,7 +5,7 @@
 //! - P2: along the cursors that a client presents nothing comes twice, out of order or not at all;
 //! - P3: nobody gets what is for another.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use corecast::base::{Position, Topic};
 use corecast::domain::Backlog;
@@ -21,17 +21,15 @@ pub struct Person {
     pub roles: Vec<&'static str>,
     /// His machines have it, each with the client that got it first.
     arrived: BTreeMap<Position, usize>,
-    /// A GAP has told of it.
-    excused: BTreeSet<Position>,
 }
 
 impl Person {
     pub fn new(roles: Vec<&'static str>) -> Self {
-        Self { roles, arrived: BTreeMap::new(), excused: BTreeSet::new() }
+        Self { roles, arrived: BTreeMap::new() }
     }
 
     fn knows(&self, position: Position) -> bool {
-        self.arrived.contains_key(&position) || self.excused.contains(&position)
+        self.arrived.contains_key(&position)
     }
 }
 
@@ -77,8 +75,9 @@ impl World {
         if let (Some(before), Some(id)) = (&client.last_id, &block.id) {
             let rises = client::never_falls(before, id);
             assert!(rises, "seed {seed}: an id of client {number} fell: {before:?}, {id:?}");
-            let is_backlog = id.backlog && !before.backlog;
-            assert!(!is_backlog, "seed {seed}: client {number} is led back into a backlog");
+            let has_backlog = client.connection.as_ref().is_some_and(|open| open.has_backlog);
+            let is_led_back = id.backlog && !before.backlog && !has_backlog;
+            assert!(!is_led_back, "seed {seed}: client {number} is led back into a backlog");
         }
         match block.event.as_deref() {
             None => assert!(block.data.is_empty(), "seed {seed}: data without event"),
@@ -89,21 +88,6 @@ impl World {
                 }
             }
             Some("MESSAGE") => self.take_message(number, &block),
-            Some("GAP") => {
-                let id = block.id.clone().expect("GAP has an id");
-                let connection = client.connection.as_ref().expect("a stream that is read");
-                let ring = self.nodes[connection.node].shards[connection.shard].streams.ring();
-                let is_needed = connection.is_too_old || ring.first() > 0;
-                assert!(is_needed, "seed {seed}: a gap for client {number}, of which all is there");
-                let person = self.people.get_mut(&client.user).expect("a person");
-                client.missing.retain(|position| {
-                    let is_covered = client::is_covered(&id, *position);
-                    if is_covered {
-                        person.excused.insert(*position);
-                    }
-                    !is_covered
-                });
-            }
             Some(other) => panic!("seed {seed}: unexpected event {other}"),
         }
         if let Some(id) = block.id {
@@ -178,11 +162,6 @@ impl World {
                 let position = position.expect("it was sent");
                 person.arrived.entry(position).or_insert(number);
                 self.seen.note("messages that arrived and were not read");
-            } else if block.event.as_deref() == Some("GAP") {
-                let id = block.id.expect("GAP has an id");
-                let missing = client.missing.iter();
-                let told = missing.filter(|position| client::is_covered(&id, **position));
-                person.excused.extend(told);
             }
         }
     }
@@ -224,17 +203,25 @@ impl World {
             }
             *checked = (*checked).max(*next);
         }
+        for waiting in self.truth.waiting() {
+            let committed = self.groups.lock();
+            let committed = committed.committed().get(&waiting.position.partition);
+            let is_acknowledged = committed.is_some_and(|next| *next > waiting.position.offset);
+            let is_parked = || shelves.parked.values().any(|row| row.event == waiting.event);
+            assert!(
+                !is_acknowledged || waiting.sent.has_ended(wall) || is_parked(),
+                "seed {seed}: {:?} is acknowledged, and neither served nor parked",
+                waiting.position
+            );
+        }
         for landed in std::mem::take(&mut shelves.landed) {
             match landed {
                 Landed::Delivered { user, broadcast } => {
                     let position = self.truth.place(broadcast, Some(&user));
                     let position = position.expect("it was sent");
                     let person = &self.people[&user];
-                    let has_ended = self.truth.at(position).has_ended(wall);
-                    let knows = person.knows(position) || has_ended;
+                    let knows = person.knows(position) || self.truth.at(position).has_ended(wall);
                     assert!(knows, "seed {seed}: {position:?} was noted, and {user} has it not");
-                    let is_gap = !person.arrived.contains_key(&position) && !has_ended;
-                    self.seen.count("rows noted behind a gap", u64::from(is_gap));
                 }
                 Landed::Cursor { user, partition, from, next } => {
                     let person = &self.people[&user];
@@ -272,6 +259,10 @@ impl World {
     pub fn check_people(&self) {
         let (seed, wall) = (self.seed, self.wall());
         let shelves = self.store.lock();
+        for waiting in self.truth.waiting() {
+            let has_ended = waiting.sent.has_ended(wall);
+            assert!(has_ended, "seed {seed}: {:?} was never served", waiting.position);
+        }
         for (user, person) in &self.people {
             for (position, sent) in self.truth.all() {
                 let is_his = sent.names.admit(user, &person.roles) && sent.is_kept;

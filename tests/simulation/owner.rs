@@ -6,15 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use corecast::base::{Moment, Partition};
-use corecast::owner::{Holdings, Keeper, Kept, Owner, OwnerCounters, Rows};
+use corecast::owner::{
+    BackendError, Holdings, Keeper, Kept, LogNames, Owner, OwnerCounters, Republisher, Rows,
+    buckets_of,
+};
 use corecast::ports::{
-    Batch, Bounds, Clock, Commit, LogError, Mark, Ownership as _, Record, StoreError, Want,
+    Batch, Bounds, Clock, Commit, LogError, Mark, Ownership as _, Record, StoreError, TimedBy, Want,
 };
 
+use crate::desk::Desk;
 use crate::groups::Membership;
 use crate::random::{Random, Seen};
 use crate::records::Log;
-use crate::sky::{SHAPE, ShapeOfLog, Task};
+use crate::sky::{SHAPE, Task};
 use crate::store::FakeStore;
 
 pub const RETENTION: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -34,20 +38,31 @@ pub struct OwnerWork {
     committing: Option<(Vec<Mark>, Task<Commits>)>,
     /// Partitions that came, whose checkpoints are being asked for.
     coming: Option<(Vec<Partition>, Task<Checkpoints>)>,
+    republisher: Arc<Republisher>,
+    publishing: Option<Task<Result<bool, BackendError>>>,
 }
 
 type Commits = Result<Vec<Commit>, LogError>;
 type Checkpoints = Result<BTreeMap<Partition, u64>, LogError>;
 
 impl OwnerWork {
-    pub fn new(member: Arc<Membership>, store: &FakeStore, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(
+        member: Arc<Membership>,
+        store: &FakeStore,
+        desk: &Desk,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let owner = Owner {
-            log: Arc::new(ShapeOfLog),
+            log: Arc::new(desk.clone()),
             ownership: member.clone(),
             store: Arc::new(store.clone()),
             inbox: Arc::new(store.clone()),
+            parking: Arc::new(store.clone()),
             clock,
+            names: LogNames::default(),
             retention: RETENTION,
+            is_testing: false,
+            unknown_is_for_all: false,
             counters: Arc::<OwnerCounters>::default(),
         };
         Self {
@@ -57,6 +72,8 @@ impl OwnerWork {
             keeping: Vec::new(),
             committing: None,
             coming: None,
+            republisher: Arc::new(owner.republisher(SHAPE)),
+            publishing: None,
         }
     }
 
@@ -80,7 +97,11 @@ impl OwnerWork {
         self.take_owned(log);
         self.look_after_writes(seen);
         for want in self.holdings.wants() {
-            if is_eager || random.one_in(3) {
+            let start = log.start(want.partition);
+            if want.offset < start {
+                seen.note("checkpoints below the log");
+                self.holdings.skip(want.partition, start);
+            } else if is_eager || random.one_in(3) {
                 let many = if is_eager { usize::MAX } else { 1 + random.below(8) };
                 self.begin(batch_of(log, want, many), seen);
             }
@@ -89,6 +110,27 @@ impl OwnerWork {
             self.begin_commit();
         }
         self.look_after_commit();
+        if self.publishing.is_none() && (is_eager || random.one_in(4)) {
+            self.begin_publishing();
+        }
+        self.look_after_publishing(seen);
+    }
+
+    fn begin_publishing(&mut self) {
+        let shares = buckets_of(self.holdings.owned().keys().copied(), &SHAPE);
+        if !shares.is_empty() {
+            let republisher = self.republisher.clone();
+            self.publishing = Some(Task::new(async move { republisher.pass(&shares).await }));
+        }
+    }
+
+    fn look_after_publishing(&mut self, seen: &mut Seen) {
+        let Some(mut pass) = self.publishing.take() else { return };
+        match pass.turn() {
+            None => self.publishing = Some(pass),
+            Some(Ok(_)) => {}
+            Some(Err(_)) => seen.note("publishing tried again"),
+        }
     }
 
     fn take_owned(&mut self, log: &Log) {
@@ -107,7 +149,7 @@ impl OwnerWork {
             Some(Err(_)) => self.coming = Some((came, self.ask_checkpoints())),
             Some(Ok(checkpoints)) => {
                 for partition in came {
-                    let bounds = Bounds { start: 0, end: log.end(partition) };
+                    let bounds = Bounds { start: log.start(partition), end: log.end(partition) };
                     let checkpoint = checkpoints.get(&partition).copied();
                     self.holdings.handle_start(partition, checkpoint, bounds);
                 }
@@ -179,6 +221,7 @@ fn batch_of(log: &Log, want: Want, many: usize) -> Batch {
         .map(|entry| Record {
             offset: entry.offset,
             appended_at: entry.appended_at,
+            timed_by: TimedBy::Log,
             key: None,
             value: entry.value.clone(),
             headers: Vec::new(),

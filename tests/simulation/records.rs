@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use corecast::base::{BroadcastId, EpochMillis, Partition, Position, UserId};
-use corecast::domain::{Decoder, Finding};
+use corecast::domain::{Decoder, Finding, Rules};
+use corecast::limits::log::REPEAT_RECORDS;
 use corecast::wire::archive::SharedEvent;
+use uuid::Uuid;
 
 use crate::sky::SHAPE;
 
@@ -19,6 +21,8 @@ pub struct Entry {
 
 pub struct Log {
     partitions: BTreeMap<Partition, Vec<Entry>>,
+    /// Where each partition begins: what lies before it is no longer there.
+    starts: BTreeMap<Partition, u64>,
     decoder: Decoder,
 }
 
@@ -68,27 +72,53 @@ impl Sent {
 #[derive(Default)]
 pub struct Truth {
     sent: BTreeMap<Position, Sent>,
-    places: BTreeMap<(BroadcastId, Option<UserId>), Position>,
+    places: BTreeMap<Key, Position>,
     pub repeats: BTreeSet<Position>,
+    /// Acknowledged or not, but not yet where they are served.
+    waiting: BTreeMap<Key, Waiting>,
+    /// Where an event stood last that was to be served.
+    latest: BTreeMap<Key, Position>,
+}
+
+/// A broadcast, and of a targeted one whose message it is.
+pub type Key = (BroadcastId, Option<UserId>);
+
+/// What stands where it can't be served.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    pub sent: Sent,
+    pub position: Position,
+    pub event: Uuid,
 }
 
 impl Log {
     pub fn new() -> Self {
         let partitions = SHAPE.all_partitions().map(|partition| (partition, Vec::new())).collect();
-        Self { partitions, decoder: Decoder::new(SHAPE) }
+        let starts = SHAPE.all_partitions().map(|partition| (partition, 0)).collect();
+        let rules = Rules { shape: SHAPE, is_testing: false };
+        Self { partitions, starts, decoder: Decoder::new(rules) }
     }
 
+    /// The records that are still there.
     pub fn entries(&self, partition: Partition) -> &[Entry] {
-        &self.partitions[&partition]
+        let (entries, start) = (&self.partitions[&partition], self.start(partition));
+        &entries[entries.partition_point(|entry| entry.offset < start)..]
     }
 
-    pub fn partitions(&self) -> impl Iterator<Item = (Partition, &[Entry])> {
-        self.partitions.iter().map(|(partition, entries)| (*partition, entries.as_slice()))
+    pub fn start(&self, partition: Partition) -> u64 {
+        self.starts[&partition]
     }
 
     /// Where a partition ends.
     pub fn end(&self, partition: Partition) -> u64 {
-        self.entries(partition).last().map_or(0, |entry| entry.offset + 1)
+        let last = self.partitions[&partition].last().map_or(0, |entry| entry.offset + 1);
+        last.max(self.start(partition))
+    }
+
+    /// The partition's time is over up to here.
+    pub fn trim(&mut self, partition: Partition, start: u64) {
+        let known = self.starts.get_mut(&partition).expect("a partition");
+        *known = start.max(*known);
     }
 
     /// Appends a record `hole` offsets behind the last one; whether it is to be served.
@@ -115,8 +145,44 @@ impl Log {
 impl Truth {
     pub fn accept(&mut self, position: Position, sent: Sent) {
         let key = (sent.broadcast, sent.names.user().cloned());
+        self.note_served(key.clone(), position);
         assert!(self.places.insert(key, position).is_none(), "each is sent once");
         self.sent.insert(position, sent);
+    }
+
+    /// It stands where it is to be served, perhaps again: within what repeats are known in.
+    pub fn note_served(&mut self, key: Key, position: Position) {
+        let before = self.latest.insert(key, position);
+        let is_known = before.is_none_or(|before| {
+            before.partition == position.partition
+                && position.offset - before.offset <= REPEAT_RECORDS
+        });
+        assert!(is_known, "{position:?} is served twice, before at {before:?}");
+    }
+
+    pub fn latest(&self, key: &Key) -> Option<Position> {
+        self.latest.get(key).copied()
+    }
+
+    pub fn wait(&mut self, waiting: Waiting) {
+        let key = (waiting.sent.broadcast, waiting.sent.names.user().cloned());
+        assert!(self.waiting.insert(key, waiting).is_none(), "each is sent once");
+    }
+
+    /// It stands here as well, and can't be served here either.
+    pub fn wait_at(&mut self, key: &Key, position: Position) {
+        if let Some(waiting) = self.waiting.get_mut(key) {
+            waiting.position = position;
+        }
+    }
+
+    /// It waits no more.
+    pub fn take_waiting(&mut self, key: &Key) -> Option<Waiting> {
+        self.waiting.remove(key)
+    }
+
+    pub fn waiting(&self) -> impl Iterator<Item = &Waiting> {
+        self.waiting.values()
     }
 
     /// Where the message of this broadcast stands that such a user gets.

@@ -6,13 +6,15 @@ use std::task::{Context, Poll, Waker};
 
 use async_trait::async_trait;
 use corecast::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, Position};
-use corecast::ports::{Batch, Bounds, Clock, Log, LogError, NewRecord, Want};
+use corecast::ports::{Batch, Bounds, Clock, Log, LogError, MovedRecord, NewRecord, Want};
 
 pub const SHAPE: LogShape =
     LogShape { identity: LogIdentity([7, 7, 7]), selected_partitions: 3, group_partitions: 2 };
 
-/// Two minutes and a half before an hour is full, so that cursors of both hours are met.
-const WALL_START: u64 = 1_795_514_400_000 - 150_000;
+/// The world begins at this moment, two minutes and a half before an hour is full, so that cursors
+/// of both hours are met.
+pub const BEGIN: Moment = Moment(1_000_000);
+const WALL_START: u64 = 1_795_514_400_000 - 150_000 - BEGIN.0;
 
 /// Virtual time, of which both kinds are one.
 #[derive(Default)]
@@ -69,6 +71,10 @@ impl Log for ShapeOfLog {
     }
 
     async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+        Err(LogError::Failed("nobody appends by this".to_owned()))
+    }
+
+    async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
         Err(LogError::Failed("nobody appends by this".to_owned()))
     }
 

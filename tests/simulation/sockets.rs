@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use corecast::base::{BroadcastId, Moment, Partition};
+use corecast::base::{BroadcastId, EpochMillis, Moment, Partition};
 use corecast::control::Unavailable;
 use corecast::domain::{Backlog, CloseReason, Membership, Note, Open, Outcome, Served};
 use corecast::lane::Ask;
@@ -14,7 +14,7 @@ use corecast::wire::cursor::Cursor;
 
 use crate::client::{Kernel, Parser, Socket, unsent};
 use crate::node::Shard;
-use crate::sky::Task;
+use crate::sky::{SHAPE, Task};
 use crate::world::{CLIENTS, Connection, NODES, World};
 
 /// A client that waits for what is kept for its user.
@@ -54,23 +54,34 @@ impl World {
             self.clients[number].last_id = None;
         }
         let shard = usize::from(owner);
-        match self.clients[number].last_id.clone() {
-            Some(cursor) if !cursor.backlog => self.open(number, (node, shard), Some(cursor), None),
-            cursor => self.ask(number, (node, shard), cursor),
+        let Some(cursor) = self.clients[number].last_id.clone() else {
+            return self.ask(number, (node, shard), None);
+        };
+        let beyond = self.nodes[node].shards[shard].streams.beyond_ring(&cursor);
+        if beyond.is_none() {
+            return self.open(number, (node, shard), Some(cursor), None);
         }
+        let what = match (cursor.backlog, cursor.hours) {
+            (true, 0) => "resumes in the middle of what the ring had lost",
+            (true, _) => "flagged resumes",
+            (false, _) => "resumes from before the ring",
+        };
+        self.seen.note(what);
+        self.ask(number, (node, shard), beyond);
     }
 
-    fn ask(&mut self, number: usize, (node, shard): (usize, usize), cursor: Option<Cursor>) {
+    fn ask(
+        &mut self,
+        number: usize,
+        (node, shard): (usize, usize),
+        progress: Option<(Served, EpochMillis)>,
+    ) {
         let client = &self.clients[number];
         let shelves = self.store.lock();
         let before = Before {
             delivered: shelves.delivered_of(&client.user),
-            groups: self
-                .log
-                .partitions()
-                .map(|(partition, _)| partition)
-                .collect::<Vec<_>>()
-                .into_iter()
+            groups: SHAPE
+                .all_partitions()
                 .map(|partition| (partition, shelves.cursor_of(&client.user, partition)))
                 .collect(),
         };
@@ -80,7 +91,7 @@ impl World {
             key: 0,
             user: client.user.clone(),
             members: members(&client.roles),
-            progress: cursor.as_ref().map(|cursor| (Served::from(cursor), cursor.at())),
+            progress,
         });
         let until = self.now.plus(limits::ASK_TIME);
         let asking = Asking { node, shard, task, answer: None, until, before };
@@ -113,7 +124,12 @@ impl World {
             } else if stands || is_late || asking.answer.is_none() {
                 self.clients[number].asking = Some(asking);
             } else if let Some(backlog) = asking.answer.take() {
-                self.take_backlog(number, &asking, backlog);
+                let streams = &self.nodes[asking.node].shards[asking.shard].streams;
+                if streams.is_of_use(&backlog) {
+                    self.take_backlog(number, &asking, backlog);
+                } else {
+                    self.seen.note("clients put off until the owners come after");
+                }
             }
         }
     }
@@ -122,7 +138,7 @@ impl World {
         let seed = self.seed;
         let client = &self.clients[number];
         self.seen.count("backlogs", u64::from(!backlog.is_done()));
-        self.seen.count("flagged resumes", u64::from(backlog.is_resumed));
+        self.seen.count("cut backlogs", u64::from(backlog.is_cut));
         if !backlog.is_resumed {
             for message in &backlog.messages {
                 let candidate = message.candidate;
@@ -171,8 +187,7 @@ impl World {
         let from = from.expect("by one of them");
         let is_ahead = !from.is_within(vector.view());
         self.seen.count("clients ahead of the node", u64::from(is_ahead));
-        let starts = &self.nodes[node].starts;
-        let is_too_old = from.places().any(|(partition, next)| next < starts[&partition]);
+        let has_backlog = backlog.is_some();
         let presented = cursor.as_ref().filter(|_| backlog.is_none()).map(Served::from);
         let shard = &mut self.nodes[node].shards[place];
         let opened = shard.streams.handle_open(
@@ -192,7 +207,7 @@ impl World {
         shard.sockets.push((key, socket.clone()));
         let client = &mut self.clients[number];
         client.parser = Parser::default();
-        client.connection = Some(Connection { node, shard: place, key, socket, is_too_old });
+        client.connection = Some(Connection { node, shard: place, key, socket, has_backlog });
         let user = client.user.clone();
         if let Some(served) = presented {
             self.note(node, vec![Note::Presented { user, served }]);
@@ -262,7 +277,7 @@ impl World {
         let (now, wall) = (self.now, self.wall());
         let streams = &mut self.nodes[node].shards[place].streams;
         loop {
-            let Some(write) = streams.poll_write(now, wall) else { break };
+            let Some(write) = streams.poll_write(wall) else { break };
             let key = write.key;
             let socket = write.socket.clone();
             let mut kernel = socket.borrow_mut();

@@ -14,19 +14,24 @@ use corecast::base::{BroadcastId, LogIdentity, Moment, Partition, Status, UserId
 use corecast::domain::Broadcast;
 use corecast::ports::{
     BroadcastRow, Claim, Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, ListFilter,
-    ListPlace, OutboxRow, Store, StoreError,
+    ListPlace, OutboxRow, Parked, Store, StoreError,
 };
+use uuid::Uuid;
 
+use crate::parking::{Key, key_of};
 use crate::random::{Random, Seen};
 use crate::sky::wall_at;
 
 /// What one row of a call writes.
 #[derive(Clone, Debug)]
-enum Piece {
+pub enum Piece {
     Inbox(InboxWrite),
     Group(GroupRow),
     Cursor { user: UserId, partition: Partition, next: u64 },
     Claim(Box<Broadcast>),
+    Park(Box<Parked>),
+    Unpark(Key),
+    Served(Uuid),
 }
 
 /// A row that is on its way.
@@ -59,6 +64,9 @@ pub struct Shelves {
     groups: BTreeMap<(Partition, u64), GroupRow>,
     cursors: BTreeMap<(UserId, Partition), u64>,
     contents: BTreeMap<BroadcastId, Content>,
+    pub parked: BTreeMap<Key, Parked>,
+    unparked: BTreeSet<Key>,
+    pub served: BTreeSet<Uuid>,
     flying: Vec<Flying>,
     calls: u64,
     /// Calls that were answered while rows of theirs were on their way.
@@ -85,6 +93,9 @@ impl FakeStore {
             groups: BTreeMap::new(),
             cursors: BTreeMap::new(),
             contents: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            unparked: BTreeSet::new(),
+            served: BTreeSet::new(),
             flying: Vec::new(),
             calls: 0,
             landed: Vec::new(),
@@ -117,7 +128,7 @@ impl FakeStore {
         .await;
     }
 
-    async fn write(&self, pieces: Vec<Piece>) -> Result<(), StoreError> {
+    pub async fn write(&self, pieces: Vec<Piece>) -> Result<(), StoreError> {
         let (call, fate) = self.lock().begin(pieces);
         let guard = Call { store: self, call };
         self.wait_until(fate.done_at).await;
@@ -126,7 +137,7 @@ impl FakeStore {
     }
 
     /// Shows what is there at some moment between question and answer.
-    async fn read<T>(&self, look: impl Fn(&mut Shelves) -> T) -> Result<T, StoreError> {
+    pub async fn read<T>(&self, look: impl Fn(&mut Shelves) -> T) -> Result<T, StoreError> {
         let (fate, early) = {
             let mut shelves = self.lock();
             let fate = shelves.draw_fate();
@@ -265,6 +276,21 @@ impl Shelves {
                 let content = Content { broadcast: *broadcast, status: None };
                 self.contents.entry(content.broadcast.id).or_insert(content);
             }
+            Piece::Park(row) => {
+                let key = key_of(&row);
+                if self.unparked.contains(&key) {
+                    self.seen.note("rows that were parked again");
+                    if self.random.one_in(2) {
+                        return;
+                    }
+                }
+                self.parked.insert(key, *row);
+            }
+            Piece::Unpark(key) => {
+                self.parked.remove(&key);
+                self.unparked.insert(key);
+            }
+            Piece::Served(event) => drop(self.served.insert(event)),
         }
     }
 

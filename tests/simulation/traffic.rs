@@ -3,12 +3,14 @@
 
 use bytes::Bytes;
 use corecast::base::{
-    BroadcastId, EpochMillis, EventType, Partition, Priority, TargetType, Topic, UserId,
+    BroadcastId, EpochMillis, EventType, Partition, Position, Priority, TargetType, Topic, UserId,
 };
 use corecast::domain::{Broadcast, Target};
+use corecast::limits::log::REPEAT_RECORDS;
+use corecast::ports::MovedRecord;
 use corecast::wire::record::{OutgoingRecord, event_id};
 
-use crate::records::{Names, Sent};
+use crate::records::{Names, Sent, Waiting};
 use crate::sky::SHAPE;
 use crate::world::{ROLES, USERS, World};
 
@@ -20,7 +22,7 @@ struct Draft {
 
 impl World {
     pub fn append(&mut self) {
-        match self.random.below(16) {
+        match self.random.below(18) {
             0..=5 => {
                 let mut users: Vec<usize> =
                     (0..=self.random.below(3)).map(|_| self.random.below(USERS)).collect();
@@ -62,6 +64,25 @@ impl World {
                 self.publish(&draft, partition, Names::Everyone);
             }
             13..=14 => self.repeat(),
+            15 => {
+                let user = UserId::new(&format!("user-{}", self.random.below(USERS)));
+                let user = user.expect("a user id");
+                let own = SHAPE.partition_of_user(user.as_str());
+                let others = SHAPE.selected_partitions - 1;
+                let step = 1 + self.random.below(usize::from(others)) as u16;
+                let index = (own + step) % SHAPE.selected_partitions;
+                let draft = self.draft(TargetType::Selected, Vec::new(), true);
+                let partition = Partition { topic: Topic::Selected, index };
+                self.seen.note("records parked");
+                self.publish_elsewhere(&draft, partition, Names::User(user));
+            }
+            16 => {
+                let name = ROLES[self.random.below(4)];
+                let draft = self.draft(TargetType::Role, vec![name.to_owned()], false);
+                let partition = self.group_partition();
+                self.seen.note("older records without an audience");
+                self.publish_elsewhere(&draft, partition, Names::Roles(vec![name]));
+            }
             _ => {
                 let partitions: Vec<Partition> = SHAPE.all_partitions().collect();
                 let partition = partitions[self.random.below(partitions.len())];
@@ -106,8 +127,8 @@ impl World {
         Draft { broadcast, is_older }
     }
 
-    fn publish(&mut self, draft: &Draft, partition: Partition, names: Names) {
-        let Draft { broadcast, is_older } = draft;
+    fn record_of(&self, draft: &Draft, names: &Names, names_audience: bool) -> Bytes {
+        let broadcast = &draft.broadcast;
         let user = names.user().map(UserId::as_str);
         let is_group = broadcast.target.r#type != TargetType::Selected;
         let value = OutgoingRecord {
@@ -121,8 +142,8 @@ impl World {
             message: Some(&broadcast.content),
             error_details: None,
             fire_and_forget: broadcast.fire_and_forget,
-            target_type: (!is_older).then_some(broadcast.target.r#type),
-            target_ids: is_group.then_some(&broadcast.target.ids),
+            target_type: names_audience.then_some(broadcast.target.r#type),
+            target_ids: (is_group && names_audience).then_some(&broadcast.target.ids),
             sender_id: None,
             sender_name: None,
             priority: None,
@@ -132,19 +153,66 @@ impl World {
             expires_at: broadcast.expires_at,
             attempt: 0,
         };
-        // Kafka's offsets have holes.
-        let hole = u64::from(self.random.one_in(10));
-        let wall = self.wall();
-        let value = Bytes::from(value.to_json());
-        let (position, is_served) = self.log.append(partition, hole, wall, Some(value));
+        Bytes::from(value.to_json())
+    }
+
+    fn publish(&mut self, draft: &Draft, partition: Partition, names: Names) {
+        let value = self.record_of(draft, &names, !draft.is_older);
+        let (position, is_served) = self.append_to(partition, value);
         assert!(is_served, "seed {}: {position:?} is to be served", self.seed);
-        let sent = Sent {
-            broadcast: broadcast.id,
-            names,
-            content: broadcast.content.clone(),
-            expires_at: broadcast.expires_at,
-            is_kept: !broadcast.fire_and_forget,
+        self.accept(position, sent_of(draft, names));
+    }
+
+    /// Where nobody serves it: it is to be published again.
+    fn publish_elsewhere(&mut self, draft: &Draft, partition: Partition, names: Names) {
+        let value = self.record_of(draft, &names, false);
+        let (position, is_served) = self.append_to(partition, value);
+        assert!(!is_served, "seed {}: {position:?} can't be served there", self.seed);
+        let user = names.user().map(UserId::as_str);
+        let event = event_id(draft.broadcast.id, user, EventType::Created);
+        self.truth.wait(Waiting { sent: sent_of(draft, names), position, event });
+    }
+
+    /// What an owner has published again stands in the log.
+    pub fn append_again(&mut self, record: MovedRecord) {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Says {
+            broadcast_id: BroadcastId,
+            user_id: Option<String>,
+        }
+        let value = record.value.expect("a record");
+        let says: Says = serde_json::from_slice(&value).expect("JSON");
+        let user = says.user_id.map(|user| UserId::new(&user).expect("a user id"));
+        let key = (says.broadcast_id, user);
+        let (position, is_served) = self.append_to(record.to, value);
+        self.seen.note("records published again");
+        if !is_served {
+            // Its owner finds it there.
+            self.truth.wait_at(&key, position);
+            return self.seen.note("records that came late");
+        }
+        match self.truth.take_waiting(&key) {
+            Some(waiting) => self.accept(position, waiting.sent),
+            None => {
+                self.seen.note("records published twice");
+                self.truth.note_served(key, position);
+            }
+        }
+    }
+
+    fn append_to(&mut self, partition: Partition, value: Bytes) -> (Position, bool) {
+        // Kafka's offsets have holes.
+        let hole = match self.random.below(10) {
+            0 if self.has_large_holes => 500 + self.random.next() % 3_000,
+            0..=1 => 1,
+            _ => 0,
         };
+        let wall = self.wall();
+        self.log.append(partition, hole, wall, Some(value))
+    }
+
+    fn accept(&mut self, position: Position, sent: Sent) {
         for client in &mut self.clients {
             if sent.names.admit(&client.user, &client.roles) {
                 client.missing.insert(position);
@@ -162,22 +230,28 @@ impl World {
         let number = self.random.below(many);
         let (position, _) = self.truth.all().nth(number).expect("so many are there");
         let mut entries = self.log.entries(position.partition).iter();
-        let entry = entries.find(|entry| entry.offset == position.offset).expect("it stands there");
+        let Some(entry) = entries.find(|entry| entry.offset == position.offset) else { return };
         let (value, wall) = (entry.value.clone(), self.wall());
+        let sent = self.truth.at(position);
+        let key = (sent.broadcast, sent.names.user().cloned());
+        let latest = self.truth.latest(&key).expect("it stands there");
+        // Later than that nobody knows it for a repeat.
+        if self.log.end(position.partition) > latest.offset + REPEAT_RECORDS {
+            return;
+        }
         let (repeated, is_served) = self.log.append(position.partition, 0, wall, value);
-        assert!(is_served, "its bytes are as good as those of the first");
-        self.truth.repeats.insert(repeated);
+        if is_served {
+            self.truth.note_served(key, repeated);
+            self.truth.repeats.insert(repeated);
+        } else {
+            self.seen.note("records that came late");
+        }
     }
 
     /// What no node serves, and none may be stopped by.
     pub fn append_unserved(&mut self, partition: Partition) {
         let id = 7;
-        let foreign = (0..).map(|number| format!("user-{number}"));
-        let foreign = foreign
-            .filter(|user| SHAPE.partition_of_user(user) != partition.index)
-            .take(1)
-            .collect::<String>();
-        let value = match self.random.below(8) {
+        let value = match self.random.below(7) {
             0 => None,
             1 => Some(String::new()),
             2 => Some("\u{0}{not json".to_owned()),
@@ -191,15 +265,22 @@ impl World {
                 "{{\"broadcastId\":{id},\"eventType\":\"CREATED\",\
                 \"message\":\"m\",\"userId\":\"\"}}"
             )),
-            _ if partition.topic == Topic::Selected => Some(format!(
-                "{{\"broadcastId\":{id},\
-                \"eventType\":\"CREATED\",\"message\":\"m\",\"userId\":\"{foreign}\"}}"
-            )),
             _ => Some("[[[[[[".repeat(100)),
         };
         let wall = self.wall();
         let (_, is_served) = self.log.append(partition, 0, wall, value.map(Bytes::from));
         assert!(!is_served, "seed {}: nobody can serve this", self.seed);
         self.seen.note("records that nobody serves");
+    }
+}
+
+fn sent_of(draft: &Draft, names: Names) -> Sent {
+    let broadcast = &draft.broadcast;
+    Sent {
+        broadcast: broadcast.id,
+        names,
+        content: broadcast.content.clone(),
+        expires_at: broadcast.expires_at,
+        is_kept: !broadcast.fire_and_forget,
     }
 }

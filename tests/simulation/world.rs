@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use corecast::base::{EpochMillis, Moment, Partition, Position, UserId};
 use corecast::domain::{CloseReason, RingLimits, StreamKey, StreamsOptions};
+use corecast::ports::Bounds;
 use corecast::wire::cursor::Cursor;
 
 use crate::client::{Parser, Socket};
+use crate::desk::Desk;
 use crate::groups::Groups;
 use crate::node::{Node, Parts};
 use crate::oracle::Person;
@@ -21,7 +23,7 @@ use crate::owner::{OwnerWork, quiet_after};
 use crate::random::{Random, Seen};
 use crate::records::{Log, Truth};
 use crate::serving::Serving;
-use crate::sky::{SHAPE, Time, wall_at};
+use crate::sky::{BEGIN, SHAPE, Time, wall_at};
 use crate::sockets::Asking;
 use crate::store::FakeStore;
 
@@ -42,13 +44,27 @@ pub struct Faults {
     pub stalls: bool,
     pub expiry: bool,
     pub lost_notes: bool,
+    /// The log forgets what has been kept.
+    pub trims: bool,
 }
 
 impl Faults {
-    pub const ALL: Self =
-        Self { deaths: true, nodes: true, stalls: true, expiry: true, lost_notes: true };
-    pub const NONE: Self =
-        Self { deaths: false, nodes: false, stalls: false, expiry: false, lost_notes: false };
+    pub const ALL: Self = Self {
+        deaths: true,
+        nodes: true,
+        stalls: true,
+        expiry: true,
+        lost_notes: true,
+        trims: true,
+    };
+    pub const NONE: Self = Self {
+        deaths: false,
+        nodes: false,
+        stalls: false,
+        expiry: false,
+        lost_notes: false,
+        trims: false,
+    };
 }
 
 pub struct Client {
@@ -62,8 +78,7 @@ pub struct Client {
     pub last_id: Option<Cursor>,
     /// What it got since it began.
     pub got: BTreeSet<Position>,
-    /// What is for it and it has not got, since it began. What a GAP excuses is taken out, and
-    /// what its user had got by then.
+    /// What is for it and it has not got, since it began, but for what its user had got by then.
     pub missing: BTreeSet<Position>,
     pub is_slow: bool,
     /// It often begins anew.
@@ -75,8 +90,8 @@ pub struct Connection {
     pub shard: usize,
     pub key: StreamKey,
     pub socket: Socket,
-    /// It presented a cursor from before what its node serves.
-    pub is_too_old: bool,
+    /// It gets what the store keeps first.
+    pub has_backlog: bool,
 }
 
 pub struct World {
@@ -88,6 +103,7 @@ pub struct World {
     pub log: Log,
     pub truth: Truth,
     pub store: FakeStore,
+    desk: Desk,
     pub groups: Groups,
     pub nodes: Vec<Node>,
     pub clients: Vec<Client>,
@@ -95,6 +111,8 @@ pub struct World {
     /// Up to where every checkpoint has been looked into.
     pub checked: BTreeMap<Partition, u64>,
     pub broadcasts: u64,
+    /// Offsets go up by thousands now and then.
+    pub has_large_holes: bool,
     ring: RingLimits,
     /// Messages of one piece of a backlog.
     piece: usize,
@@ -110,22 +128,26 @@ impl World {
             bytes: [20_000, 1 << 20, 1 << 20][random.below(3)],
         };
         let (store, groups) = (FakeStore::new(random.fork()), Groups::new(random.fork()));
+        let desk = Desk::new(random.fork());
+        let has_large_holes = random.one_in(3);
         let piece = [2, 5, 1_000][random.below(3)];
         let mut world = Self {
             seed,
             random,
             faults,
-            now: Moment(1_000_000),
+            now: BEGIN,
             clock: Arc::default(),
             log: Log::new(),
             truth: Truth::default(),
             store,
+            desk,
             groups,
             nodes: Vec::new(),
             clients: Vec::new(),
             people: BTreeMap::new(),
             checked: SHAPE.all_partitions().map(|partition| (partition, 0)).collect(),
             broadcasts: 0,
+            has_large_holes,
             ring,
             piece,
             seen: Seen::default(),
@@ -170,6 +192,7 @@ impl World {
         self.faults = Faults::NONE;
         self.store.lock().has_faults = false;
         self.groups.lock().has_faults = false;
+        self.desk.lock().has_faults = false;
         let quiet = quiet_after(self.now);
         self.pass_time(quiet.since(self.now));
         for partition in SHAPE.all_partitions() {
@@ -184,6 +207,7 @@ impl World {
         }
         // What comes in pieces takes many rounds.
         for _ in 0..2_000 {
+            self.pass_time(Duration::from_millis(20));
             for client in 0..CLIENTS {
                 self.connect(client);
             }
@@ -205,6 +229,7 @@ impl World {
         }
         seen.add(&self.store.lock().seen);
         seen.add(&self.groups.lock().seen);
+        seen.add(&self.desk.lock().seen);
         seen
     }
 
@@ -222,6 +247,18 @@ impl World {
         self.clock.set(self.now);
         self.store.handle_time(self.now);
         self.groups.handle_time(self.now);
+        self.take_published();
+    }
+
+    /// What was published again stands in the log; whoever publishes sees how long that is.
+    fn take_published(&mut self) {
+        let landed = self.desk.lock().handle_time(self.now);
+        landed.into_iter().for_each(|record| self.append_again(record));
+        let mut desk = self.desk.lock();
+        for partition in SHAPE.all_partitions() {
+            let bounds = Bounds { start: self.log.start(partition), end: self.log.end(partition) };
+            desk.handle_bounds(partition, bounds);
+        }
     }
 
     /// All that the log holds comes to every shard that has a part in it, and into the store.
@@ -242,7 +279,7 @@ impl World {
             assert!(node.is_at_rest(&self.log), "seed {seed}: a node does not come to rest");
             for (number, shard) in node.shards.iter().enumerate() {
                 assert!(shard.is_serving, "seed {seed}: shard {number} does not serve");
-                for (partition, _) in self.log.partitions() {
+                for partition in SHAPE.all_partitions() {
                     let (next, end) =
                         (shard.streams.vector().next(partition), self.log.end(partition));
                     assert_eq!(next, end, "seed {seed}: {partition:?} on shard {number}");
@@ -252,6 +289,9 @@ impl World {
     }
 
     fn is_all_kept(&self) -> bool {
+        if !self.desk.lock().is_empty() || !self.store.lock().parked.is_empty() {
+            return false;
+        }
         let groups = self.groups.lock();
         SHAPE.all_partitions().all(|partition| {
             groups.committed().get(&partition).copied().unwrap_or(0) == self.log.end(partition)
@@ -262,7 +302,7 @@ impl World {
         let time = self.random.millis(400);
         self.pass_time(time);
         let mut kills = false;
-        match self.random.below(15) {
+        match self.random.below(16) {
             0..=3 => self.append(),
             4..=5 => {
                 let (node, many) = (self.random.below(NODES), 1 + self.random.below(6));
@@ -282,6 +322,7 @@ impl World {
                 self.seen.note("rebalances");
                 self.groups.lock().rebalance(2);
             }
+            15 if self.faults.trims && self.random.one_in(4) => self.trim_log(),
             // Long quiet: heartbeats, and stuck sockets that run into their deadline.
             14 if self.random.one_in(4) => {
                 let time = self.random.millis(40_000);
@@ -338,7 +379,7 @@ impl World {
         }
         // What the log held at the start comes in large pieces.
         let many = if node.is_catching_up() { many.max(40) } else { many };
-        node.read_log(&self.log, many, &mut self.random);
+        node.read_log(&self.log, many, &mut self.random, &mut self.seen);
     }
 
     /// With another number of shards than before.
@@ -354,7 +395,7 @@ impl World {
         };
         let member = Arc::new(self.groups.join());
         let (store, clock) = (&self.store, self.clock.clone());
-        let owner = OwnerWork::new(member.clone(), store, clock.clone());
+        let owner = OwnerWork::new(member.clone(), store, &self.desk, clock.clone());
         let serving = Serving::new(member, store, clock, self.piece);
         let parts = Parts { owner, serving };
         Node::start(shards, options, parts, &self.log, &mut self.random, self.now)
@@ -404,6 +445,17 @@ impl World {
         self.nodes[node].serving.take(notes, loses, &mut self.random, &mut self.seen);
     }
 
+    /// Some of what has been kept is no longer in the log, whoever has read it.
+    fn trim_log(&mut self) {
+        for (partition, kept) in &self.checked {
+            if self.random.one_in(2) {
+                let start = self.random.next() % (kept + 1);
+                self.seen.count("trims", u64::from(start > self.log.start(*partition)));
+                self.log.trim(*partition, start);
+            }
+        }
+    }
+
     fn crash_node(&mut self) {
         let number = self.random.below(NODES);
         let node = &self.nodes[number];
@@ -445,10 +497,10 @@ fn count(node: &Node, seen: &mut Seen) {
     for counters in node.shards.iter().map(|shard| shard.streams.counters()) {
         seen.count("deliveries", counters.deliveries);
         seen.count("resumes", counters.resumed);
-        seen.count("gaps", counters.gaps);
         seen.count("heartbeats", counters.heartbeats);
         seen.count("expired frames", counters.expired_skips);
         seen.count("slow closes", counters.closed[CloseReason::Slow as usize]);
-        seen.count("cut backlogs", counters.closed[CloseReason::Continues as usize]);
+        let continued = counters.closed[CloseReason::Continues as usize];
+        seen.count("streams that went on from the store", continued);
     }
 }

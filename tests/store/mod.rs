@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use corecast::base::{BroadcastId, EpochMillis, Priority, TargetType};
 use corecast::domain::{Broadcast, Target};
-use corecast::ports::{Clock, Inbox, Store, SystemClock};
+use corecast::ports::{Clock, Inbox, Parking, Store, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use corecast::store::scylla::{OpenError, Progress, ScyllaOptions, ScyllaStore};
 use harness::wait;
@@ -21,6 +21,8 @@ pub trait Stores {
     fn fresh(&self) -> Arc<dyn Store> {
         self.fresh_both().0
     }
+
+    fn fresh_parking(&self) -> Arc<dyn Parking>;
 }
 
 /// What a suite asks of every store: its name, and what it does with stores that are empty.
@@ -47,11 +49,21 @@ pub struct EmbeddedStores {
 
 impl Stores for EmbeddedStores {
     fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>) {
+        let embedded = self.open();
+        (embedded.store(), embedded.inbox())
+    }
+
+    fn fresh_parking(&self) -> Arc<dyn Parking> {
+        self.open().parking()
+    }
+}
+
+impl EmbeddedStores {
+    fn open(&self) -> Embedded {
         let folder = tempfile::tempdir().expect("a folder");
         let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 1 };
         self.folders.borrow_mut().push(folder);
-        let embedded = Embedded::open(&options, Arc::new(SystemClock)).expect("it opens");
-        (embedded.store(), embedded.inbox())
+        Embedded::open(&options, Arc::new(SystemClock)).expect("it opens")
     }
 }
 
@@ -63,11 +75,22 @@ pub struct CqlStores {
 
 impl Stores for CqlStores {
     fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>) {
+        let store = self.open();
+        (store.clone(), store)
+    }
+
+    fn fresh_parking(&self) -> Arc<dyn Parking> {
+        self.open()
+    }
+}
+
+impl CqlStores {
+    fn open(&self) -> Arc<ScyllaStore> {
         let replication = self.replication;
         let options = ScyllaOptions { replication, ..ScyllaOptions::new(self.nodes.clone()) };
         let running = Running::start(ScyllaOptions { keyspace: draw_keyspace(), ..options });
         running.wait_until(|progress| *progress == Progress::Serving);
-        (running.store.clone(), running.store)
+        running.store
     }
 }
 

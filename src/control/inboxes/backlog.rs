@@ -1,5 +1,5 @@
-//! Building a backlog: the PENDING rows below the checkpoint, and the active group broadcasts that
-//! the user has not been served.
+//! Building a backlog: the user's rows below the checkpoint, and the active group broadcasts that
+//! he has not been served. Behind a cursor rows are served in any state, without one PENDING ones.
 //!
 //! The checkpoint is read first and the rows after it, so that everything below it is among them;
 //! what lies behind it comes from the log.
@@ -10,11 +10,13 @@ use std::sync::Arc;
 use super::known::{Checkpoint, Known};
 use super::{KeptStore, Unavailable};
 use crate::base::{EpochMillis, LogShape, Topic, UserId};
-use crate::domain::{Backlog, Candidate, KeptMessage, Reach, Row, Served, in_order};
+use crate::domain::{
+    Backlog, Candidate, Gap, KeptMessage, Reach, Row, SINCE_EVER, Served, in_order,
+};
 use crate::lane::Ask;
 use crate::limits::keeping as limits;
 use crate::ports::{Delivery, GroupRow, InboxRow, StoreError};
-use crate::wire::frame::{self, Message};
+use crate::wire::frame::{self, GapReason, Message};
 
 /// The backlog, and the rows that the presented progress covers.
 pub async fn build(
@@ -26,11 +28,13 @@ pub async fn build(
     let reach = reach(kept, ask, shape, &known).await?;
     let mut candidates = Vec::new();
     let mut covered = Vec::new();
-    for row in rows(kept, &ask.user).await? {
+    let Rows { found, is_cut: is_inbox_cut } = rows(kept, &ask.user).await?;
+    let last = found.last().and_then(|row| row.place);
+    for row in found {
         let candidate = candidate(&row, shape);
         let is_pending = row.progress.delivery == Delivery::Pending;
-        // Acknowledged by the peer since this backlog began: the client may not have it.
-        let is_doubtful = reach.is_resumed && row.delivered_at.is_some_and(|at| at >= reach.since);
+        // Delivered since this backlog began, or to whomever: this client may not have it.
+        let is_doubtful = reach.is_resumed && row.delivered_at.unwrap_or(SINCE_EVER) >= reach.since;
         match candidate.position {
             Some(position) if reach.progress.covers(position) => {
                 covered.extend(candidate.row.filter(|_| is_pending));
@@ -42,7 +46,12 @@ pub async fn build(
     }
     candidates.extend(group_candidates(kept, ask, (&reach, &known), shape).await?);
     let (messages, is_cut) = fill(kept, &ask.user, candidates).await?;
-    Ok((Backlog::new(reach, messages, is_cut), covered))
+    let gap = is_inbox_cut.then(|| Gap {
+        from: last.map_or(EpochMillis(0), |place| place.appended_at),
+        to: kept.now(),
+        reason: GapReason::Limit,
+    });
+    Ok((Backlog { gap, ..Backlog::new(reach, messages, is_cut) }, covered))
 }
 
 /// The rows that are PENDING and lie before this: they have reached the user.
@@ -52,7 +61,7 @@ pub async fn rows_before(
     served: &Served,
     shape: &LogShape,
 ) -> Result<Vec<Row>, StoreError> {
-    let mut rows = rows(kept, user).await?;
+    let mut rows = rows(kept, user).await?.found;
     rows.retain(|row| row.progress.delivery == Delivery::Pending);
     let reached = rows
         .iter()
@@ -87,8 +96,14 @@ async fn reach(
     Ok(Reach { progress, checkpoint, is_resumed: ask.progress.is_some(), since })
 }
 
-/// All rows of a user that have a place.
-async fn rows(kept: &KeptStore, user: &UserId) -> Result<Vec<InboxRow>, StoreError> {
+/// A user's rows that have a place, by broadcast.
+struct Rows {
+    found: Vec<InboxRow>,
+    /// There are more than are looked at.
+    is_cut: bool,
+}
+
+async fn rows(kept: &KeptStore, user: &UserId) -> Result<Rows, StoreError> {
     let mut found = Vec::new();
     let mut after = None;
     let mut seen = 0;
@@ -100,11 +115,11 @@ async fn rows(kept: &KeptStore, user: &UserId) -> Result<Vec<InboxRow>, StoreErr
         // Without a place it is parked: it comes when it is published again.
         found.extend(rows.into_iter().filter(|row| row.place.is_some()));
         if is_end {
-            return Ok(found);
+            return Ok(Rows { found, is_cut: false });
         }
         if seen >= limits::INBOX_ROWS_MAX {
             tracing::warn!(rows = seen, "an inbox has more rows than are looked at");
-            return Ok(found);
+            return Ok(Rows { found, is_cut: true });
         }
     }
 }

@@ -1,11 +1,13 @@
 //! A stream with a backlog: the kept messages go out first, one a write, with flagged ids.
 //!
 //! Until the last of them is out no id says what the shard has read: the client would take it for
-//! served.
+//! served. Where the ring does not reach down to what comes next, the stream ends, and its client
+//! comes back for it.
 
 use super::feed::Undo;
 use super::{Streams, write_cursor};
 use crate::base::EpochMillis;
+use crate::domain::backlog::Gap;
 use crate::limits::shard as limits;
 use crate::wire::frame;
 
@@ -30,10 +32,28 @@ impl<S> Streams<S> {
                 stream.state |= super::CLOSING | super::CONTINUES;
             } else {
                 write_cursor(&shape, lead, &backlog.checkpoint, wall, false);
-                lead.push(b'\n');
+                match backlog.gap {
+                    Some(Gap { from, to, reason }) => {
+                        frame::write_gap(lead, from, to, reason);
+                        self.counters.gaps += 1;
+                    }
+                    None => lead.push(b'\n'),
+                }
             }
             private.backlog = None;
         }
         self.plan.lead_bytes = private.lead.len();
+    }
+
+    /// The ring does not reach down to where the stream stands: it ends, and its client comes back
+    /// for what the store keeps.
+    pub(super) fn plan_return(&mut self, index: u32) {
+        let Some(serial) = self.slab.get(index).map(|stream| stream.serial) else { return };
+        let retry = self.jittered(limits::BACKLOG_RETRY, serial, 100);
+        let Some(stream) = self.slab.get_mut(index) else { return };
+        stream.state |= super::CLOSING | super::CONTINUES;
+        let lead = &mut stream.private().lead;
+        frame::write_retry(lead, retry);
+        self.plan.lead_bytes = lead.len();
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::{CONTINUES, Private, Stream, Streams, UNCONFIRMED};
+use super::{CONTINUES, CUT_OFF, Private, Stream, Streams, UNCONFIRMED};
 use crate::base::UserId;
 use crate::domain::backlog::{Note, Row};
 use crate::domain::vector::Served;
@@ -110,13 +110,13 @@ impl<S> Streams<S> {
     /// How far it has been served, in whole frames; `None` while a backlog is not out, be it that
     /// the rest of it comes on another stream, or the ring has gone on without it.
     fn served_of(&self, stream: &Stream<S>) -> Option<Served> {
-        if stream.is(CONTINUES) {
+        if stream.is(CONTINUES | CUT_OFF) {
             return None;
         }
         let own_partition = self.users.get(stream.user).own_partition;
         let mut at = if stream.is(super::BEHIND) { stream.at } else { self.ring.next() };
-        if let Some(Private { lead, pinned, ahead, backlog, gap, .. }) = stream.private.as_deref() {
-            if !lead.is_empty() || backlog.is_some() || gap.is_some() {
+        if let Some(Private { lead, pinned, ahead, backlog, .. }) = stream.private.as_deref() {
+            if !lead.is_empty() || backlog.is_some() {
                 return None;
             }
             if ahead.is_some() {

@@ -8,15 +8,14 @@ use std::rc::Rc;
 
 use arrayvec::ArrayVec;
 
-use super::{BEHIND, BLOCKED, CLOSING, CONTINUES, QUEUED, STALLED, TICK_MS};
+use super::{BEHIND, BLOCKED, CLOSING, CONTINUES, CUT_OFF, QUEUED, STALLED};
 use super::{
-    CloseReason, Frame, Private, Served, Stream, StreamKey, Streams, enqueue, ticks, write_id_line,
+    CloseReason, Frame, Served, Stream, StreamKey, Streams, enqueue, ticks, write_id_line,
 };
 use crate::base::{EpochMillis, Moment};
 use crate::domain::backlog::{KeptMessage, Row};
 use crate::limits::shard as limits;
 use crate::wire::archive::{AudienceRef, SharedEvent};
-use crate::wire::frame::{self, GapReason};
 
 const FRAMES_MAX: usize = limits::WRITE_PIECES_MAX / 2;
 
@@ -75,7 +74,7 @@ struct Planned {
 
 impl<S> Streams<S> {
     /// The next write, if any stream has one. Expired frames are skipped by `wall`.
-    pub fn poll_write(&mut self, now: Moment, wall: EpochMillis) -> Option<Write<'_, S>> {
+    pub fn poll_write(&mut self, wall: EpochMillis) -> Option<Write<'_, S>> {
         loop {
             let index = self.queue.pop_front()?;
             let Some(stream) = self.slab.get_mut(index) else { continue };
@@ -83,7 +82,7 @@ impl<S> Streams<S> {
                 continue; // An entry of an earlier stream in this place.
             }
             stream.state &= !QUEUED;
-            self.plan(index, now, wall);
+            self.plan(index, wall);
             if self.plan.frames.is_empty() && self.plan.lead_bytes == 0 {
                 self.stand_at(index, self.plan.end);
                 continue;
@@ -125,7 +124,7 @@ impl<S> Streams<S> {
     }
 
     /// Plans the next write of a stream.
-    fn plan(&mut self, index: u32, now: Moment, wall: EpochMillis) {
+    fn plan(&mut self, index: u32, wall: EpochMillis) {
         self.plan.frames.clear();
         self.plan.completed.clear();
         self.plan.lead_bytes = 0;
@@ -133,7 +132,7 @@ impl<S> Streams<S> {
         let Some(stream) = self.slab.get_mut(index) else { return };
         self.plan.own_partition = self.users.get(stream.user).own_partition;
         self.plan.end = if stream.is(BEHIND) { stream.at } else { self.ring.next() };
-        let (mut is_ahead, mut has_backlog, mut gap) = (false, false, None);
+        let (mut is_ahead, mut has_backlog) = (false, false);
         if let Some(private) = stream.private.as_deref_mut() {
             self.plan.lead_bytes = private.lead.len() - private.lead_out;
             if let Some((frame, out)) = private.pinned.as_ref() {
@@ -144,7 +143,6 @@ impl<S> Streams<S> {
             }
             is_ahead = private.ahead.is_some();
             has_backlog = private.backlog.is_some();
-            gap = private.gap;
         }
         if stream.is(CLOSING) {
             return;
@@ -156,21 +154,14 @@ impl<S> Streams<S> {
             }
             return;
         }
-        if let Some(from) = gap {
+        let is_overtaken = stream.is(BEHIND) && self.plan.end < self.ring.first();
+        if is_overtaken || stream.is(CUT_OFF) {
             if is_free {
-                self.plan_gap(index, from, wall);
+                self.plan_return(index);
             }
             return;
         }
         if !stream.is(BEHIND) {
-            return;
-        }
-        if self.plan.end < self.ring.first() {
-            if is_free {
-                let waited = now.since(Moment(u64::from(stream.touched) * TICK_MS));
-                let from = EpochMillis(wall.0.saturating_sub(waited.as_millis() as u64));
-                self.plan_gap(index, from, wall);
-            }
             return;
         }
         if is_ahead {
@@ -253,28 +244,6 @@ impl<S> Streams<S> {
         self.ring.next().min(self.plan.end + limits::FRAMES_SCANNED_PER_TURN_MAX as u64)
     }
 
-    /// What lies before the ring is missing: says so, and goes on from the ring's tail.
-    fn plan_gap(&mut self, index: u32, from: EpochMillis, wall: EpochMillis) {
-        let first = self.ring.first();
-        let to = self.ring.event(first).map_or(wall, |event| event.appended_at());
-        let Some(stream) = self.slab.get_mut(index) else { return };
-        let from = from.min(to);
-        let own_partition = self.plan.own_partition;
-        let private = stream.private();
-        private.gap = None;
-        let mut served = Served::of(self.ring.base(), own_partition);
-        if let Some(ahead) = private.ahead.as_mut() {
-            ahead.raise_to(self.ring.base());
-            served = ahead.clone();
-        }
-        write_id_line(&self.options.shape, &mut private.lead, &served, to);
-        frame::write_gap(&mut private.lead, from, to, GapReason::Limit);
-        self.counters.gaps += 1;
-        self.plan.lead_bytes = private.lead.len();
-        self.plan.end = first;
-        stream.at = first;
-    }
-
     /// Lends the planned pieces.
     fn lend(&self, index: u32) -> Option<Write<'_, S>> {
         let stream = self.slab.get(index)?;
@@ -354,8 +323,9 @@ impl<S> Streams<S> {
             self.close(index, reason);
             return;
         }
-        let is_kept_back = |private: &Private| private.backlog.is_some() || private.gap.is_some();
-        if stream.private.as_deref().is_some_and(is_kept_back) {
+        let has_backlog =
+            stream.private.as_deref().is_some_and(|private| private.backlog.is_some());
+        if has_backlog || stream.is(CUT_OFF) {
             enqueue(stream, index, &mut self.queue);
             return;
         }

@@ -77,7 +77,7 @@ pub enum CloseReason {
     Slow,
     /// The node drains.
     Drain,
-    /// More of its backlog is to come; the client comes back for it.
+    /// What comes next is in the store; the client comes back for it.
     Continues,
 }
 
@@ -145,8 +145,10 @@ const CLOSING: u8 = 8;
 const STALLED: u8 = 16;
 /// Its bytes are counted, because a targeted frame is not acknowledged.
 const UNCONFIRMED: u8 = 32;
-/// It ends because more of its backlog is to come.
+/// It ends because what comes next is in the store.
 const CONTINUES: u8 = 64;
+/// The ring does not reach down to where it stands: it ends as soon as its backlog is out.
+const CUT_OFF: u8 = 128;
 
 #[derive(Debug, Default)]
 struct Private {
@@ -161,8 +163,6 @@ struct Private {
     ahead: Option<Served>,
     /// What goes out before anything from the ring.
     backlog: Option<Box<Backlog>>,
-    /// Behind the backlog, something is missing: since when.
-    gap: Option<EpochMillis>,
 }
 
 impl Private {
@@ -171,7 +171,6 @@ impl Private {
             && self.pinned.is_none()
             && self.ahead.is_none()
             && self.backlog.is_none()
-            && self.gap.is_none()
     }
 }
 
@@ -333,6 +332,21 @@ impl<S> Streams<S> {
     /// The partition has been read up to `next`; what lies between is nothing for this shard.
     pub fn handle_position(&mut self, partition: Partition, next: u64) {
         self.vector.advance(partition, next);
+    }
+
+    /// The log can't be read below `next` any more, and has not been up to there: nothing before it
+    /// is served from here. Every stream ends as soon as its backlog is out, and its client comes
+    /// back for what the store keeps.
+    pub fn handle_skip(&mut self, partition: Partition, next: u64) {
+        if next <= self.vector.next(partition) {
+            return;
+        }
+        self.vector.advance(partition, next);
+        self.ring.clear(&self.vector);
+        for (index, stream) in self.slab.iter_mut() {
+            stream.state |= CUT_OFF;
+            enqueue(stream, index, &mut self.queue);
+        }
     }
 
     /// The socket may take bytes again.

@@ -1,15 +1,15 @@
 //! Opening a stream: where it starts, and what it is told first.
 
 use super::{
-    BEHIND, Private, QUEUED, SERIAL_MASK, Stream, StreamKey, Streams, ticks, write_cursor,
+    BEHIND, CUT_OFF, Private, QUEUED, SERIAL_MASK, Stream, StreamKey, Streams, ticks, write_cursor,
 };
 use crate::base::{EpochMillis, Moment, UserId};
 use crate::domain::Membership;
-use crate::domain::backlog::Backlog;
+use crate::domain::backlog::{Backlog, SINCE_EVER};
 use crate::domain::vector::Served;
 use crate::limits::shard as limits;
 use crate::wire::cursor::Cursor;
-use crate::wire::frame::{self, GapReason};
+use crate::wire::frame;
 
 /// A stream that is to be opened.
 #[derive(Debug)]
@@ -20,10 +20,10 @@ pub struct Open<'a, S> {
     pub members: &'a [Membership],
     /// Names it among the user's streams, as the client spells it.
     pub connection: &'a str,
-    /// What the client presented, if it was a cursor. One in the middle of a backlog counts only
-    /// with the rest of that.
+    /// What the client presented, if it was a cursor. One that `beyond_ring` asks the store about
+    /// counts only with the answer.
     pub cursor: Option<Cursor>,
-    /// What the store keeps for the user, for a client without a usable cursor.
+    /// What the store keeps for the user.
     pub backlog: Option<Backlog>,
     /// Bytes that go out before the first event: the response head.
     pub response_head: &'a [u8],
@@ -31,13 +31,14 @@ pub struct Open<'a, S> {
 
 /// Where a new stream starts.
 struct Start {
-    /// What the client says, or the shard's own positions.
+    /// What the client says, or where it is taken to stand.
     presented: Served,
-    /// The same, raised to what the ring still has.
+    /// When that was, and whether it is the progress of a backlog.
+    presented_at: EpochMillis,
+    is_progress: bool,
+    /// What it has been served once its backlog is out.
     served: Served,
-    at: u64,
-    gap_from: Option<EpochMillis>,
-    resumed: bool,
+    is_resumed: bool,
 }
 
 impl<S> Streams<S> {
@@ -53,36 +54,25 @@ impl<S> Streams<S> {
             return Err(open.socket);
         }
         let user = self.enter_user(open.user);
-        let own_partition = self.users.get(user).own_partition;
-        let (start, backlog) = match open.backlog {
-            Some(backlog) => (self.start_behind(&backlog), Some(backlog)),
-            None => (self.start_of(open.cursor.as_ref(), own_partition), None),
-        };
-        let backlog = backlog.filter(|backlog| !backlog.is_done()).map(Box::new);
+        let start = self.start_of(&open, user, wall);
+        let backlog = open.backlog.filter(|backlog| !backlog.is_done()).map(Box::new);
         let mut lead = open.response_head.to_vec();
         self.serials = self.serials.wrapping_add(1) & SERIAL_MASK;
         let serial = self.serials;
         frame::write_retry(&mut lead, self.jittered(limits::RETRY, serial, 50));
+        let Start { presented, presented_at, is_progress, served, is_resumed } = start;
         let shape = self.options.shape;
-        let at = backlog.as_ref().map_or(wall, |backlog| backlog.since);
-        write_cursor(&shape, &mut lead, &start.presented, at, backlog.is_some());
+        write_cursor(&shape, &mut lead, &presented, presented_at, is_progress);
         frame::write_connected(&mut lead, open.connection, wall);
-        let gap = start.gap_from.filter(|_| backlog.is_some());
-        if let (Some(from), None) = (start.gap_from, &backlog) {
-            let to = self.ring.event(self.ring.first()).map_or(wall, |event| event.appended_at());
-            write_cursor(&shape, &mut lead, &start.served, wall, false);
-            frame::write_gap(&mut lead, from.min(to), to, GapReason::Limit);
-            self.counters.gaps += 1;
-        }
-        let behind = start.at < self.ring.next();
-        // The GAP behind a backlog goes by what the client has been told by then, too.
-        let is_ahead = gap.is_some() || !start.served.is_within(self.before(start.at));
-        let ahead = is_ahead.then_some(start.served);
-        let private = Private { lead, ahead, backlog, gap, ..Private::default() };
+        let at = self.ring.place_of(&served);
+        let cut_off = if self.reaches(&served) { 0 } else { CUT_OFF };
+        let behind = if at < self.ring.next() { BEHIND } else { 0 };
+        let ahead = (!served.is_within(self.before(at))).then_some(served);
+        let private = Private { lead, ahead, backlog, ..Private::default() };
         let index = self.slab.insert(Stream {
             socket: open.socket,
             private: Some(Box::new(private)),
-            at: start.at,
+            at,
             until: self.ring.next(),
             serial,
             user,
@@ -90,7 +80,7 @@ impl<S> Streams<S> {
             set: 0,
             place_in_set: 0,
             touched: ticks(now),
-            state: QUEUED | if behind { BEHIND } else { 0 },
+            state: QUEUED | behind | cut_off,
             heartbeats: 0,
         });
         self.users.get_mut(user).first_stream = index;
@@ -101,7 +91,7 @@ impl<S> Streams<S> {
         self.queue.push_back(index);
         self.wheel.set(index, self.beat_at(now, serial));
         self.counters.opened += 1;
-        self.counters.resumed += u64::from(start.resumed);
+        self.counters.resumed += u64::from(is_resumed);
         Ok(StreamKey { index, serial })
     }
 
@@ -110,43 +100,53 @@ impl<S> Streams<S> {
         self.users.enter(user.as_str(), own_partition)
     }
 
-    /// Where a stream goes on once this is out.
-    fn start_behind(&self, backlog: &Backlog) -> Start {
-        let Backlog { progress, checkpoint, .. } = backlog;
-        let presented = if backlog.is_done() { checkpoint } else { progress }.clone();
-        let mut served = checkpoint.clone();
-        // From when on is not known: whatever was not durable yet.
-        let gap_from = (!served.covers_all(self.ring.base())).then_some(EpochMillis(0));
-        if gap_from.is_some() {
-            served.raise_to(self.ring.base());
-        }
-        Start { at: self.ring.place_of(&served), presented, served, gap_from, resumed: false }
-    }
-
     /// Whether the cursor is one of this log, for this user.
     pub fn knows(&self, cursor: &Cursor, user: &UserId) -> bool {
         let shape = &self.options.shape;
         cursor.shape == *shape && cursor.own_partition == shape.partition_of_user(user.as_str())
     }
 
-    /// Where a stream starts that presents this cursor, or none.
-    fn start_of(&self, cursor: Option<&Cursor>, own_partition: u16) -> Start {
-        let usable = cursor.filter(|cursor| {
-            cursor.shape == self.options.shape
-                && cursor.own_partition == own_partition
-                && !cursor.backlog
-        });
-        let Some(cursor) = usable else {
-            let served = Served::of(self.vector.view(), own_partition);
-            let at = self.ring.next();
-            return Start { presented: served.clone(), served, at, gap_from: None, resumed: false };
-        };
-        let presented = Served::from(cursor);
-        let mut served = presented.clone();
-        let gap_from = (!served.covers_all(self.ring.base())).then(|| cursor.at());
-        if gap_from.is_some() {
-            served.raise_to(self.ring.base());
+    /// What the store is to be asked about for a client that presents this cursor: its progress,
+    /// and since when. `None`: all that comes next is in the ring.
+    pub fn beyond_ring(&self, cursor: &Cursor) -> Option<(Served, EpochMillis)> {
+        let served = Served::from(cursor);
+        if cursor.backlog {
+            return Some((served, cursor.at()));
         }
-        Start { at: self.ring.place_of(&served), presented, served, gap_from, resumed: true }
+        (!self.reaches(&served)).then_some((served, SINCE_EVER))
+    }
+
+    /// Whether a client gets further by this backlog. If not, the owners are behind the ring, and
+    /// it is put off.
+    pub fn is_of_use(&self, backlog: &Backlog) -> bool {
+        !backlog.messages.is_empty() || self.reaches(&backlog.checkpoint)
+    }
+
+    /// Whether nothing lies between this and the ring.
+    fn reaches(&self, served: &Served) -> bool {
+        served.covers_all(self.ring.base())
+    }
+
+    /// Where a stream starts that comes with this cursor and backlog, or without.
+    fn start_of(&self, open: &Open<'_, S>, user: u32, wall: EpochMillis) -> Start {
+        let backlog = open.backlog.as_ref();
+        let cursor = open.cursor.as_ref();
+        let cursor = cursor
+            .filter(|cursor| self.knows(cursor, open.user))
+            .filter(|cursor| !cursor.backlog || backlog.is_some());
+        let own_partition = self.users.get(user).own_partition;
+        let checkpoint = backlog.map(|backlog| backlog.checkpoint.clone());
+        if let Some(cursor) = cursor {
+            let presented = Served::from(cursor);
+            let served = checkpoint.unwrap_or_else(|| presented.clone());
+            let (presented_at, is_progress) = (cursor.at(), cursor.backlog);
+            return Start { presented, presented_at, is_progress, served, is_resumed: true };
+        }
+        let served = checkpoint.unwrap_or_else(|| Served::of(self.vector.view(), own_partition));
+        let (presented, presented_at, is_progress) = match backlog {
+            Some(backlog) if !backlog.is_done() => (backlog.progress.clone(), backlog.since, true),
+            _ => (served.clone(), wall, false),
+        };
+        Start { presented, presented_at, is_progress, served, is_resumed: false }
     }
 }

@@ -22,7 +22,7 @@ use super::KafkaOptions;
 use super::connection::{BrokerError, Connection, versions};
 use super::security::Security;
 use crate::base::{LogIdentity, LogShape, Partition, Topic};
-use crate::limits::kafka as limits;
+use crate::limits::{kafka as limits, log};
 use crate::ports::LogError;
 
 /// Between two questions about the cluster, so that a leaderless partition is not asked for
@@ -33,6 +33,8 @@ const NEW_TOPIC_LOOKS: usize = 50;
 
 pub(super) struct Cluster {
     pub options: KafkaOptions,
+    /// Names in the order of `Topic::EVERY`.
+    names: [String; 4],
     pub security: Security,
     known: Mutex<Arc<Known>>,
     asking: tokio::sync::Mutex<Asking>,
@@ -49,10 +51,11 @@ pub(super) struct Known {
     pub generation: u64,
     /// Address by id.
     pub brokers: BTreeMap<i32, String>,
-    /// In the order of `Topic::ALL`.
-    topics: [Option<KnownTopic>; 2],
+    /// In the order of `Topic::EVERY`.
+    topics: [Option<KnownTopic>; 4],
     /// Set once the topics' ids and partitions have been found right; never changes after.
     pub shape: Option<LogShape>,
+    /// In the order of `Topic::ALL`.
     ids: Option<[Uuid; 2]>,
 }
 
@@ -79,12 +82,12 @@ type AskedSoon<'a, A> = Pin<Box<dyn Future<Output = Asked<A>> + Send + 'a>>;
 
 impl Known {
     pub fn topic_id(&self, topic: Topic) -> Option<Uuid> {
-        self.topics[usize::from(topic as u8)].as_ref().map(|known| known.id)
+        self.topics[topic as usize].as_ref().map(|known| known.id)
     }
 
     /// Id and address of the broker that leads a partition.
     pub fn leader(&self, partition: Partition) -> Option<(i32, &str)> {
-        let topic = self.topics[usize::from(partition.topic as u8)].as_ref()?;
+        let topic = self.topics[partition.topic as usize].as_ref()?;
         let id = topic.leaders.get(usize::from(partition.index)).copied().flatten()?;
         self.brokers.get(&id).map(|address| (id, address.as_str()))
     }
@@ -92,8 +95,17 @@ impl Known {
 
 impl Cluster {
     pub fn new(options: KafkaOptions, security: Security) -> Self {
+        let names = Topic::EVERY.map(|topic| {
+            let original = match topic.original() {
+                Topic::Selected => &options.topic_selected,
+                _ => &options.topic_group,
+            };
+            let suffix = if topic.is_dead() { Topic::DEAD_SUFFIX } else { "" };
+            format!("{original}{suffix}")
+        });
         Self {
             options,
+            names,
             security,
             known: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
@@ -103,10 +115,12 @@ impl Cluster {
     }
 
     pub fn topic_name(&self, topic: Topic) -> &str {
-        match topic {
-            Topic::Selected => &self.options.topic_selected,
-            Topic::Group => &self.options.topic_group,
-        }
+        &self.names[topic as usize]
+    }
+
+    /// How many partitions a topic has to have.
+    pub fn partitions(&self, topic: Topic) -> u16 {
+        if topic.is_dead() { 1 } else { self.options.partitions }
     }
 
     /// The last answer, with a shape; asks if there is none yet.
@@ -179,8 +193,18 @@ impl Cluster {
 
     async fn ask_and_learn(&self, asking: &mut Asking) -> Result<(), LogError> {
         let first = self.ask(asking).await.map_err(away)?;
-        let missing = self.missing(&first);
-        if missing.is_empty() || self.known().shape.is_some() {
+        let mut missing = self.missing(&first);
+        if self.known().shape.is_some() {
+            // One that is served and gone is never made again: cursors are of the old one.
+            missing.retain(|topic| topic.is_dead());
+            if !missing.is_empty()
+                && let Err(error) = self.make_topics(asking, &missing).await
+            {
+                tracing::warn!(%error, "a topic for dead letters is gone and can't be made");
+            }
+            return self.learn(&first);
+        }
+        if missing.is_empty() {
             return self.learn(&first);
         }
         self.make_topics(asking, &missing).await?;
@@ -193,7 +217,8 @@ impl Cluster {
             }
             tokio::time::sleep(REFRESH_PACE).await;
         }
-        Err(LogError::Away(format!("no broker knows the new topics yet: {}", missing.join(", "))))
+        let names: Vec<&str> = missing.iter().map(|topic| self.topic_name(*topic)).collect();
+        Err(LogError::Away(format!("no broker knows the new topics yet: {}", names.join(", "))))
     }
 
     pub fn known(&self) -> Arc<Known> {
@@ -207,7 +232,7 @@ impl Cluster {
 
     /// What the cluster knows of the topics: asked at the broker that answered last, else at any.
     async fn ask(&self, asking: &mut Asking) -> Result<MetadataResponse, BrokerError> {
-        let topics = Topic::ALL.map(|topic| {
+        let topics = Topic::EVERY.map(|topic| {
             let name = TopicName(StrBytes::from_string(self.topic_name(topic).to_owned()));
             MetadataRequestTopic::default().with_name(Some(name))
         });
@@ -307,28 +332,18 @@ impl Cluster {
     }
 
     /// The configured topics that the answer does not know.
-    fn missing(&self, answer: &MetadataResponse) -> Vec<String> {
-        let is_there = |name: &&str| {
-            answer
-                .topics
-                .iter()
-                .any(|topic| name_of(topic) == Some(name) && topic.error_code.is_ok())
-        };
-        let unknown = |name: &&str| {
-            let topic = answer.topics.iter().find(|topic| name_of(topic) == Some(name));
-            topic.is_none_or(|topic| {
-                topic.error_code.err() == Some(ResponseError::UnknownTopicOrPartition)
+    fn missing(&self, answer: &MetadataResponse) -> Vec<Topic> {
+        let is_unknown = |topic: &Topic| {
+            let name = self.topic_name(*topic);
+            let found = answer.topics.iter().find(|found| name_of(found) == Some(name));
+            found.is_none_or(|found| {
+                found.error_code.err() == Some(ResponseError::UnknownTopicOrPartition)
             })
         };
-        let names = Topic::ALL.map(|topic| self.topic_name(topic));
-        names
-            .iter()
-            .filter(|name| !is_there(name) && unknown(name))
-            .map(|name| (*name).to_owned())
-            .collect()
+        Topic::EVERY.into_iter().filter(is_unknown).collect()
     }
 
-    async fn make_topics(&self, asking: &mut Asking, names: &[String]) -> Result<(), LogError> {
+    async fn make_topics(&self, asking: &mut Asking, topics: &[Topic]) -> Result<(), LogError> {
         let Some(connection) = asking.connection.as_mut() else { return Ok(()) };
         let copies = self.options.replication;
         let config = |name: &'static str, value: String| {
@@ -336,14 +351,19 @@ impl Cluster {
                 .with_name(StrBytes::from_static_str(name))
                 .with_value(Some(StrBytes::from_string(value)))
         };
-        let topics = names.iter().map(|name| {
+        let topics = topics.iter().map(|topic| {
+            let (retention, bytes) = if topic.is_dead() {
+                (self.options.dead_retention, log::DEAD_RECORD_BYTES_MAX)
+            } else {
+                (self.options.retention, limits::MESSAGE_BYTES_MAX)
+            };
             CreatableTopic::default()
-                .with_name(TopicName(StrBytes::from_string(name.clone())))
-                .with_num_partitions(i32::from(self.options.partitions))
+                .with_name(TopicName(StrBytes::from_string(self.topic_name(*topic).to_owned())))
+                .with_num_partitions(i32::from(self.partitions(*topic)))
                 .with_replication_factor(i16::try_from(copies).unwrap_or(i16::MAX))
                 .with_configs(vec![
-                    config("retention.ms", self.options.retention.as_millis().to_string()),
-                    config("max.message.bytes", limits::MESSAGE_BYTES_MAX.to_string()),
+                    config("retention.ms", retention.as_millis().to_string()),
+                    config("max.message.bytes", bytes.to_string()),
                     // Acknowledged means on all but one copy: losing one broker loses nothing.
                     config("min.insync.replicas", copies.saturating_sub(1).max(1).to_string()),
                 ])
@@ -358,12 +378,7 @@ impl Cluster {
             let said = topic.error_message.as_ref().map_or("", |said| said.as_str());
             let advice = match topic.error_code.err() {
                 None => {
-                    tracing::info!(
-                        topic = name,
-                        partitions = self.options.partitions,
-                        copies,
-                        "made a topic"
-                    );
+                    tracing::info!(topic = name, copies, "made a topic");
                     continue;
                 }
                 // Another node was faster.
@@ -378,9 +393,7 @@ impl Cluster {
                 Some(_) => "make it, or correct the configuration",
             };
             return Err(LogError::Away(format!(
-                "topic {name} can't be made with {} partitions and {copies} copies: {said}; \
-                 {advice}",
-                self.options.partitions
+                "topic {name} can't be made with {copies} copies: {said}; {advice}"
             )));
         }
         Ok(())
@@ -394,17 +407,22 @@ impl Cluster {
         let mut next = Known { brokers, ..(*self.known()).clone() };
         next.generation += 1;
         let mut trouble = None;
-        for topic in Topic::ALL {
+        for topic in Topic::EVERY {
             let name = self.topic_name(topic);
             let found = answer.topics.iter().find(|found| name_of(found) == Some(name));
             match self.check_topic(topic, found, next.ids) {
-                Ok(known) => next.topics[usize::from(topic as u8)] = Some(known),
+                Ok(known) => next.topics[topic as usize] = Some(known),
+                // What is served does not wait for it.
+                Err(error) if topic.is_dead() && next.shape.is_some() => {
+                    tracing::warn!(%error, "dead letters have to wait");
+                    next.topics[topic as usize] = None;
+                }
                 Err(error) => trouble = trouble.or(Some(error)),
             }
         }
         if trouble.is_none()
             && next.shape.is_none()
-            && let [Some(selected), Some(group)] = &next.topics
+            && let [Some(selected), Some(group), ..] = &next.topics
         {
             next.ids = Some([selected.id, group.id]);
             next.shape = Some(LogShape {
@@ -441,18 +459,25 @@ impl Cluster {
                 return Err(LogError::Away(format!("topic {name}: {error}")));
             }
         };
-        if let Some(ids) = ids
-            && ids[usize::from(topic as u8)] != found.topic_id
+        // No cursor knows of a topic of dead letters.
+        let known_id = ids.and_then(|ids| ids.get(topic as usize).copied());
+        if let Some(id) = known_id
+            && id != found.topic_id
         {
             return Err(LogError::Failed(format!(
-                "topic {name} was replaced: its id was {}, now it is {}; start the node again, and \
-                 it serves the new one",
-                ids[usize::from(topic as u8)],
+                "topic {name} was replaced: its id was {id}, now it is {}; start the node again, \
+                 and it serves the new one",
                 found.topic_id
             )));
         }
-        let partitions = self.options.partitions;
+        let partitions = self.partitions(topic);
         let count = found.partitions.len();
+        if topic.is_dead() && count != 1 {
+            return Err(LogError::Failed(format!(
+                "topic {name} has {count} partitions, and a topic for dead letters has one; remove \
+                 it, or name other topics"
+            )));
+        }
         if count < usize::from(partitions) || (ids.is_none() && count != usize::from(partitions)) {
             return Err(LogError::Failed(format!(
                 "topic {name} has {count} partitions, the configuration says log.partitions = \
@@ -547,6 +572,7 @@ mod tests {
             partitions: 1,
             replication: 1,
             retention: Duration::from_secs(3_600),
+            dead_retention: Duration::from_secs(3_600),
             fetch_pace: Duration::ZERO,
             client_id: "test".to_owned(),
             tls: None,

@@ -18,6 +18,7 @@ mod produce;
 mod records;
 mod security;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,11 +29,12 @@ use cluster::Cluster;
 use fetch::{Fetched, Fetcher};
 pub use group::{KafkaGroups, KafkaOwnership};
 use produce::Producer;
+use records::Outgoing;
 pub use security::{SaslLogin, SaslMechanism, TlsFiles};
 
 use crate::base::{LogShape, Partition, Position, partition_of_key};
 use crate::limits::log as limits;
-use crate::ports::{Batch, Bounds, Log, LogError, NewRecord, Want};
+use crate::ports::{Batch, Bounds, Log, LogError, MovedRecord, NewRecord, Want};
 
 /// What the configuration says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,8 +47,9 @@ pub struct KafkaOptions {
     pub partitions: u16,
     /// Copies of a topic that is made here.
     pub replication: u16,
-    /// How long a topic that is made here keeps its records.
+    /// How long a topic that is made here keeps its records, and one for dead letters.
     pub retention: Duration,
+    pub dead_retention: Duration,
     /// Least time between two fetches from one broker.
     pub fetch_pace: Duration,
     /// What the brokers' logs and quotas call the node.
@@ -142,6 +145,26 @@ impl Log for KafkaLog {
         let places: Option<Vec<Position>> = places.into_iter().collect();
         places
             .ok_or_else(|| LogError::Away("a broker did not say where all records are".to_owned()))
+    }
+
+    async fn append_moved(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
+        self.cluster.ready().await?;
+        let count = records.len();
+        let mut runs: BTreeMap<Partition, (Vec<usize>, Vec<Outgoing>)> = BTreeMap::new();
+        for (number, record) in records.into_iter().enumerate() {
+            let MovedRecord { to, key, value, headers } = record;
+            let (numbers, outgoing) = runs.entry(to).or_default();
+            numbers.push(number);
+            outgoing.push(Outgoing { key, value, headers });
+        }
+        let mut places: Vec<Option<Position>> = vec![None; count];
+        for (partition, (numbers, outgoing)) in runs {
+            let offsets = self.producer.append_moved(partition, outgoing).await?;
+            for (number, offset) in numbers.into_iter().zip(offsets) {
+                places[number] = Some(Position { partition, offset });
+            }
+        }
+        Ok(places.into_iter().flatten().collect())
     }
 
     async fn fetch(

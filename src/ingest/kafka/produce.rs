@@ -4,8 +4,8 @@
 //! broker that does not answer for as long as that takes. After a timeout its connections and what
 //! it knows of leaders are thrown away, because nothing else makes it look for another leader.
 //!
-//! Records with headers go over a connection of our own: rskafka keeps headers in a sorted map, in
-//! which equal names collapse, and has no null.
+//! Records with headers, and those that are moved, go over a connection of our own: rskafka keeps
+//! headers in a sorted map, in which equal names collapse, and has no null.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -29,7 +29,7 @@ use super::records::{self, Outgoing};
 use super::security::SaslMechanism;
 use crate::base::{EpochMillis, Partition};
 use crate::limits::kafka as limits;
-use crate::ports::{Bounds, Clock, LogError, NewRecord, SystemClock};
+use crate::ports::{Bounds, Clock, Header, LogError, NewRecord, SystemClock};
 
 /// On all copies that are in step.
 const ACKS_ALL: i16 = -1;
@@ -38,7 +38,7 @@ pub(super) struct Producer {
     cluster: Arc<Cluster>,
     /// Replaced as a whole once a call of it failed.
     client: Mutex<Option<Arc<Shared>>>,
-    /// For records with headers; one request at a time.
+    /// For records with headers and moved ones; one request at a time.
     direct: Mutex<HashMap<i32, Connection>>,
 }
 
@@ -60,13 +60,35 @@ impl Producer {
         records: Vec<NewRecord>,
     ) -> Result<Vec<u64>, LogError> {
         let mut offsets = Vec::with_capacity(records.len());
-        for batch in batches(records) {
+        let has_headers = |record: &NewRecord| !record.headers.is_empty();
+        let may_join = |one: &NewRecord, next: &NewRecord| has_headers(one) == has_headers(next);
+        for batch in batches(records, may_join, new_bytes) {
             let count = batch.len();
-            let first = if batch.iter().any(|record| !record.headers.is_empty()) {
-                self.append_direct(partition, batch).await?
+            let first = if batch.iter().any(has_headers) {
+                let outgoing = batch.into_iter().map(Outgoing::from).collect();
+                let appended = self.append_direct(partition, outgoing).await;
+                appended.map_err(|error| match error {
+                    LogError::Oversized { topic, .. } => too_large(&topic),
+                    other => other,
+                })?
             } else {
                 self.append_plain(partition, batch).await?
             };
+            offsets.extend(first..first + count as u64);
+        }
+        Ok(offsets)
+    }
+
+    /// The same for records that are moved.
+    pub async fn append_moved(
+        &self,
+        partition: Partition,
+        records: Vec<Outgoing>,
+    ) -> Result<Vec<u64>, LogError> {
+        let mut offsets = Vec::with_capacity(records.len());
+        for batch in batches(records, |_, _| true, Outgoing::bytes) {
+            let count = batch.len();
+            let first = self.append_direct(partition, batch).await?;
             offsets.extend(first..first + count as u64);
         }
         Ok(offsets)
@@ -213,14 +235,8 @@ impl Producer {
     async fn append_direct(
         &self,
         partition: Partition,
-        records: Vec<NewRecord>,
+        outgoing: Vec<Outgoing>,
     ) -> Result<u64, LogError> {
-        let outgoing = records.into_iter().map(|record| Outgoing {
-            key: Some(record.key),
-            value: Some(record.value),
-            headers: record.headers,
-        });
-        let outgoing: Vec<Outgoing> = outgoing.collect();
         let sent = tokio::time::timeout(limits::PRODUCE_TIME, async {
             let now = SystemClock.wall();
             loop {
@@ -279,7 +295,10 @@ impl Producer {
                 | ResponseError::LeaderNotAvailable
                 | ResponseError::UnknownTopicOrPartition,
             ) => Err(Direct::Moved),
-            Some(ResponseError::MessageTooLarge) => Err(too_large(name).into()),
+            Some(ResponseError::MessageTooLarge | ResponseError::RecordListTooLarge) => {
+                let bytes = records.iter().map(Outgoing::bytes).sum();
+                Err(LogError::Oversized { topic: name.to_owned(), bytes }.into())
+            }
             Some(error) => Err(LogError::Away(format!(
                 "broker {address} takes no record for {name}-{index}: {error}"
             ))
@@ -353,22 +372,39 @@ fn too_large(topic: &str) -> LogError {
     ))
 }
 
-/// Cut into what a broker takes in one batch. Records with headers and without never share one.
-fn batches(records: Vec<NewRecord>) -> Vec<Vec<NewRecord>> {
-    let mut all: Vec<Vec<NewRecord>> = Vec::new();
+impl From<NewRecord> for Outgoing {
+    fn from(record: NewRecord) -> Self {
+        let NewRecord { key, value, headers, .. } = record;
+        Self { key: Some(key), value: Some(value), headers }
+    }
+}
+
+impl Outgoing {
+    /// About what it takes in a batch.
+    fn bytes(&self) -> usize {
+        let text = |text: &Option<bytes::Bytes>| text.as_ref().map_or(0, bytes::Bytes::len);
+        let header = |header: &Header| header.name.len() + text(&header.value) + 8;
+        let headers: usize = self.headers.iter().map(header).sum();
+        text(&self.key) + text(&self.value) + headers + limits::RECORD_OVERHEAD_BYTES
+    }
+}
+
+fn new_bytes(record: &NewRecord) -> usize {
+    Outgoing::from(record.clone()).bytes()
+}
+
+/// Cut into what a broker takes in one batch.
+fn batches<R>(
+    records: Vec<R>,
+    may_join: impl Fn(&R, &R) -> bool,
+    bytes_of: impl Fn(&R) -> usize,
+) -> Vec<Vec<R>> {
+    let mut all: Vec<Vec<R>> = Vec::new();
     let mut room = 0_usize;
     for record in records {
-        let headers = record.headers.iter();
-        let headers: usize = headers
-            .map(|header| {
-                header.name.len() + header.value.as_ref().map_or(0, bytes::Bytes::len) + 8
-            })
-            .sum();
-        let bytes = record.key.len() + record.value.len() + headers + limits::RECORD_OVERHEAD_BYTES;
+        let bytes = bytes_of(&record);
         match all.last_mut() {
-            Some(batch)
-                if bytes <= room && batch[0].headers.is_empty() == record.headers.is_empty() =>
-            {
+            Some(batch) if bytes <= room && may_join(&batch[0], &record) => {
                 room -= bytes;
                 batch.push(record);
             }
@@ -385,7 +421,6 @@ fn batches(records: Vec<NewRecord>) -> Vec<Vec<NewRecord>> {
 mod tests {
     use super::*;
     use crate::base::Topic;
-    use crate::ports::Header;
 
     #[test]
     fn batches_are_small_enough_and_keep_the_order() {
@@ -402,7 +437,9 @@ mod tests {
         let sizes = |records: Vec<NewRecord>| -> Vec<Vec<usize>> {
             let lengths =
                 |batch: &Vec<NewRecord>| batch.iter().map(|one| one.value.len()).collect();
-            batches(records).iter().map(lengths).collect()
+            let has_headers = |record: &NewRecord| !record.headers.is_empty();
+            let may_join = |one: &_, next: &_| has_headers(one) == has_headers(next);
+            batches(records, may_join, new_bytes).iter().map(lengths).collect()
         };
         assert_eq!(sizes(Vec::new()), Vec::<Vec<usize>>::new());
         let many = [400_000, 400_000, 400_000, 2_000_000, 1].map(|bytes| record(bytes, false));

@@ -16,7 +16,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use crate::base::EpochMillis;
 use crate::limits::kafka as limits;
-use crate::ports::{Header, Record};
+use crate::ports::{Header, Record, TimedBy};
 
 /// Base offset and length: what stands before the bytes that the length counts.
 const PREFIX_BYTES: usize = 12;
@@ -131,6 +131,7 @@ impl Decoded {
         self.records.push(Record {
             offset,
             appended_at: header.map_or(EpochMillis(0), |header| time(header.max_time)),
+            timed_by: header.map_or(TimedBy::Producer, BatchHeader::timed_by),
             key: None,
             value: Some(batch.clone()),
             headers: Vec::new(),
@@ -184,6 +185,10 @@ impl BatchHeader {
         Ok(Self { base_offset, last_offset, attributes, first_time, max_time, producer, count })
     }
 
+    fn timed_by(&self) -> TimedBy {
+        if self.attributes & TIME_OF_APPEND == 0 { TimedBy::Producer } else { TimedBy::Log }
+    }
+
     /// Whether this control batch says that its producer's transaction was given up. Its key is a
     /// version and a type.
     fn is_abort(&self, batch: &Bytes) -> bool {
@@ -225,14 +230,14 @@ impl BatchHeader {
             let name = take_nullable(&mut record)??;
             headers.push(Header { name, value: take_nullable(&mut record)? });
         }
-        let appended_at = if self.attributes & TIME_OF_APPEND != 0 {
-            self.max_time
-        } else {
-            self.first_time.saturating_add(time_delta)
+        let appended_at = match self.timed_by() {
+            TimedBy::Log => self.max_time,
+            TimedBy::Producer => self.first_time.saturating_add(time_delta),
         };
         (offset <= self.last_offset).then_some(Record {
             offset,
             appended_at: time(appended_at),
+            timed_by: self.timed_by(),
             key,
             value,
             headers,

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::meant::check_file;
 use super::written::{self, Written};
+use crate::base::Topic;
 use crate::ingest::kafka::{KafkaGroups, KafkaOptions, SaslLogin, SaslMechanism, TlsFiles};
 
-/// As Kafka has it.
-const TOPIC_NAME_BYTES_MAX: usize = 249;
+/// As Kafka has it, and room for that of the dead letters.
+const TOPIC_NAME_BYTES_MAX: usize = 249 - Topic::DEAD_SUFFIX.len();
 /// A hundred years: beyond it a retention is a mistake.
 const RETENTION_HOURS_MAX: u32 = 876_000;
 const FETCH_PACE_MS_MAX: u32 = 10_000;
@@ -34,28 +35,40 @@ pub(super) fn mean(
         [("log.topic_selected", &log.topic_selected), ("log.topic_group", &log.topic_group)]
     {
         if !is_topic(name) {
-            report(key, "must be 1 to 249 letters, digits, dots, underscores and hyphens");
+            report(key, "must be 1 to 245 letters, digits, dots, underscores and hyphens");
         }
     }
     if log.topic_selected == log.topic_group {
         report("log.topic_group", "must be another topic than log.topic_selected");
     }
-    for (key, name) in [
+    let dead = |name: &str| format!("{name}{}", Topic::DEAD_SUFFIX);
+    if dead(&log.topic_selected) == log.topic_group || dead(&log.topic_group) == log.topic_selected
+    {
+        report("log.topic_group", "must be another topic than that of the other's dead letters");
+    }
+    let groups = [
         ("log.consumer_group_selected", &log.consumer_group_selected),
         ("log.consumer_group_group", &log.consumer_group_group),
-    ] {
+        ("log.consumer_group_dead_letters", &log.consumer_group_dead_letters),
+    ];
+    for (at, (key, name)) in groups.iter().enumerate() {
         if !crate::domain::access::is_name(name) {
             report(key, "must be 1 to 256 bytes without control characters");
         }
-    }
-    if log.consumer_group_selected == log.consumer_group_group {
-        report("log.consumer_group_group", "must be another than log.consumer_group_selected");
+        if groups[..at].iter().any(|(_, other)| other == name) {
+            report(key, "must be another than the other consumer groups");
+        }
     }
     if !(1..=i16::MAX as u16).contains(&log.replication) {
         report("log.replication", "must be 1 to 32767");
     }
-    if !(1..=RETENTION_HOURS_MAX).contains(&log.retention_hours) {
-        report("log.retention_hours", "must be 1 to 876000");
+    for (key, hours) in [
+        ("log.retention_hours", log.retention_hours),
+        ("log.dead_letter_retention_hours", log.dead_letter_retention_hours),
+    ] {
+        if !(1..=RETENTION_HOURS_MAX).contains(&hours) {
+            report(key, "must be 1 to 876000");
+        }
     }
     if log.fetch_pace_ms > FETCH_PACE_MS_MAX {
         report("log.fetch_pace_ms", "must be 0 to 10000");
@@ -76,7 +89,8 @@ pub(super) fn mean(
         topic_group: log.topic_group.clone(),
         partitions: log.partitions,
         replication: log.replication,
-        retention: Duration::from_secs(u64::from(log.retention_hours) * 3_600),
+        retention: hours(log.retention_hours),
+        dead_retention: hours(log.dead_letter_retention_hours),
         fetch_pace: Duration::from_millis(u64::from(log.fetch_pace_ms)),
         client_id: node_id.to_owned(),
         tls,
@@ -85,6 +99,7 @@ pub(super) fn mean(
     let groups = KafkaGroups {
         selected: log.consumer_group_selected.clone(),
         group: log.consumer_group_group.clone(),
+        dead_letters: log.consumer_group_dead_letters.clone(),
     };
     is_right.then_some((options, groups))
 }
@@ -101,8 +116,16 @@ pub(super) fn refuse(log: &written::Log, report: &mut impl FnMut(&str, String)) 
             log.consumer_group_selected == defaults.consumer_group_selected,
         ),
         ("log.consumer_group_group", log.consumer_group_group == defaults.consumer_group_group),
+        (
+            "log.consumer_group_dead_letters",
+            log.consumer_group_dead_letters == defaults.consumer_group_dead_letters,
+        ),
         ("log.replication", log.replication == defaults.replication),
         ("log.retention_hours", log.retention_hours == defaults.retention_hours),
+        (
+            "log.dead_letter_retention_hours",
+            log.dead_letter_retention_hours == defaults.dead_letter_retention_hours,
+        ),
         ("log.fetch_pace_ms", log.fetch_pace_ms == defaults.fetch_pace_ms),
         ("log.tls_ca", log.tls_ca == defaults.tls_ca),
         ("log.tls_cert", log.tls_cert == defaults.tls_cert),
@@ -115,6 +138,10 @@ pub(super) fn refuse(log: &written::Log, report: &mut impl FnMut(&str, String)) 
             report(key, "has no effect without log.kind = \"kafka\"; set that, or leave it".into());
         }
     }
+}
+
+fn hours(hours: u32) -> Duration {
+    Duration::from_secs(u64::from(hours) * 3_600)
 }
 
 fn tls(log: &written::Log, report: &mut impl FnMut(&str, &str)) -> Option<TlsFiles> {
@@ -209,6 +236,7 @@ mod tests {
         let meant = mean(&written(), "node", &mut |key, message| panic!("{key}: {message}"));
         let (options, _) = meant.expect("no problem");
         assert_eq!(options.retention, Duration::from_secs(7 * 24 * 3_600));
+        assert_eq!(options.dead_retention, Duration::from_secs(14 * 24 * 3_600));
         assert_eq!((options.partitions, options.tls, options.sasl), (10, None, None));
         let text = str::to_owned;
         let secured = written::Log {
@@ -233,6 +261,20 @@ mod tests {
             (
                 &["log.topic_group"],
                 written::Log { topic_group: written().topic_selected, ..written() },
+            ),
+            (
+                &["log.topic_group"],
+                written::Log {
+                    topic_group: format!("{}-dlt", written().topic_selected),
+                    ..written()
+                },
+            ),
+            (
+                &["log.consumer_group_dead_letters"],
+                written::Log {
+                    consumer_group_dead_letters: written().consumer_group_group,
+                    ..written()
+                },
             ),
             (&["log.replication"], written::Log { replication: 0, ..written() }),
             (&["log.retention_hours"], written::Log { retention_hours: 0, ..written() }),

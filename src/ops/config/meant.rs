@@ -9,6 +9,7 @@ use super::written::{self, Shards, Written};
 use crate::domain::RingLimits;
 use crate::ingest::kafka::{KafkaGroups, KafkaOptions};
 use crate::limits;
+use crate::owner::LogNames;
 use crate::shard::{RuntimeKind, RuntimeWanted, ShardsWanted};
 use crate::store::scylla::{Login, ScyllaOptions};
 
@@ -29,6 +30,10 @@ pub struct Config {
     pub heartbeat: Duration,
     pub drain_window: Duration,
     pub retention: Duration,
+    /// Records may ask for their failure.
+    pub is_testing: bool,
+    /// An older producer's group event of a broadcast that the store does not know is for all.
+    pub unknown_is_for_all: bool,
     pub streams_max: usize,
     pub ring: RingLimits,
     pub write_progress: Duration,
@@ -48,6 +53,17 @@ impl LogConfig {
         match self {
             Self::Embedded { partitions } => *partitions,
             Self::Kafka { options, .. } => options.partitions,
+        }
+    }
+
+    /// As dead letters name what they come from.
+    pub fn names(&self) -> LogNames {
+        match self {
+            Self::Embedded { .. } => LogNames::default(),
+            Self::Kafka { options, groups } => LogNames {
+                topics: [options.topic_selected.clone(), options.topic_group.clone()],
+                consumer_groups: [groups.selected.clone(), groups.group.clone()],
+            },
         }
     }
 }
@@ -114,6 +130,8 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
         heartbeat: Duration::from_secs(u64::from(written.stream.heartbeat_s)),
         drain_window: Duration::from_secs(u64::from(written.drain.window_s)),
         retention: Duration::from_secs(u64::from(written.broadcast.retention_days) * 24 * HOUR),
+        is_testing: written.testing.enabled,
+        unknown_is_for_all: written.log.legacy_group_audience == "all",
         streams_max: usize::try_from(written.limits.streams_max).ok()?,
         ring: RingLimits {
             frames: usize::try_from(written.limits.ring_frames_max).ok()?,
@@ -144,7 +162,7 @@ fn refuse_unsupported(written: &Written, report: &mut impl FnMut(&str, String)) 
     let deliveries = &written.broadcast.group_deliveries;
     one_of("broadcast.group_deliveries", deliveries, &["counted"], &["recorded"]);
     let legacy = &written.log.legacy_group_audience;
-    one_of("log.legacy_group_audience", legacy, &["lookup"], &["all"]);
+    one_of("log.legacy_group_audience", legacy, &["lookup", "all"], &[]);
     one_of("output.format", &written.output.format, &["text", "json"], &[]);
     let levels = ["error", "warn", "info", "debug", "trace"];
     one_of("output.level", &written.output.level, &levels, &[]);
@@ -152,7 +170,6 @@ fn refuse_unsupported(written: &Written, report: &mut impl FnMut(&str, String)) 
     for (key, is_default) in [
         ("log.topic_control", written.log.topic_control == defaults.log.topic_control),
         ("stream.max_age_s", written.stream.max_age_s == 0),
-        ("testing.enabled", !written.testing.enabled),
     ] {
         if !is_default {
             report(key, "has no effect in this release; leave it at its default".to_owned());

@@ -14,9 +14,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::rows::RowError;
 use super::{Keyspaces, log};
-use crate::base::{EpochMillis, LogShape, Partition, Position, partition_of_key};
+use crate::base::{EpochMillis, LogShape, Partition, Position, Topic};
 use crate::limits::log as limits;
-use crate::ports::{Claim, Clock, LogError, NewRecord, StoreError};
+use crate::ports::{Claim, Clock, LogError, MovedRecord, StoreError};
 
 /// The durable end of every partition.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,7 +52,7 @@ pub(super) enum Condition {
 
 enum Operation {
     Append {
-        records: Vec<NewRecord>,
+        records: Vec<MovedRecord>,
         reply: oneshot::Sender<Result<Vec<Position>, LogError>>,
     },
     Write {
@@ -78,14 +78,13 @@ pub(super) struct Committer {
 pub(super) fn start(
     database: Database,
     keyspaces: Keyspaces,
-    shape: LogShape,
     ends: Ends,
     clock: Arc<dyn Clock>,
 ) -> std::io::Result<Committer> {
     let (operations, inbox) = mpsc::channel(limits::COMMIT_QUEUE_MAX);
     let (publish, published) = watch::channel(Arc::new(ends.clone()));
     let (fail, failure) = watch::channel(None);
-    let writer = Writer { database, keyspaces, shape, ends, publish, fail, clock };
+    let writer = Writer { database, keyspaces, ends, publish, fail, clock };
     std::thread::Builder::new()
         .name("embedded-commit".to_owned())
         .spawn(move || writer.run(inbox))?;
@@ -94,7 +93,8 @@ pub(super) fn start(
 
 impl Ends {
     pub fn new(shape: &LogShape) -> Self {
-        Self { shape: *shape, offsets: vec![0; shape.all_partitions().count()] }
+        let count = shape.all_partitions().chain(shape.dead_partitions()).count();
+        Self { shape: *shape, offsets: vec![0; count] }
     }
 
     pub fn of(&self, partition: Partition) -> u64 {
@@ -107,8 +107,8 @@ impl Ends {
     }
 
     fn slot(&self, partition: Partition) -> usize {
-        let before =
-            usize::from(partition.topic as u8) * usize::from(self.shape.selected_partitions);
+        let topics = Topic::EVERY.into_iter().take_while(|topic| *topic != partition.topic);
+        let before: usize = topics.map(|topic| usize::from(self.shape.partitions(topic))).sum();
         before + usize::from(partition.index)
     }
 }
@@ -131,7 +131,7 @@ impl Committer {
         }
     }
 
-    pub async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+    pub async fn append(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
         let (reply, answer) = oneshot::channel();
         let gone = || LogError::Failed("the embedded log has stopped".to_owned());
         let sent = self.operations.send(Operation::Append { records, reply }).await;
@@ -160,7 +160,6 @@ impl Committer {
 struct Writer {
     database: Database,
     keyspaces: Keyspaces,
-    shape: LogShape,
     ends: Ends,
     publish: watch::Sender<Arc<Ends>>,
     fail: watch::Sender<Option<String>>,
@@ -232,14 +231,13 @@ impl Writer {
         &self,
         batch: &mut fjall::OwnedWriteBatch,
         ends: &mut Ends,
-        records: Vec<NewRecord>,
+        records: Vec<MovedRecord>,
         bytes: &mut usize,
     ) -> Vec<Position> {
         let appended_at: EpochMillis = self.clock.wall();
         let mut places = Vec::with_capacity(records.len());
         for record in records {
-            let index = partition_of_key(&record.key, self.shape.partitions(record.topic));
-            let partition = Partition { topic: record.topic, index };
+            let partition = record.to;
             let offset = ends.of(partition);
             let value = log::encode(&record, appended_at);
             *bytes += value.len();

@@ -14,9 +14,11 @@ use fjall::Keyspace;
 use tokio::sync::watch;
 
 use super::commit::{Committer, Ends};
-use crate::base::{EpochMillis, LogShape, Partition, Position, Topic};
+use crate::base::{EpochMillis, LogShape, Partition, Position, Topic, partition_of_key};
 use crate::limits::log as limits;
-use crate::ports::{Batch, Bounds, Header, Log, LogError, NewRecord, Record, Want};
+use crate::ports::{
+    Batch, Bounds, Header, Log, LogError, MovedRecord, NewRecord, Record, TimedBy, Want,
+};
 
 const VERSION: u8 = 1;
 const NULL: u32 = u32::MAX;
@@ -52,6 +54,22 @@ impl Log for EmbeddedLog {
         {
             let (bytes, limit) = (large.value.len(), limits::RECORD_VALUE_BYTES_MAX);
             return Err(LogError::TooLarge { bytes, limit });
+        }
+        let place = |record: NewRecord| {
+            let NewRecord { topic, key, value, headers } = record;
+            let index = partition_of_key(&key, self.shape.partitions(topic));
+            let to = Partition { topic, index };
+            MovedRecord { to, key: Some(key), value: Some(value), headers }
+        };
+        self.committer.append(records.into_iter().map(place).collect()).await
+    }
+
+    async fn append_moved(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
+        let sized = records.iter().map(|record| (record, size_of(record)));
+        let mut large = sized.filter(|(_, bytes)| *bytes > limits::DEAD_RECORD_BYTES_MAX);
+        if let Some((record, bytes)) = large.next() {
+            let topic = record.to.topic.name().to_owned();
+            return Err(LogError::Oversized { topic, bytes });
         }
         self.committer.append(records).await
     }
@@ -136,7 +154,7 @@ fn read(
 /// The end of each partition, from its last key.
 pub(super) fn ends(records: &Keyspace, shape: &LogShape) -> fjall::Result<Ends> {
     let mut ends = Ends::new(shape);
-    for partition in shape.all_partitions() {
+    for partition in shape.all_partitions().chain(shape.dead_partitions()) {
         let all = key(partition, 0)..=key(partition, u64::MAX);
         if let Some(last) = records.range(all).next_back() {
             let stored_key = last.key()?;
@@ -156,13 +174,12 @@ pub(super) fn key(partition: Partition, offset: u64) -> [u8; KEY_BYTES] {
     key
 }
 
-pub(super) fn encode(record: &NewRecord, appended_at: EpochMillis) -> Vec<u8> {
-    let headers: usize = record.headers.iter().map(|header| header.name.len() + 64).sum();
-    let mut out = Vec::with_capacity(32 + record.key.len() + record.value.len() + headers);
+pub(super) fn encode(record: &MovedRecord, appended_at: EpochMillis) -> Vec<u8> {
+    let mut out = Vec::with_capacity(size_of(record));
     out.put_u8(VERSION);
     out.put_u64(appended_at.0);
-    put_text(&mut out, Some(&record.key));
-    put_text(&mut out, Some(&record.value));
+    put_text(&mut out, record.key.as_ref());
+    put_text(&mut out, record.value.as_ref());
     out.put_u16(u16::try_from(record.headers.len()).unwrap_or(u16::MAX));
     for header in record.headers.iter().take(usize::from(u16::MAX)) {
         put_text(&mut out, Some(&header.name));
@@ -171,12 +188,20 @@ pub(super) fn encode(record: &NewRecord, appended_at: EpochMillis) -> Vec<u8> {
     out
 }
 
+/// Bytes of a record's value in the keyspace.
+fn size_of(record: &MovedRecord) -> usize {
+    let text = |text: &Option<Bytes>| 4 + text.as_ref().map_or(0, Bytes::len);
+    let header = |header: &Header| 4 + header.name.len() + text(&header.value);
+    let headers: usize = record.headers.iter().map(header).sum();
+    11 + text(&record.key) + text(&record.value) + headers
+}
+
 fn put_text(out: &mut Vec<u8>, text: Option<&Bytes>) {
     out.put_u32(text.map_or(NULL, |text| u32::try_from(text.len()).unwrap_or(NULL)));
     out.put_slice(text.map_or(&[][..], |text| text));
 }
 
-fn decode(key: &[u8], value: &[u8]) -> Result<Record, LogError> {
+pub(super) fn decode(key: &[u8], value: &[u8]) -> Result<Record, LogError> {
     let malformed = || LogError::Failed("a record of the embedded log is malformed".to_owned());
     let offset = key.get(3..).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
     let mut bytes = Bytes::copy_from_slice(value);
@@ -193,7 +218,8 @@ fn decode(key: &[u8], value: &[u8]) -> Result<Record, LogError> {
         let value = take_text(&mut bytes).ok_or_else(malformed)?;
         headers.push(Header { name, value });
     }
-    Ok(Record { offset: offset.ok_or_else(malformed)?, appended_at, key, value, headers })
+    let offset = offset.ok_or_else(malformed)?;
+    Ok(Record { offset, appended_at, timed_by: TimedBy::Log, key, value, headers })
 }
 
 /// `None`: the bytes end too early. `Some(None)`: null.
@@ -212,3 +238,4 @@ fn take_text(bytes: &mut Bytes) -> Option<Option<Bytes>> {
 
 /// Whether a topic's number is stored as the contract's order says.
 const _: () = assert!(Topic::Selected as u8 == 0 && Topic::Group as u8 == 1);
+const _: () = assert!(Topic::SelectedDead as u8 == 2 && Topic::GroupDead as u8 == 3);

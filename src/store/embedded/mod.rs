@@ -27,6 +27,7 @@ mod inbox;
 mod inbox_rows;
 mod log;
 mod ownership;
+mod parking;
 mod rows;
 mod store;
 
@@ -37,7 +38,7 @@ use std::sync::Arc;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use crate::base::{LogIdentity, LogShape};
-use crate::ports::{Clock, Descriptors, Inbox, Log, Ownership, Store};
+use crate::ports::{Clock, Descriptors, Inbox, Log, Ownership, Parking, Store};
 
 use commit::Committer;
 
@@ -103,6 +104,8 @@ struct Keyspaces {
     inbox: Keyspace,
     group_message: Keyspace,
     cursor: Keyspace,
+    parked: Keyspace,
+    served_event: Keyspace,
 }
 
 impl Embedded {
@@ -117,7 +120,7 @@ impl Embedded {
         let keyspaces = Keyspaces::open(&database).map_err(|error| open_error(path, error))?;
         let shape = log_shape(&database, &keyspaces, options)?;
         let ends = log::ends(&keyspaces.log, &shape).map_err(|error| open_error(path, error))?;
-        let committer = commit::start(database, keyspaces.clone(), shape, ends, clock.clone())
+        let committer = commit::start(database, keyspaces.clone(), ends, clock.clone())
             .map_err(|error| open_error(path, error.into()))?;
         Ok(Self {
             log: Arc::new(EmbeddedLog::new(shape, keyspaces.log.clone(), committer.clone())),
@@ -146,6 +149,10 @@ impl Embedded {
         self.store.clone()
     }
 
+    pub fn parking(&self) -> Arc<dyn Parking> {
+        self.store.clone()
+    }
+
     /// Waits until a write has failed, which poisons the database: the reason. Keeps nothing open.
     pub fn failure(&self) -> impl Future<Output = String> + Send + use<> {
         self.committer.failure()
@@ -166,6 +173,8 @@ impl Keyspaces {
             inbox: open("inbox")?,
             group_message: open("group_message")?,
             cursor: open("cursor")?,
+            parked: open("parked")?,
+            served_event: open("served_event")?,
         })
     }
 }

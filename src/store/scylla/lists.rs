@@ -23,6 +23,7 @@ pub(super) enum List {
     Active,
     Scheduled,
     Outbox,
+    Parked,
 }
 
 impl List {
@@ -33,6 +34,7 @@ impl List {
             Self::Active => "active",
             Self::Scheduled => "scheduled",
             Self::Outbox => "outbox",
+            Self::Parked => "parked",
         }
     }
 
@@ -49,7 +51,7 @@ impl List {
             Self::All => true,
             Self::Active => status == Status::Active,
             Self::Scheduled => status == Status::Scheduled,
-            Self::Outbox => false,
+            Self::Outbox | Self::Parked => false,
         }
     }
 
@@ -59,6 +61,7 @@ impl List {
             Self::Active => &statements.active,
             Self::Scheduled => &statements.scheduled,
             Self::Outbox => &statements.outbox,
+            Self::Parked => &statements.parking.list,
         }
     }
 }
@@ -143,7 +146,9 @@ async fn places(
         // Days are whole, so the next one begins a day on.
         let day = u64::try_from(limits::LIST_BUCKET.as_millis()).unwrap_or(u64::MAX);
         from = Some(match list {
-            List::Scheduled | List::Outbox => EpochMillis(last.0.saturating_add(day)),
+            List::Scheduled | List::Outbox | List::Parked => {
+                EpochMillis(last.0.saturating_add(day))
+            }
             List::All | List::Active if last.0 < day => return Ok(found),
             List::All | List::Active => EpochMillis(last.0 - day),
         });
@@ -177,7 +182,7 @@ async fn places_of_bucket(
 ) -> Result<Vec<ListPlace>, StoreError> {
     let (at, id) = match (after, list) {
         (Some(place), _) => (time_column(place.at), id_column(place.id)),
-        (None, List::Scheduled | List::Outbox) => (CqlTimestamp(-1), -1),
+        (None, List::Scheduled | List::Outbox | List::Parked) => (CqlTimestamp(-1), -1),
         (None, List::All | List::Active) => (CqlTimestamp(i64::MAX), i64::MAX),
     };
     let values = (time_column(bucket), at, id, limit_column(limit));
@@ -200,7 +205,9 @@ async fn buckets(
     let statements = &connected.statements;
     let (statement, default) = match list {
         List::All => (&statements.buckets_down, CqlTimestamp(i64::MAX)),
-        List::Active | List::Scheduled | List::Outbox => (&statements.buckets_up, CqlTimestamp(0)),
+        List::Active | List::Scheduled | List::Outbox | List::Parked => {
+            (&statements.buckets_up, CqlTimestamp(0))
+        }
     };
     let from = from.map_or(default, time_column);
     let values = (list.name(), from, limit_column(limits::BUCKETS_READ));

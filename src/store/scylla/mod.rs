@@ -14,6 +14,7 @@ mod lists;
 mod lwt;
 mod migrate;
 mod outbox;
+mod parking;
 mod ranks;
 mod rows;
 mod schema;
@@ -39,6 +40,7 @@ use group::NotedBuckets;
 use lists::List;
 use lwt::Insert;
 use migrate::Migration;
+use parking::LookedShares;
 use rows::{
     BroadcastColumns, NewBroadcast, TimesColumns, chunks_of, id_column, read_status, status_word,
     time_column, written_at,
@@ -67,6 +69,7 @@ pub struct ScyllaStore {
     noted: Mutex<HashSet<(List, EpochMillis)>>,
     outbox_position: Mutex<Option<EpochMillis>>,
     group_buckets: Mutex<NotedBuckets>,
+    looked: Mutex<LookedShares>,
 }
 
 impl ScyllaStore {
@@ -81,6 +84,7 @@ impl ScyllaStore {
             noted: Mutex::new(HashSet::new()),
             outbox_position: Mutex::new(None),
             group_buckets: Mutex::default(),
+            looked: Mutex::default(),
         }
     }
 

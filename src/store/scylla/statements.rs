@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::errors::store_error;
 use super::inbox_statements::InboxStatements;
+use super::parking::ParkingStatements;
 use crate::limits::store as limits;
 use crate::ports::StoreError;
 
@@ -45,6 +46,7 @@ pub(super) struct Statements {
     pub position: PreparedStatement,
     pub probe: PreparedStatement,
     pub inbox: InboxStatements,
+    pub parking: ParkingStatements,
 }
 
 /// How a statement may be run.
@@ -183,6 +185,7 @@ impl Statements {
             probe: prepare(Plain, "SELECT layout FROM KS.corecast_schema WHERE part = 'schema'")
                 .await?,
             inbox: InboxStatements::prepare(session, keyspace).await?,
+            parking: ParkingStatements::prepare(session, keyspace).await?,
         })
     }
 }

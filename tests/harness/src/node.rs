@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use crate::http::{self, Response};
 use crate::process::Process;
 use crate::sse::{Ask, Stream};
+use crate::wait;
 
 /// A debug build that opens its database on a busy disk.
 const START_TIME: Duration = Duration::from_secs(30);
@@ -150,6 +151,18 @@ impl Node {
         let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kilobytes = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
         kilobytes.and_then(|number| number.parse::<usize>().ok()).expect("a number") * 1_024
+    }
+
+    /// Waits until what is in the log has been kept: a user without a stream finds it in the store.
+    pub fn wait_until_kept(&self) {
+        let rows = || self.metric("corecast_rows_total").expect("it is counted");
+        let before = rows();
+        let body = serde_json::json!({"content": "the last one", "targetType": "SELECTED",
+            "targetIds": ["nobody"]});
+        self.create(&body);
+        wait::until_true("what was sent is kept", START_TIME, || {
+            rows() > before && self.metric("corecast_owned_lag_records") == Some(0.0)
+        });
     }
 
     /// The value of a metric, all its series added up; `None` if there is no such name.

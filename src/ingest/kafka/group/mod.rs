@@ -45,6 +45,8 @@ pub struct KafkaGroups {
     pub selected: String,
     /// Of the topic for groups.
     pub group: String,
+    /// Of the topics of dead letters.
+    pub dead_letters: String,
 }
 
 /// The names of the contract.
@@ -53,6 +55,7 @@ impl Default for KafkaGroups {
         Self {
             selected: "broadcast-service-group-selected".to_owned(),
             group: "broadcast-service-group-group".to_owned(),
+            dead_letters: "broadcast-dlt-group".to_owned(),
         }
     }
 }
