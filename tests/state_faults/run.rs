@@ -52,7 +52,7 @@ impl Run {
         let copies = ["log.replication=3", "store.replication=3"];
         let sets: Vec<String> =
             [&place.sets(), &copies[..], sets].concat().into_iter().map(str::to_owned).collect();
-        let (role, bulk) = (format!("role-{run}"), format!("bulk-{run}"));
+        let role = format!("role-{run}");
         let user = |number: usize| {
             // Who goes on too often in a backlog has the node read it as often.
             let (kind, messages_a_stream) = match number {
@@ -61,13 +61,12 @@ impl Run {
                 _ => ("offline", 700),
             };
             let is_even = number.is_multiple_of(2);
-            let mut roles = vec![if is_even { role.clone() } else { "guest".to_owned() }];
-            roles.extend((number < ONLINE && number.is_multiple_of(3)).then(|| bulk.clone()));
+            let roles = vec![if is_even { role.clone() } else { "guest".to_owned() }];
             let name = format!("{kind}-{run}-{number}");
             Arc::new(User::new(number, name, roles, messages_a_stream))
         };
         let users: Vec<_> = (0..FIRST_OFFLINE + OFFLINE).map(user).collect();
-        let producer = Producer::new(world.java.clone(), place.clone(), &users, [&role, &bulk]);
+        let producer = Producer::new(world.java.clone(), place.clone(), &users, &role);
         let service = Arc::<Service>::default();
         let mut launched = Vec::new();
         for number in 0..nodes {

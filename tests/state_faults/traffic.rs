@@ -37,7 +37,6 @@ pub struct Producer {
     place: Place,
     users: Vec<String>,
     role: String,
-    bulk_role: String,
     /// Whether large records are written besides.
     is_heavy: AtomicBool,
     posted: Mutex<BTreeSet<Accepted>>,
@@ -72,25 +71,24 @@ struct Job {
 }
 
 impl Producer {
-    /// For these users, of whom some have the role, and some others the one of the bulk.
+    /// For these users, of whom some have the role.
     pub fn new(
         java: Arc<Mutex<JavaProducer>>,
         place: Place,
         users: &[Arc<User>],
-        roles: [&str; 2],
+        role: &str,
     ) -> Self {
         let users = users.iter().map(|user| user.name.clone()).collect();
-        let [role, bulk_role] = roles.map(str::to_owned);
         let (is_heavy, posted) = Default::default();
-        Self { java, place, users, role, bulk_role, is_heavy, posted }
+        Self { java, place, users, role: role.to_owned(), is_heavy, posted }
     }
 
     /// Something in each lane of every user; the number of the first record.
     pub fn mark(&self) -> u64 {
         let everybody = json!({"targetType": "ALL"});
-        let first = (0..PARTITIONS).map(|partition| self.say(partition, &everybody, 0)).min();
+        let first = (0..PARTITIONS).map(|partition| self.say(partition, &everybody)).min();
         for user in &self.users {
-            self.tell(user);
+            self.tell(user, 0);
         }
         first.expect("there are partitions")
     }
@@ -124,7 +122,7 @@ impl Producer {
         values.len() * 2 * usize::from(PARTITIONS)
     }
 
-    /// From now on, or no longer: large records for the few who have the role of the bulk.
+    /// From now on, or no longer: large records for two who are here.
     pub fn set_heavy(&self, is_heavy: bool) {
         self.is_heavy.store(is_heavy, Ordering::Relaxed);
     }
@@ -142,22 +140,22 @@ impl Producer {
             _ => json!({"targetType": "ROLE", "targetIds": [self.role]}),
         };
         let partition = u16::try_from(round % usize::from(PARTITIONS)).expect("few");
-        self.say(partition, &audience, 0);
-        self.tell(&self.users[round % self.users.len()]);
+        self.say(partition, &audience);
+        self.tell(&self.users[round % self.users.len()], 0);
         if self.is_heavy.load(Ordering::Relaxed) {
-            let few = json!({"targetType": "ROLE", "targetIds": [self.bulk_role]});
-            self.say(partition, &few, BULK_BYTES);
+            self.tell(&self.users[round % 2], BULK_BYTES);
         }
     }
 
-    fn say(&self, partition: u16, audience: &Value, padding: usize) -> u64 {
-        let content = format!("flow {partition} {}", "x".repeat(padding));
+    fn say(&self, partition: u16, audience: &Value) -> u64 {
+        let content = format!("flow {partition}");
         self.write(&self.place.group, partition, None, &content, audience)
     }
 
-    fn tell(&self, user: &str) -> u64 {
+    fn tell(&self, user: &str, padding: usize) -> u64 {
         let partition = partition_of_key(user.as_bytes(), PARTITIONS);
-        self.write(&self.place.selected, partition, Some(user), "flow of his own", &json!({}))
+        let content = format!("flow of his own {}", "x".repeat(padding));
+        self.write(&self.place.selected, partition, Some(user), &content, &json!({}))
     }
 
     /// Numbers rise with the offsets of each partition.
