@@ -34,7 +34,7 @@ fn outage() -> Duration {
 /// What a node may take more while its backends are away: the ring, the rows of a batch of 4 MiB
 /// for each partition, and answers of the brokers on their way.
 const RING: &str = "limits.ring_bytes_max=16777216";
-const MEMORY_MORE_MAX: usize = 64 << 20;
+const MEMORY_MORE_MAX: usize = 80 << 20;
 
 #[test]
 fn an_owner_may_be_killed_in_any_phase() {

@@ -23,6 +23,8 @@ const CREATE_PACE: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_secs(18);
 /// Content of a record of the bulk.
 const BULK_BYTES: usize = 300 * 1024;
+/// Users who get them: the first ones, who are here.
+const BULK_USERS: usize = 6;
 
 /// What must reach its users: one of these of the selected topic, or a group's record.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -122,7 +124,7 @@ impl Producer {
         values.len() * 2 * usize::from(PARTITIONS)
     }
 
-    /// From now on, or no longer: large records for two who are here.
+    /// From now on, or no longer: large records for some who are here.
     pub fn set_heavy(&self, is_heavy: bool) {
         self.is_heavy.store(is_heavy, Ordering::Relaxed);
     }
@@ -143,7 +145,7 @@ impl Producer {
         self.say(partition, &audience);
         self.tell(&self.users[round % self.users.len()], 0);
         if self.is_heavy.load(Ordering::Relaxed) {
-            self.tell(&self.users[round % 2], BULK_BYTES);
+            self.tell(&self.users[round % BULK_USERS], BULK_BYTES);
         }
     }
 
