@@ -417,6 +417,22 @@ pub mod inbox {
     pub const CURSOR_KEEP: Duration = Duration::from_secs(400 * DAY_S);
 }
 
+/// Dead letters as rows.
+pub mod dead_letters {
+    use super::Duration;
+
+    /// One cell of a record: a quarter of the largest good one.
+    pub const PART_BYTES: usize = 256 << 10;
+    /// What one partition of the list spans.
+    pub const LIST_BUCKET: Duration = Duration::from_secs(3_600);
+    /// Entries of the list that are read in one statement, and rows that are read together, each of
+    /// up to some megabytes.
+    pub const LIST_ROWS_READ: usize = 1_000;
+    pub const ROWS_AT_ONCE: usize = 16;
+    /// Rows and marks are forgotten after 400 days: they outlive their records by a year.
+    pub const KEEP: Duration = Duration::from_secs(400 * 24 * 3_600);
+}
+
 /// The admin API and the calls of users that are no stream.
 pub mod admin {
     use super::{Duration, contract};

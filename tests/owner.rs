@@ -3,15 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use corecast::base::{BroadcastId, LogIdentity, Partition, Position, Topic, UserId};
-use corecast::owner::{LogNames, Owner, leaving};
+use corecast::base::{BroadcastId, LogIdentity, LogShape, Partition, Position, Topic, UserId};
+use corecast::owner::{LogNames, Owner, OwnerCounters, leaving};
 use corecast::ports::{
-    Content, GroupRow, Inbox, InboxRow, InboxWrite, LogError, NewRecord, Owned, Ownership,
-    StoreError, SystemClock,
+    Batch, Bounds, Content, GroupRow, Header, Inbox, InboxRow, InboxWrite, Log, LogError,
+    MovedRecord, NewRecord, Owned, Ownership, StoreError, SystemClock, Want,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use tokio::sync::watch;
@@ -87,6 +88,44 @@ impl Inbox for Gated {
     }
 }
 
+/// A log that holds dead letters back.
+struct GatedLog {
+    log: Arc<dyn Log>,
+    gate: watch::Receiver<Gate>,
+    asked: watch::Sender<usize>,
+}
+
+#[async_trait]
+impl Log for GatedLog {
+    async fn shape(&self) -> Result<LogShape, LogError> {
+        self.log.shape().await
+    }
+
+    async fn bounds(&self, partition: Partition) -> Result<Bounds, LogError> {
+        self.log.bounds(partition).await
+    }
+
+    async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+        unreachable!("an owner publishes nothing here")
+    }
+
+    async fn append_moved(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
+        self.asked.send_modify(|asked| *asked += records.len());
+        let mut gate = self.gate.clone();
+        gate.wait_for(|gate| *gate != Gate::Holds).await.expect("a test");
+        self.log.append_moved(records).await
+    }
+
+    async fn fetch(
+        &self,
+        wants: &[Want],
+        bytes_max: usize,
+        wait_max: Duration,
+    ) -> Result<Vec<Batch>, LogError> {
+        self.log.fetch(wants, bytes_max, wait_max).await
+    }
+}
+
 /// An owner of a log with one message for ann, whose write meets the gate.
 struct Bench {
     ownership: Arc<dyn Ownership>,
@@ -121,6 +160,7 @@ impl Bench {
             store: embedded.store(),
             inbox: Arc::new(Gated { gate: gated, asked: ask }),
             parking: embedded.parking(),
+            dead_letters: embedded.dead_letters(),
             clock,
             names: LogNames::default(),
             retention: Duration::from_secs(3_600),
@@ -190,4 +230,68 @@ async fn an_owner_that_panics_says_so_and_leaves() {
         }
     });
     assert!(left.await.is_err() && known.is_empty(), "{known:?}");
+}
+
+#[tokio::test]
+async fn a_bad_record_is_committed_only_once_it_is_a_dead_letter_which_becomes_a_row() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 3 };
+    let clock = Arc::new(SystemClock);
+    let embedded = Embedded::open(&options, clock.clone()).expect("opens");
+    let ownership = embedded.ownership(true);
+    let bad = NewRecord {
+        topic: Topic::Group,
+        key: Bytes::from_static(b"7"),
+        value: Bytes::from_static(b"not JSON"),
+        headers: vec![Header { name: Bytes::from_static(b"h"), value: None }],
+    };
+    let place = embedded.log().append(vec![bad.clone()]).await.expect("appended")[0];
+    let (gate, gated) = watch::channel(Gate::Holds);
+    let (ask, mut asked) = watch::channel(0);
+    let counters = Arc::<OwnerCounters>::default();
+    let owner = Owner {
+        log: Arc::new(GatedLog { log: embedded.log(), gate: gated, asked: ask }),
+        ownership: ownership.clone(),
+        store: embedded.store(),
+        inbox: embedded.inbox(),
+        dead_letters: embedded.dead_letters(),
+        clock,
+        names: LogNames::default(),
+        retention: Duration::from_secs(3_600),
+        parking: embedded.parking(),
+        is_testing: false,
+        unknown_is_for_all: false,
+        counters: counters.clone(),
+    };
+    let (_leaver, leaving) = leaving();
+    tokio::spawn(owner.run(leaving));
+    let held = tokio::time::timeout(LONG, asked.wait_for(|asked| *asked > 0)).await;
+    held.expect("in time").expect("an owner");
+    let checkpoint = async |partition: Partition| {
+        ownership.checkpoints().await.expect("it is embedded").get(&partition).copied()
+    };
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(checkpoint(place.partition).await, None, "committed before it was written");
+    gate.send_replace(Gate::LetsThrough);
+    let dead = Partition { topic: Topic::GroupDead, index: 0 };
+    let committed = tokio::time::timeout(LONG, async {
+        while checkpoint(place.partition).await != Some(1) || checkpoint(dead).await != Some(1) {
+            tokio::task::yield_now().await;
+        }
+    });
+    committed.await.expect("both committed in time");
+    let rows = embedded.dead_letters().dead_letters(None, 10, 1 << 20).await.expect("rows");
+    let [row] = &rows[..] else { panic!("{rows:?}") };
+    assert_eq!(row.id().to_string(), "broadcast-user-service-group-dlt-0-0");
+    assert_eq!(
+        (row.record.key.as_ref(), row.record.value.as_ref()),
+        (Some(&bad.key), Some(&bad.value))
+    );
+    assert_eq!(row.record.headers[0], bad.headers[0]);
+    let origin = row.shown().origin.expect("it says where it stood");
+    assert_eq!(origin.topic, "broadcast-user-service-group");
+    assert_eq!((origin.partition, origin.offset), (i32::from(place.partition.index), 0));
+    let [bad_records, others @ ..] =
+        counters.dead_letters.each_ref().map(|count| count.load(Ordering::Relaxed));
+    assert_eq!((bad_records, others.iter().sum::<u64>()), (1, 0));
 }

@@ -46,6 +46,7 @@ impl Bench {
             store: embedded.store(),
             inbox: embedded.inbox(),
             parking: embedded.parking(),
+            dead_letters: embedded.dead_letters(),
             clock,
             names: LogNames::default(),
             retention: Duration::from_secs(3_600),

@@ -9,7 +9,7 @@ use crate::control::Threads;
 use crate::ingest::kafka::{KafkaLog, KafkaOwnership};
 use crate::ops::config::{Config, LogConfig, StoreConfig};
 use crate::ops::health::{Health, Part};
-use crate::ports::{Clock, Inbox, Log, Ownership, Parking, Store};
+use crate::ports::{Clock, DeadLetterRows, Inbox, Log, Ownership, Parking, Store};
 use crate::store::embedded::{Embedded, EmbeddedOptions};
 use crate::store::scylla::{Progress, ScyllaStore};
 
@@ -19,10 +19,25 @@ pub(super) struct Backends {
     pub store: Arc<dyn Store>,
     pub inbox: Arc<dyn Inbox>,
     pub parking: Arc<dyn Parking>,
+    pub dead_letters: Arc<dyn DeadLetterRows>,
     /// No other node can use the store.
     pub is_alone: bool,
     embedded: Option<Embedded>,
     scylla: Option<Arc<ScyllaStore>>,
+}
+
+/// One store, by all of its ports.
+struct Stores {
+    store: Arc<dyn Store>,
+    inbox: Arc<dyn Inbox>,
+    parking: Arc<dyn Parking>,
+    dead_letters: Arc<dyn DeadLetterRows>,
+}
+
+impl Stores {
+    fn of<S: Store + Inbox + Parking + DeadLetterRows + 'static>(one: Arc<S>) -> Self {
+        Self { store: one.clone(), inbox: one.clone(), parking: one.clone(), dead_letters: one }
+    }
 }
 
 impl Backends {
@@ -57,14 +72,14 @@ impl Backends {
                 Some(Arc::new(ScyllaStore::new(options.clone(), node, clock.clone())))
             }
         };
-        let (store, inbox, parking): (Arc<dyn Store>, Arc<dyn Inbox>, Arc<dyn Parking>) =
-            match (&scylla, &embedded) {
-                (Some(scylla), _) => (scylla.clone(), scylla.clone(), scylla.clone()),
-                (None, Some(embedded)) => (embedded.store(), embedded.inbox(), embedded.parking()),
-                (None, None) => unreachable!("it was opened above"),
-            };
+        let stores = match (&scylla, &embedded) {
+            (Some(scylla), _) => Stores::of(scylla.clone()),
+            (None, Some(embedded)) => Stores::of(embedded.stores()),
+            (None, None) => unreachable!("it was opened above"),
+        };
+        let Stores { store, inbox, parking, dead_letters } = stores;
         let is_alone = scylla.is_none();
-        Ok(Self { log, ownership, store, inbox, parking, is_alone, embedded, scylla })
+        Ok(Self { log, ownership, store, inbox, parking, dead_letters, is_alone, embedded, scylla })
     }
 
     /// Tells health of the store, from now on; the log is told of by who reads it.

@@ -205,6 +205,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         store: backends.store.clone(),
         inbox: backends.inbox.clone(),
         parking: backends.parking.clone(),
+        dead_letters: backends.dead_letters.clone(),
         clock,
         names: config.log.names(),
         retention: config.retention,

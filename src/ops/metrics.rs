@@ -137,6 +137,8 @@ impl Collector for Sources {
             commits_lost,
             skipped_records,
             dead_letters: _,
+            dead_letter_rows,
+            dead_letter_lag,
             dead_letter_retries,
         } = &*self.owner;
         for (name, help, gauge) in [
@@ -147,6 +149,11 @@ impl Collector for Sources {
             ),
             ("owned_partitions", "Partitions that this node owns", partitions),
             ("owned_lag_records", "Records of them of which not all is durable yet", lag),
+            (
+                "dead_letter_lag_records",
+                "Records of owned dead-letter topics that are not read back yet",
+                dead_letter_lag,
+            ),
         ] {
             let value = ConstGauge::new(load(gauge) as i64);
             value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)?;
@@ -159,6 +166,7 @@ impl Collector for Sources {
             ("commits_lost", "Commits refused because the partition had gone", commits_lost),
             ("notes_lost", "Notes of what reached users that found no room", &*self.notes_dropped),
             ("skipped_records", "Offsets that the log lost before they were kept", skipped_records),
+            ("dead_letter_rows", "Dead letters read back, whoever wrote them", dead_letter_rows),
             (
                 "dead_letter_retries",
                 "Writes of dead letters that have to be done again",

@@ -24,6 +24,10 @@ pub struct OwnerCounters {
     pub skipped_records: AtomicU64,
     /// Dead letters written, in the order of `DeadClass::ALL`.
     pub dead_letters: [AtomicU64; DeadClass::ALL.len()],
+    /// Those that were read back, whoever wrote them.
+    pub dead_letter_rows: AtomicU64,
+    /// Records of their topics that are not read back yet.
+    pub dead_letter_lag: AtomicU64,
     /// Tries to write some that failed.
     pub dead_letter_retries: AtomicU64,
 }

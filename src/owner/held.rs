@@ -29,6 +29,15 @@ pub struct Kept {
     pub next: u64,
 }
 
+/// Partitions of the topics that are served, and records that are not durable yet: theirs, and
+/// those of the topics of dead letters.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Lag {
+    pub partitions: u64,
+    pub served: u64,
+    pub dead: u64,
+}
+
 /// The partitions of this node. Each has one batch in work, at most.
 #[derive(Debug, Default)]
 pub struct Holdings {
@@ -128,8 +137,18 @@ impl Holdings {
         true
     }
 
-    /// Records that are not durable yet.
-    pub fn lag(&self) -> u64 {
-        self.held.values().map(|held| held.end.saturating_sub(held.done)).sum()
+    /// How much there is, and how far behind.
+    pub fn lag(&self) -> Lag {
+        let mut all = Lag::default();
+        for (partition, held) in &self.held {
+            let lag = held.end.saturating_sub(held.done);
+            if partition.topic.is_dead() {
+                all.dead += lag;
+            } else {
+                all.partitions += 1;
+                all.served += lag;
+            }
+        }
+        all
     }
 }

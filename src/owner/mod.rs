@@ -11,6 +11,7 @@ mod counters;
 mod dead;
 mod held;
 mod keep;
+mod read_back;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,15 +25,16 @@ use crate::domain::Rules;
 use crate::limits::log::{FETCH_WAIT, RETRY_WAIT_FIRST, RETRY_WAIT_MAX};
 use crate::limits::owner as limits;
 use crate::ports::{
-    Backoff, Batch, Bucket, Clock, Commit, Inbox, Log, LogError, Mark, Owned, Ownership, Parking,
-    Store, StoreError, Want,
+    Backoff, Batch, Bounds, Bucket, Clock, Commit, DeadLetterRows, Inbox, Log, LogError, Mark,
+    Owned, Ownership, Parking, Store, StoreError, Want,
 };
 
 pub use again::{Republisher, buckets_of};
 pub use counters::OwnerCounters;
 pub use dead::{DeadClass, DeadLetter, DeadLetters, DeadReason, LogNames};
-pub use held::{Holdings, Kept};
+pub use held::{Holdings, Kept, Lag};
 pub use keep::{Keeper, Rows};
+use read_back::ReadBack;
 
 /// Keeps what the owned partitions' records leave behind.
 pub struct Owner {
@@ -41,6 +43,7 @@ pub struct Owner {
     pub store: Arc<dyn Store>,
     pub inbox: Arc<dyn Inbox>,
     pub parking: Arc<dyn Parking>,
+    pub dead_letters: Arc<dyn DeadLetterRows>,
     pub clock: Arc<dyn Clock>,
     pub names: LogNames,
     /// Without `expiresAt`, a broadcast ends so long after its creation.
@@ -59,6 +62,13 @@ pub enum BackendError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Log(#[from] LogError),
+}
+
+/// Who makes batches durable.
+#[derive(Clone)]
+struct Keepers {
+    served: Arc<Keeper>,
+    dead: Arc<ReadBack>,
 }
 
 /// What is under way.
@@ -147,7 +157,14 @@ impl Owner {
 
     async fn work(&self, work: &mut Work) -> Result<(), LogError> {
         let shape = self.shape().await?;
-        let keeper = Arc::new(Keeper::new(self, shape));
+        let keepers = Keepers {
+            served: Arc::new(Keeper::new(self, shape)),
+            dead: Arc::new(ReadBack {
+                rows: self.dead_letters.clone(),
+                names: self.names.clone(),
+                counters: self.counters.clone(),
+            }),
+        };
         let shares = work.shares.subscribe();
         work.publishing.spawn(self.republisher(shape).run(shares));
         let mut commits = interval(limits::COMMIT_PACE);
@@ -195,10 +212,10 @@ impl Owner {
             match fetched {
                 Ok(batches) => {
                     backoff.reset();
-                    batches.into_iter().for_each(|batch| work.keep(batch, &keeper));
+                    batches.into_iter().for_each(|batch| work.keep(batch, &keepers));
                 }
                 Err(LogError::OutOfRange { wanted, bounds }) => {
-                    self.skip(work, wanted, bounds.start.max(wanted.offset.min(bounds.end)));
+                    self.skip(work, wanted, bounds);
                 }
                 // The reading for the shards tells of it.
                 Err(LogError::Away(_)) => rest_until = Instant::now() + backoff.wait(),
@@ -301,7 +318,10 @@ impl Owner {
     }
 
     /// The log does not hold what is to be kept: it was trimmed, or it is another one.
-    fn skip(&self, work: &mut Work, wanted: Want, next: u64) {
+    fn skip(&self, work: &mut Work, wanted: Want, bounds: Bounds) {
+        // No cursor knows of a topic of dead letters, so that may have been made anew meanwhile.
+        let is_replaced = wanted.partition.topic.is_dead() && wanted.offset > bounds.end;
+        let next = bounds.start.max(if is_replaced { 0 } else { wanted.offset.min(bounds.end) });
         if !work.holdings.skip(wanted.partition, next) {
             return;
         }
@@ -316,17 +336,23 @@ impl Owner {
     }
 
     fn show(&self, work: &Work) {
-        counters::set(&self.counters.partitions, work.holdings.len() as u64);
-        counters::set(&self.counters.lag, work.holdings.lag());
+        let Lag { partitions, served, dead } = work.holdings.lag();
+        counters::set(&self.counters.partitions, partitions);
+        counters::set(&self.counters.lag, served);
+        counters::set(&self.counters.dead_letter_lag, dead);
     }
 }
 
 impl Work {
-    fn keep(&mut self, batch: Batch, keeper: &Arc<Keeper>) {
+    fn keep(&mut self, batch: Batch, keepers: &Keepers) {
         let Some(kept) = self.holdings.handle_batch(&batch) else { return };
-        let keeper = keeper.clone();
+        let Keepers { served, dead } = keepers.clone();
         self.keeping.spawn(async move {
-            keeper.keep(batch).await;
+            if batch.partition.topic.is_dead() {
+                dead.keep(batch).await;
+            } else {
+                served.keep(batch).await;
+            }
             kept
         });
     }

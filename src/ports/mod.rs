@@ -1,10 +1,11 @@
 //! Floor 2: the seams to the world, as traits. Implementations stand on floor 3.
 //!
-//! `Log`, `Ownership`, `Store`, `Inbox` and `Parking` are called on the control threads only;
-//! `Clock` everywhere.
+//! `Log`, `Ownership`, `Store`, `Inbox`, `Parking` and `DeadLetterRows` are called on the control
+//! threads only; `Clock` everywhere.
 
 mod backoff;
 mod clock;
+mod dead_letters;
 mod descriptors;
 mod inbox;
 mod log;
@@ -14,6 +15,9 @@ mod store;
 
 pub use backoff::Backoff;
 pub use clock::{Clock, SystemClock};
+pub use dead_letters::{
+    DeadLetterId, DeadLetterPlace, DeadLetterRow, DeadLetterRows, Original, ShownDeadLetter,
+};
 pub use descriptors::Descriptors;
 pub use inbox::{Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Place, Progress};
 pub use log::{

@@ -92,8 +92,8 @@ fn kept(before: &Owned, after: &Owned) -> usize {
     before.iter().filter(|(partition, tenure)| after.get(*partition) == Some(*tenure)).count()
 }
 
-/// Partitions of both together.
-const ALL: usize = 2 * PARTITIONS as usize;
+/// Partitions of both topics and of their dead letters together.
+const ALL: usize = 2 * PARTITIONS as usize + 2;
 
 async fn come_and_leave(kafka: &Kafka) {
     let groups = Groups::at(kafka);

@@ -52,6 +52,13 @@ fn kafkas_tools_show_members_partitions_and_lag() {
             let end = log.bounds(partition).await.expect("bounds").end;
             assert_eq!(line.lag, Some(end - next), "{line:?}");
         }
+        let dead = shared().group(&groups.groups.dead_letters);
+        let mut topics: Vec<&str> = dead.iter().map(|line| line.topic.as_str()).collect();
+        topics.sort_unstable();
+        let names = [&groups.options.topic_group, &groups.options.topic_selected];
+        assert_eq!(topics, names.map(|name| format!("{name}-dlt")));
+        assert!(dead.iter().all(|line| line.partition == 0 && line.member != "-"), "{dead:?}");
+        assert_ne!(dead[0].member, dead[1].member, "each node has one");
         let bootstrap = &groups.options.brokers[0];
         let arguments = ["--bootstrap-server", bootstrap, "--describe", "--members", "--verbose"];
         let arguments = [&arguments[..], &["--group", &groups.groups.group]].concat();

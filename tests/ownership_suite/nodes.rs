@@ -9,7 +9,7 @@ use corecast::ports::{Commit, LogError, Mark, Owned, Ownership, Standing};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::{LONG, LOOK, PARTITIONS, all_partitions, marks};
+use crate::{LONG, LOOK, all_partitions, marks};
 
 /// One that takes part, or tries to, until it is dropped. Dropping it is a crash: nobody is told.
 pub struct Node {
@@ -161,10 +161,14 @@ fn is_even(all: &[Owned]) -> bool {
     let owned: Vec<Partition> = all.iter().flat_map(Owned::keys).copied().collect();
     let distinct: BTreeSet<Partition> = owned.iter().copied().collect();
     let is_complete = distinct.into_iter().eq(all_partitions());
-    let sizes = |topic| all.iter().map(move |owned| count(owned, topic));
-    let is_even = |topic| sizes(topic).max().unwrap_or(0) <= sizes(topic).min().unwrap_or(0) + 1;
-    let count = usize::from(PARTITIONS) * Topic::ALL.len();
-    owned.len() == count && is_complete && Topic::ALL.into_iter().all(is_even)
+    // Both topics of dead letters are shared out together.
+    let groups = [&[Topic::Selected][..], &[Topic::Group], &Topic::DEAD];
+    let is_even = |topics: &[Topic]| {
+        let size = |owned: &Owned| topics.iter().map(|topic| count(owned, *topic)).sum::<usize>();
+        let sizes = || all.iter().map(size);
+        sizes().max().unwrap_or(0) <= sizes().min().unwrap_or(0) + 1
+    };
+    owned.len() == all_partitions().count() && is_complete && groups.into_iter().all(is_even)
 }
 
 /// How many partitions of a topic are owned.

@@ -110,6 +110,7 @@ impl Place {
             format!("log.topic_group={group}"),
             format!("log.consumer_group_selected=owners-of-{selected}"),
             format!("log.consumer_group_group=owners-of-{group}"),
+            format!("log.consumer_group_dead_letters=readers-of-{selected}"),
             format!("log.partitions={PARTITIONS}"),
             "store.kind=scylla".to_owned(),
             format!("store.nodes={}", json!(cassandra.addresses())),
@@ -148,6 +149,11 @@ impl Place {
             assert!(is_done || fell_at.elapsed() < LONG, "the lag stays: {rows:?}");
             is_done
         });
+    }
+
+    /// Whose members read the dead letters back.
+    pub fn dead_letter_group(&self) -> String {
+        format!("readers-of-{}", self.selected)
     }
 
     /// For `--set`.

@@ -18,7 +18,7 @@ use crate::desk::Desk;
 use crate::groups::Membership;
 use crate::random::{Random, Seen};
 use crate::records::Log;
-use crate::sky::{SHAPE, Task};
+use crate::sky::{SHAPE, ShapeOfLog, Task};
 use crate::store::FakeStore;
 
 pub const RETENTION: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -58,6 +58,7 @@ impl OwnerWork {
             store: Arc::new(store.clone()),
             inbox: Arc::new(store.clone()),
             parking: Arc::new(store.clone()),
+            dead_letters: Arc::new(ShapeOfLog),
             clock,
             names: LogNames::default(),
             retention: RETENTION,

@@ -6,7 +6,10 @@ use std::task::{Context, Poll, Waker};
 
 use async_trait::async_trait;
 use corecast::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, Position};
-use corecast::ports::{Batch, Bounds, Clock, Log, LogError, MovedRecord, NewRecord, Want};
+use corecast::ports::{
+    Batch, Bounds, Clock, DeadLetterId, DeadLetterPlace, DeadLetterRow, DeadLetterRows, Log,
+    LogError, MovedRecord, NewRecord, StoreError, Want,
+};
 
 pub const SHAPE: LogShape =
     LogShape { identity: LogIdentity([7, 7, 7]), selected_partitions: 3, group_partitions: 2 };
@@ -57,8 +60,33 @@ impl<T> Task<T> {
     }
 }
 
-/// Nothing is published or fetched through it: nodes are handed records of the world's log.
+/// Nothing is published, fetched or read back through it: nodes are handed records of the world's
+/// log.
 pub struct ShapeOfLog;
+
+#[async_trait]
+impl DeadLetterRows for ShapeOfLog {
+    async fn write_dead_letters(&self, _: &[DeadLetterRow]) -> Result<(), StoreError> {
+        Err(StoreError::Failed("nobody reads back by this".to_owned()))
+    }
+
+    async fn dead_letters(
+        &self,
+        _: Option<DeadLetterPlace>,
+        _: usize,
+        _: usize,
+    ) -> Result<Vec<DeadLetterRow>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn dead_letter(&self, _: &DeadLetterId) -> Result<Option<DeadLetterRow>, StoreError> {
+        Ok(None)
+    }
+
+    async fn purge_dead_letter(&self, _: &DeadLetterId) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+}
 
 #[async_trait]
 impl Log for ShapeOfLog {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use corecast::base::{BroadcastId, EpochMillis, Priority, TargetType};
 use corecast::domain::{Broadcast, Target};
-use corecast::ports::{Clock, Inbox, Parking, Store, SystemClock};
+use corecast::ports::{Clock, DeadLetterRows, Inbox, Parking, Store, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use corecast::store::scylla::{OpenError, Progress, ScyllaOptions, ScyllaStore};
 use harness::wait;
@@ -17,6 +17,9 @@ use harness::wait;
 pub trait Stores {
     /// One store, by both of its ports.
     fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>);
+
+    /// One store, by the port of its dead letters.
+    fn fresh_dead_letters(&self) -> Arc<dyn DeadLetterRows>;
 
     fn fresh(&self) -> Arc<dyn Store> {
         self.fresh_both().0
@@ -47,17 +50,6 @@ pub struct EmbeddedStores {
     folders: RefCell<Vec<tempfile::TempDir>>,
 }
 
-impl Stores for EmbeddedStores {
-    fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>) {
-        let embedded = self.open();
-        (embedded.store(), embedded.inbox())
-    }
-
-    fn fresh_parking(&self) -> Arc<dyn Parking> {
-        self.open().parking()
-    }
-}
-
 impl EmbeddedStores {
     fn open(&self) -> Embedded {
         let folder = tempfile::tempdir().expect("a folder");
@@ -67,21 +59,25 @@ impl EmbeddedStores {
     }
 }
 
+impl Stores for EmbeddedStores {
+    fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>) {
+        let embedded = self.open();
+        (embedded.store(), embedded.inbox())
+    }
+
+    fn fresh_dead_letters(&self) -> Arc<dyn DeadLetterRows> {
+        self.open().dead_letters()
+    }
+
+    fn fresh_parking(&self) -> Arc<dyn Parking> {
+        self.open().parking()
+    }
+}
+
 /// Over CQL, each in a keyspace of its own.
 pub struct CqlStores {
     pub nodes: Vec<String>,
     pub replication: u16,
-}
-
-impl Stores for CqlStores {
-    fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>) {
-        let store = self.open();
-        (store.clone(), store)
-    }
-
-    fn fresh_parking(&self) -> Arc<dyn Parking> {
-        self.open()
-    }
 }
 
 impl CqlStores {
@@ -91,6 +87,21 @@ impl CqlStores {
         let running = Running::start(ScyllaOptions { keyspace: draw_keyspace(), ..options });
         running.wait_until(|progress| *progress == Progress::Serving);
         running.store
+    }
+}
+
+impl Stores for CqlStores {
+    fn fresh_both(&self) -> (Arc<dyn Store>, Arc<dyn Inbox>) {
+        let store = self.open();
+        (store.clone(), store)
+    }
+
+    fn fresh_dead_letters(&self) -> Arc<dyn DeadLetterRows> {
+        self.open()
+    }
+
+    fn fresh_parking(&self) -> Arc<dyn Parking> {
+        self.open()
     }
 }
 

@@ -17,12 +17,17 @@
 //! | `list` | list (1), time (8), id (8), both inverted in newest-first lists | empty |
 //! | `inbox` | user id, 0 (1), broadcast id (8) | JSON, `inbox_rows.rs` |
 //! | `group_message` | log identity (3), partition (2), offset (8) | JSON, `inbox_rows.rs` |
+//! | `dead_letter` | original (16) | JSON, `dead_letter_rows.rs` |
+//! | `dead_letter_list` | time (8), original (16), both inverted | empty |
+//! | `dead_letter_id` | `dltTopic-partition-offset` | original (16) |
 //! | `cursor` | user id, 0 (1), log identity (3), topic (1), partition (2) | JSON `{v, next}` |
 //!
-//! Rows of the last three are joined with what stands there. Those past their `keepUntil` are no
-//! longer read; nothing removes them yet.
+//! Rows of the inbox, of group messages, cursors and dead letters are joined with what stands
+//! there. Those past their `keepUntil` are no longer read; nothing removes them yet.
 
 mod commit;
+mod dead_letter_rows;
+mod dead_letters;
 mod inbox;
 mod inbox_rows;
 mod log;
@@ -38,7 +43,7 @@ use std::sync::Arc;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use crate::base::{LogIdentity, LogShape};
-use crate::ports::{Clock, Descriptors, Inbox, Log, Ownership, Parking, Store};
+use crate::ports::{Clock, DeadLetterRows, Descriptors, Inbox, Log, Ownership, Parking, Store};
 
 use commit::Committer;
 
@@ -106,6 +111,9 @@ struct Keyspaces {
     cursor: Keyspace,
     parked: Keyspace,
     served_event: Keyspace,
+    dead_letter: Keyspace,
+    dead_letter_list: Keyspace,
+    dead_letter_id: Keyspace,
 }
 
 impl Embedded {
@@ -135,6 +143,11 @@ impl Embedded {
         self.log.clone()
     }
 
+    /// By all of its ports.
+    pub fn stores(&self) -> Arc<EmbeddedStore> {
+        self.store.clone()
+    }
+
     pub fn store(&self) -> Arc<dyn Store> {
         self.store.clone()
     }
@@ -150,6 +163,10 @@ impl Embedded {
     }
 
     pub fn parking(&self) -> Arc<dyn Parking> {
+        self.store.clone()
+    }
+
+    pub fn dead_letters(&self) -> Arc<dyn DeadLetterRows> {
         self.store.clone()
     }
 
@@ -175,6 +192,9 @@ impl Keyspaces {
             cursor: open("cursor")?,
             parked: open("parked")?,
             served_event: open("served_event")?,
+            dead_letter: open("dead_letter")?,
+            dead_letter_list: open("dead_letter_list")?,
+            dead_letter_id: open("dead_letter_id")?,
         })
     }
 }

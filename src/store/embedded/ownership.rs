@@ -29,7 +29,8 @@ impl EmbeddedOwnership {
         committer: Committer,
         takes_part: bool,
     ) -> Self {
-        let all = shape.all_partitions().filter(|_| takes_part);
+        let all = shape.all_partitions().chain(shape.dead_partitions());
+        let all = all.filter(|_| takes_part);
         let owned = all.map(|partition| (partition, TENURE)).collect();
         Self { checkpoints, committer, owned: watch::Sender::new(owned) }
     }

@@ -24,6 +24,7 @@ pub(super) enum List {
     Scheduled,
     Outbox,
     Parked,
+    DeadLetters,
 }
 
 impl List {
@@ -35,6 +36,7 @@ impl List {
             Self::Scheduled => "scheduled",
             Self::Outbox => "outbox",
             Self::Parked => "parked",
+            Self::DeadLetters => "dead letters",
         }
     }
 
@@ -51,7 +53,7 @@ impl List {
             Self::All => true,
             Self::Active => status == Status::Active,
             Self::Scheduled => status == Status::Scheduled,
-            Self::Outbox | Self::Parked => false,
+            Self::Outbox | Self::Parked | Self::DeadLetters => false,
         }
     }
 
@@ -62,6 +64,7 @@ impl List {
             Self::Scheduled => &statements.scheduled,
             Self::Outbox => &statements.outbox,
             Self::Parked => &statements.parking.list,
+            Self::DeadLetters => &statements.dead_letters.listed,
         }
     }
 }
@@ -149,8 +152,8 @@ async fn places(
             List::Scheduled | List::Outbox | List::Parked => {
                 EpochMillis(last.0.saturating_add(day))
             }
-            List::All | List::Active if last.0 < day => return Ok(found),
-            List::All | List::Active => EpochMillis(last.0 - day),
+            _ if last.0 < day => return Ok(found),
+            _ => EpochMillis(last.0 - day),
         });
     }
 }
@@ -183,7 +186,7 @@ async fn places_of_bucket(
     let (at, id) = match (after, list) {
         (Some(place), _) => (time_column(place.at), id_column(place.id)),
         (None, List::Scheduled | List::Outbox | List::Parked) => (CqlTimestamp(-1), -1),
-        (None, List::All | List::Active) => (CqlTimestamp(i64::MAX), i64::MAX),
+        (None, _) => (CqlTimestamp(i64::MAX), i64::MAX),
     };
     let values = (time_column(bucket), at, id, limit_column(limit));
     let statement = list.read(&connected.statements);
@@ -197,14 +200,14 @@ fn place(at: CqlTimestamp, id: i64) -> Result<ListPlace, StoreError> {
 }
 
 /// Some buckets in the list's order from that one on; fewer than `BUCKETS_READ` only at the end.
-async fn buckets(
+pub(super) async fn buckets(
     connected: &Shared,
     list: List,
     from: Option<EpochMillis>,
 ) -> Result<Vec<EpochMillis>, StoreError> {
     let statements = &connected.statements;
     let (statement, default) = match list {
-        List::All => (&statements.buckets_down, CqlTimestamp(i64::MAX)),
+        List::All | List::DeadLetters => (&statements.buckets_down, CqlTimestamp(i64::MAX)),
         List::Active | List::Scheduled | List::Outbox | List::Parked => {
             (&statements.buckets_up, CqlTimestamp(0))
         }

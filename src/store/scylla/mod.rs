@@ -6,6 +6,8 @@
 
 mod connect;
 mod cursor;
+mod dead_letter_statements;
+mod dead_letters;
 mod errors;
 mod group;
 mod inbox;

@@ -60,6 +60,11 @@ pub(super) fn cursor_rank(next: u64) -> i64 {
     CURSOR_BASE + next.min(cursor::OFFSET_MAX).cast_signed()
 }
 
+/// The smallest offset stays. No rank is as late as a purge.
+pub(super) fn dead_letter_rank(offset: u64) -> i64 {
+    EPOCH - offset.min(cursor::OFFSET_MAX).cast_signed()
+}
+
 /// As it is stored, in rising order.
 pub(super) const fn delivery_column(delivery: Delivery) -> i8 {
     match delivery {
@@ -131,6 +136,8 @@ mod tests {
             assert!(ranks.delivered(EpochMillis(u64::MAX)) > 0);
         }
         assert!(cursor_rank(u64::MAX) <= EPOCH);
+        assert!(dead_letter_rank(0) > dead_letter_rank(1));
+        assert!(dead_letter_rank(u64::MAX) > 0 && dead_letter_rank(0) < now_us);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 use super::ScyllaOptions;
 
 /// The layout that this release makes.
-pub const LAYOUT: i32 = 3;
+pub const LAYOUT: i32 = 4;
 /// The oldest layout whose releases can still run on it.
 pub const OLDEST: i32 = 1;
 
@@ -36,6 +36,7 @@ pub const STEPS: &[Step] = &[
     Step { layout: 1, tables: BROADCASTS },
     Step { layout: 2, tables: INBOX },
     Step { layout: 3, tables: PARKING },
+    Step { layout: 4, tables: DEAD_LETTERS },
 ];
 
 /// Broadcasts, and what is still to be published.
@@ -188,6 +189,44 @@ const PARKING: &[Table] = &[
     },
 ];
 
+/// Records that could not be processed, as they stand in the dead-letter topics. Nothing is
+/// deleted: what was purged is marked, and all is forgotten after 400 days.
+const DEAD_LETTERS: &[Table] = &[
+    // A dead letter: `record` is JSON, or the first 256 KiB of it. Key: a digest of where the
+    // original stood. Grows by one row a dead letter.
+    Table {
+        name: "dead_letter",
+        body: "original blob PRIMARY KEY, dlt_topic text, dlt_partition int, dlt_offset bigint, \
+               failed_at timestamp, record blob, parts int, purged_at timestamp",
+        with: "default_time_to_live = 34560000",
+    },
+    // The rest of a large one, 256 KiB a row. Key: the original, which dead letter of it, and the
+    // number of the part, from 1 on, so that the parts of one are spread.
+    Table {
+        name: "dead_letter_part",
+        body: "original blob, dlt_offset bigint, part int, bytes blob, \
+               PRIMARY KEY ((original, dlt_offset, part))",
+        with: "default_time_to_live = 34560000",
+    },
+    // Which dead letter an id means. Key: the place in the dead-letter topic. Grows by one small
+    // row a record there.
+    Table {
+        name: "dead_letter_id",
+        body: "dlt_topic text, dlt_partition int, dlt_offset bigint, original blob, \
+               PRIMARY KEY ((dlt_topic, dlt_partition, dlt_offset))",
+        with: "default_time_to_live = 34560000",
+    },
+    // The list of all. Without `v` a row is only a mark. Key: the hour of its append. A partition
+    // grows by a row of some 60 bytes a dead letter of that hour: 200 MB at a thousand a second.
+    Table {
+        name: "dead_letter_list",
+        body: "bucket timestamp, failed_at timestamp, original blob, v int, purged boolean, \
+               PRIMARY KEY ((bucket), failed_at, original)",
+        with: "CLUSTERING ORDER BY (failed_at DESC, original DESC) AND \
+               default_time_to_live = 34560000",
+    },
+];
+
 /// Key: `schema` for what was made, `lock` for who is making it. Two rows.
 const META_TABLE: Table = Table {
     name: META,
@@ -233,7 +272,7 @@ pub fn create(table: &Table, options: &ScyllaOptions) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::inbox;
+    use crate::limits::{dead_letters, inbox};
 
     fn statements(options: &ScyllaOptions) -> Vec<String> {
         let mut all = vec![create_keyspace(options), create_meta(options)];
@@ -274,5 +313,7 @@ mod tests {
         let cursors = INBOX.iter().find(|table| table.name == "stored_cursor").expect("a table");
         let keep = format!("default_time_to_live = {}", inbox::CURSOR_KEEP.as_secs());
         assert!(cursors.with.contains(&keep));
+        let keep = format!("default_time_to_live = {}", dead_letters::KEEP.as_secs());
+        assert!(DEAD_LETTERS.iter().all(|table| table.with.contains(&keep)));
     }
 }

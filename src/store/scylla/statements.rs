@@ -13,6 +13,7 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::{Consistency, Statement};
 use tokio::task::JoinSet;
 
+use super::dead_letter_statements::DeadLetterStatements;
 use super::errors::store_error;
 use super::inbox_statements::InboxStatements;
 use super::parking::ParkingStatements;
@@ -47,6 +48,7 @@ pub(super) struct Statements {
     pub probe: PreparedStatement,
     pub inbox: InboxStatements,
     pub parking: ParkingStatements,
+    pub dead_letters: DeadLetterStatements,
 }
 
 /// How a statement may be run.
@@ -186,6 +188,7 @@ impl Statements {
                 .await?,
             inbox: InboxStatements::prepare(session, keyspace).await?,
             parking: ParkingStatements::prepare(session, keyspace).await?,
+            dead_letters: DeadLetterStatements::prepare(session, keyspace).await?,
         })
     }
 }

@@ -1,8 +1,8 @@
 //! Who gets which partitions: decided by the member that leads a group, for all.
 //!
 //! Pure. Sizes differ by at most one; a member keeps what it had as far as that allows; the same
-//! members give the same shares. Members may be of several topics, if two clusters of nodes share
-//! a group: each topic is shared among its own members.
+//! members give the same shares. Members may be of other topics, if two clusters of nodes share a
+//! group: topics are shared among their own members.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,12 +10,21 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What a member says of itself when it joins.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Subscription {
-    pub topic: String,
-    /// How many the topic has.
+    pub topics: Vec<String>,
+    /// How many each topic has.
     pub partitions: u16,
     /// Of the assignment that `owned` comes from; -1 without one.
     pub generation: i32,
+    /// Slots (`kind.rs`).
     pub owned: BTreeSet<u16>,
+}
+
+impl Subscription {
+    /// Of all its topics together.
+    fn slots(&self) -> u16 {
+        let topics = u16::try_from(self.topics.len()).unwrap_or(u16::MAX);
+        self.partitions.saturating_mul(topics)
+    }
 }
 
 /// By member id.
@@ -24,17 +33,17 @@ pub(super) type Shares = BTreeMap<String, BTreeSet<u16>>;
 
 /// A share for each member; it may be empty.
 pub(super) fn assign(members: &Subscriptions) -> Shares {
-    let topics: BTreeSet<&str> = members.values().map(|one| one.topic.as_str()).collect();
-    let of_topic = |topic: &str| -> Vec<(&str, &Subscription)> {
-        let all = members.iter().filter(|(_, one)| one.topic == topic);
+    let topics: BTreeSet<&[String]> = members.values().map(|one| &one.topics[..]).collect();
+    let of_topics = |topics: &[String]| -> Vec<(&str, &Subscription)> {
+        let all = members.iter().filter(|(_, one)| one.topics == topics);
         all.map(|(name, one)| (name.as_str(), one)).collect()
     };
-    topics.into_iter().flat_map(|topic| share(&of_topic(topic))).collect()
+    topics.into_iter().flat_map(|topics| share(&of_topics(topics))).collect()
 }
 
-/// Shares one topic among its members, which come in the order of their names.
+/// Shares topics among their members, which come in the order of their names.
 fn share(members: &[(&str, &Subscription)]) -> Shares {
-    let partitions = members.iter().map(|(_, one)| one.partitions).max().unwrap_or(0);
+    let partitions = members.iter().map(|(_, one)| one.slots()).max().unwrap_or(0);
     let mut claims = claims(members, partitions);
     // Whoever has most takes one of the larger shares: so the fewest move.
     let mut order: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
@@ -90,7 +99,7 @@ mod tests {
 
     fn member(partitions: u16, generation: i32, owned: &[u16]) -> Subscription {
         let owned = owned.iter().copied().collect();
-        Subscription { topic: "t".to_owned(), partitions, generation, owned }
+        Subscription { topics: vec!["t".to_owned()], partitions, generation, owned }
     }
 
     fn named<const N: usize>(members: [(&str, Subscription); N]) -> Subscriptions {
@@ -153,11 +162,21 @@ mod tests {
 
     #[test]
     fn members_of_another_topic_have_shares_of_their_own() {
-        let other = Subscription { topic: "other".to_owned(), ..member(1, -1, &[]) };
+        let other = Subscription { topics: vec!["other".to_owned()], ..member(1, -1, &[]) };
         check(
             &named([("a", member(2, -1, &[])), ("b", other), ("c", member(2, -1, &[]))]),
             [("a", &[0]), ("b", &[0]), ("c", &[1])],
         );
+    }
+
+    #[test]
+    fn topics_of_one_partition_are_shared_out_together() {
+        let both = |owned| Subscription {
+            topics: vec!["t".to_owned(), "u".to_owned()],
+            ..member(1, 1, owned)
+        };
+        check(&named([("a", both(&[0, 1]))]), [("a", &[0, 1])]);
+        check(&named([("a", both(&[0, 1])), ("b", both(&[]))]), [("a", &[0]), ("b", &[1])]);
     }
 
     fn members() -> impl Strategy<Value = Subscriptions> {
@@ -165,8 +184,8 @@ mod tests {
         (1..25_u16, prop::collection::btree_map("[a-z]{1,3}", one, 1..12)).prop_map(
             |(partitions, all)| {
                 let one = |(name, (generation, owned))| {
-                    let topic = "t".to_owned();
-                    (name, Subscription { topic, partitions, generation, owned })
+                    let topics = vec!["t".to_owned()];
+                    (name, Subscription { topics, partitions, generation, owned })
                 };
                 all.into_iter().map(one).collect()
             },
@@ -192,10 +211,10 @@ mod tests {
         fn only_what_must_move_moves(members in members()) {
             let again = |shares: &Shares| -> Subscriptions {
                 let one = |(name, owned): (&String, &BTreeSet<u16>)| {
-                    let topic = "t".to_owned();
+                    let topics = vec!["t".to_owned()];
                     let partitions = members[name].partitions;
                     let owned = owned.clone();
-                    (name.clone(), Subscription { topic, partitions, generation: 9, owned })
+                    (name.clone(), Subscription { topics, partitions, generation: 9, owned })
                 };
                 shares.iter().map(one).collect()
             };

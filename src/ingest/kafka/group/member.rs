@@ -19,17 +19,16 @@ use kafka_protocol::protocol::StrBytes;
 
 use super::assign::{Subscription, Subscriptions, assign};
 use super::coordinator::{AT_ONCE, Coordinator, GroupError};
+use super::kind::Kind;
 use super::membership::{Membership, Memberships};
 use super::{others, protocol};
-use crate::base::Topic;
 use crate::ingest::kafka::cluster::Cluster;
 use crate::ingest::kafka::connection::{Connection, versions};
 use crate::limits::{kafka as limits, ownership};
 use crate::ports::{Backoff, LogError, Standing};
 
-/// The group of one topic.
 pub(super) struct Group {
-    pub topic: Topic,
+    pub kind: Kind,
     pub coordinator: Coordinator,
     pub cluster: Arc<Cluster>,
     pub memberships: Arc<Memberships>,
@@ -41,15 +40,26 @@ pub(super) struct Group {
 }
 
 /// Told with each change of a group's standing.
-pub(super) type Tell<'a> = &'a (dyn Fn(Topic, Standing) + Sync);
+pub(super) type Tell<'a> = &'a (dyn Fn(Kind, Standing) + Sync);
 
 impl Group {
-    pub fn topic_name(&self) -> &str {
-        self.cluster.topic_name(self.topic)
+    fn topics(&self) -> Vec<String> {
+        let topics = self.kind.topics().iter();
+        topics.map(|topic| self.cluster.topic_name(*topic).to_owned()).collect()
+    }
+
+    /// What it shares out, for people.
+    pub fn topic_name(&self) -> String {
+        self.topics().join(", ")
+    }
+
+    /// Partitions of each topic.
+    fn each(&self) -> u16 {
+        self.cluster.partitions(self.kind.topics()[0])
     }
 
     pub fn membership(&self) -> Membership {
-        self.memberships.of(self.topic)
+        self.memberships.of(self.kind)
     }
 
     /// Is a member, or tries to become one, until it is dropped.
@@ -61,11 +71,11 @@ impl Group {
             let wait = match error {
                 GroupError::Failed(reason) => return LogError::Failed(reason),
                 GroupError::Refused(reason) => {
-                    tell(self.topic, Standing::Refused(reason));
+                    tell(self.kind, Standing::Refused(reason));
                     refused.wait()
                 }
                 error => {
-                    tell(self.topic, Standing::Away(error.to_string()));
+                    tell(self.kind, Standing::Away(error.to_string()));
                     away.wait()
                 }
             };
@@ -91,9 +101,9 @@ impl Group {
             }
             if self.membership().is_settled {
                 away.reset();
-                tell(self.topic, Standing::Member);
+                tell(self.kind, Standing::Member);
                 // A commit may learn before a heartbeat does that the membership is lost.
-                let unsettled = self.memberships.until(self.topic, |now| !now.is_settled);
+                let unsettled = self.memberships.until(self.kind, |now| !now.is_settled);
                 let _ = tokio::time::timeout(ownership::HEARTBEAT_PACE, unsettled).await;
             }
         }
@@ -109,7 +119,7 @@ impl Group {
         match answer.error_code.err().map(|error| self.coordinator.judge(error)) {
             None => Ok(()),
             Some(GroupError::Rebalancing) => {
-                self.memberships.unsettle(self.topic);
+                self.memberships.unsettle(self.kind);
                 Ok(())
             }
             Some(GroupError::Outdated | GroupError::Unknown) => {
@@ -169,15 +179,15 @@ impl Group {
         if let Some(error) = synced.error_code.err() {
             return Err(self.coordinator.judge(error));
         }
-        let assigned = protocol::read_assignment(&synced.assignment, self.topic_name());
-        let Some(mut assigned) = assigned else {
+        let assigned = protocol::read_assignment(&synced.assignment, &self.topics(), self.each());
+        let Some(assigned) = assigned else {
             return Err(GroupError::Away(format!(
                 "the leader {} sent an assignment that can't be read",
                 joined.leader.as_str()
             )));
         };
-        assigned.retain(|index| *index < self.cluster.options.partitions);
-        self.memberships.settle(self.topic, &member, joined.generation_id, &assigned);
+        let partitions = assigned.iter().filter_map(|slot| self.kind.partition(*slot, self.each()));
+        self.memberships.settle(self.kind, &member, joined.generation_id, &partitions.collect());
         tracing::info!(
             topic = self.topic_name(), generation = joined.generation_id, partitions = ?assigned,
             "partitions of this node"
@@ -208,7 +218,7 @@ impl Group {
             }
         }
         let member = answer.member_id;
-        self.memberships.name(self.topic, &member);
+        self.memberships.name(self.kind, &member);
         if self.memberships.has_left() {
             self.leave(&member).await;
             drop(naming);
@@ -219,10 +229,10 @@ impl Group {
 
     fn join_request(&self, member: &StrBytes, seen: &Membership) -> JoinGroupRequest {
         let subscription = Subscription {
-            topic: self.topic_name().to_owned(),
-            partitions: self.cluster.options.partitions,
+            topics: self.topics(),
+            partitions: self.each(),
             generation: seen.generation,
-            owned: seen.owned.keys().copied().collect(),
+            owned: self.slots(seen),
         };
         let ours = JoinGroupRequestProtocol::default()
             .with_name(StrBytes::from_static_str(protocol::PROTOCOL_NAME))
@@ -273,7 +283,7 @@ impl Group {
                 ),
             }
         }
-        let topics: BTreeSet<&str> = members.values().map(|one| one.topic.as_str()).collect();
+        let topics: BTreeSet<&[String]> = members.values().map(|one| &one.topics[..]).collect();
         if topics.len() > 1 {
             tracing::warn!(
                 ?topics,
@@ -281,9 +291,10 @@ impl Group {
             );
         }
         let share = |(name, share): (String, BTreeSet<u16>)| {
-            let topic = members.get(&name).map_or("", |one| one.topic.as_str());
+            let (topics, each) =
+                members.get(&name).map_or((&[][..], 0), |one| (&one.topics[..], one.partitions));
             SyncGroupRequestAssignment::default()
-                .with_assignment(protocol::write_assignment(topic, &share))
+                .with_assignment(protocol::write_assignment(topics, each, &share))
                 .with_member_id(StrBytes::from_string(name))
         };
         assign(&members).into_iter().map(share).collect()
@@ -291,13 +302,18 @@ impl Group {
 
     /// The coordinator does not know this generation of the node any more.
     pub fn lose(&self, seen: &Membership) {
-        if self.memberships.lose(self.topic, seen) && !seen.owned.is_empty() {
+        if self.memberships.lose(self.kind, seen) && !seen.owned.is_empty() {
             tracing::warn!(
                 topic = self.topic_name(), generation = seen.generation,
-                partitions = ?seen.owned.keys().collect::<Vec<_>>(),
+                partitions = ?self.slots(seen),
                 "this node was taken for dead; its partitions are others' now"
             );
         }
+    }
+
+    fn slots(&self, membership: &Membership) -> BTreeSet<u16> {
+        let each = self.each();
+        membership.owned.keys().map(|partition| self.kind.slot(*partition, each)).collect()
     }
 
     /// Waits until the coordinator is not being asked for a name.

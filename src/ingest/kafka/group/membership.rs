@@ -5,22 +5,23 @@
 //! together; a tenure is kept only from one generation to the next, since somebody else may have
 //! owned the partition in one that this node missed; nothing is owned after leaving.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use kafka_protocol::protocol::StrBytes;
 use tokio::sync::watch;
 
-use crate::base::{Partition, Topic};
+use super::kind::Kind;
+use crate::base::Partition;
 use crate::ports::{Owned, Tenure};
 
-/// What this node is in the group of one topic.
+/// What this node is in one group.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Membership {
     /// What the coordinator calls the node. Empty until it has.
     pub member: StrBytes,
     /// Of the assignment that `owned` comes from; -1 without one.
     pub generation: i32,
-    pub owned: BTreeMap<u16, Tenure>,
+    pub owned: Owned,
     /// No other generation is known to be coming.
     pub is_settled: bool,
 }
@@ -31,8 +32,8 @@ pub(super) struct Memberships {
 
 #[derive(Default)]
 struct State {
-    /// In the order of `Topic::ALL`.
-    memberships: [Membership; 2],
+    /// In the order of `Kind::ALL`.
+    memberships: [Membership; 3],
     tenures: u64,
     has_left: bool,
 }
@@ -40,7 +41,7 @@ struct State {
 impl Default for Membership {
     fn default() -> Self {
         let member = StrBytes::new();
-        Self { member, generation: -1, owned: BTreeMap::new(), is_settled: false }
+        Self { member, generation: -1, owned: Owned::new(), is_settled: false }
     }
 }
 
@@ -53,11 +54,8 @@ impl Membership {
 
 impl State {
     fn owned(&self) -> Owned {
-        let of_topic = |topic: Topic| {
-            let owned = &self.memberships[topic as usize].owned;
-            owned.iter().map(move |(index, tenure)| (Partition { topic, index: *index }, *tenure))
-        };
-        Topic::ALL.into_iter().flat_map(of_topic).collect()
+        let all = self.memberships.iter().flat_map(|membership| &membership.owned);
+        all.map(|(partition, tenure)| (*partition, *tenure)).collect()
     }
 }
 
@@ -66,8 +64,8 @@ impl Memberships {
         Self { state: watch::Sender::default() }
     }
 
-    pub fn of(&self, topic: Topic) -> Membership {
-        self.state.borrow().memberships[topic as usize].clone()
+    pub fn of(&self, kind: Kind) -> Membership {
+        self.state.borrow().memberships[kind as usize].clone()
     }
 
     /// What is owned, as soon as that is not `known`.
@@ -78,9 +76,9 @@ impl Memberships {
     }
 
     /// Waits until the membership is so.
-    pub async fn until(&self, topic: Topic, is_so: impl Fn(&Membership) -> bool) {
+    pub async fn until(&self, kind: Kind, is_so: impl Fn(&Membership) -> bool) {
         let mut state = self.state.subscribe();
-        let _ = state.wait_for(|state| is_so(&state.memberships[topic as usize])).await;
+        let _ = state.wait_for(|state| is_so(&state.memberships[kind as usize])).await;
     }
 
     pub async fn until_left(&self) {
@@ -93,37 +91,37 @@ impl Memberships {
     }
 
     /// The coordinator has said what it calls the node.
-    pub fn name(&self, topic: Topic, member: &StrBytes) {
-        self.change(topic, |membership, _| membership.member = member.clone());
+    pub fn name(&self, kind: Kind, member: &StrBytes) {
+        self.change(kind, |membership, _| membership.member = member.clone());
     }
 
     /// Another generation is coming. What is owned stays owned until it is there.
-    pub fn unsettle(&self, topic: Topic) {
-        self.change(topic, |membership, _| membership.is_settled = false);
+    pub fn unsettle(&self, kind: Kind) {
+        self.change(kind, |membership, _| membership.is_settled = false);
     }
 
     /// An assignment has come.
     pub fn settle(
         &self,
-        topic: Topic,
+        kind: Kind,
         member: &StrBytes,
         generation: i32,
-        assigned: &BTreeSet<u16>,
+        assigned: &BTreeSet<Partition>,
     ) {
-        self.change(topic, |membership, tenures| {
+        self.change(kind, |membership, tenures| {
             let is_next = membership.member == *member
                 && (membership.generation == generation
                     || membership.generation.checked_add(1) == Some(generation));
             let before = std::mem::take(&mut membership.owned);
-            let stays = |index: &u16| before.get(index).copied().filter(|_| is_next);
+            let stays = |one: &Partition| before.get(one).copied().filter(|_| is_next);
             membership.owned = assigned
                 .iter()
-                .map(|index| {
-                    let tenure = stays(index).unwrap_or_else(|| {
+                .map(|partition| {
+                    let tenure = stays(partition).unwrap_or_else(|| {
                         *tenures += 1;
                         Tenure(*tenures)
                     });
-                    (*index, tenure)
+                    (*partition, tenure)
                 })
                 .collect();
             membership.member = member.clone();
@@ -134,9 +132,9 @@ impl Memberships {
 
     /// The coordinator does not know this member or its generation: it owns nothing, and joins
     /// anew. Nothing happens if that was said of an earlier generation. Returns whether it was so.
-    pub fn lose(&self, topic: Topic, seen: &Membership) -> bool {
+    pub fn lose(&self, kind: Kind, seen: &Membership) -> bool {
         let mut is_lost = false;
-        self.change(topic, |membership, _| {
+        self.change(kind, |membership, _| {
             is_lost = membership.is_of_generation(seen);
             if is_lost {
                 *membership = Membership::default();
@@ -146,8 +144,8 @@ impl Memberships {
     }
 
     /// Nothing is owned from here on. Returns what the node was.
-    pub fn leave(&self) -> [Membership; 2] {
-        let mut before = <[Membership; 2]>::default();
+    pub fn leave(&self) -> [Membership; 3] {
+        let mut before = <[Membership; 3]>::default();
         self.state.send_modify(|state| {
             state.has_left = true;
             before = std::mem::take(&mut state.memberships);
@@ -155,12 +153,12 @@ impl Memberships {
         before
     }
 
-    fn change(&self, topic: Topic, change: impl FnOnce(&mut Membership, &mut u64)) {
+    fn change(&self, kind: Kind, change: impl FnOnce(&mut Membership, &mut u64)) {
         self.state.send_if_modified(|state| {
             if state.has_left {
                 return false;
             }
-            let membership = &mut state.memberships[topic as usize];
+            let membership = &mut state.memberships[kind as usize];
             let before = membership.clone();
             change(membership, &mut state.tenures);
             *membership != before
@@ -170,17 +168,26 @@ impl Memberships {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
 
-    const TOPIC: Topic = Topic::Group;
+    use super::*;
+    use crate::base::Topic;
+
+    const KIND: Kind = Kind::Group;
+
+    fn partition(index: u16) -> Partition {
+        Partition { topic: Topic::Group, index }
+    }
 
     fn one() -> StrBytes {
         StrBytes::from_static_str("one")
     }
 
     fn settle(all: &Memberships, generation: i32, assigned: &[u16]) -> BTreeMap<u16, Tenure> {
-        all.settle(TOPIC, &one(), generation, &assigned.iter().copied().collect());
-        all.of(TOPIC).owned
+        let assigned = assigned.iter().map(|index| partition(*index)).collect();
+        all.settle(KIND, &one(), generation, &assigned);
+        let owned = all.of(KIND).owned;
+        owned.into_iter().map(|(partition, tenure)| (partition.index, tenure)).collect()
     }
 
     fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
@@ -197,8 +204,8 @@ mod tests {
         let all = Memberships::new();
         let first = settle(&all, 1, &[0, 1]);
         assert_ne!(first[&0], first[&1]);
-        all.unsettle(TOPIC);
-        assert_eq!(all.of(TOPIC).owned, first, "owned through a rebalance");
+        all.unsettle(KIND);
+        assert!(all.of(KIND).owned.values().eq(first.values()), "owned through a rebalance");
         let second = settle(&all, 2, &[1, 2]);
         assert_eq!(second.keys().copied().collect::<Vec<_>>(), [1, 2]);
         assert_eq!(second[&1], first[&1]);
@@ -216,20 +223,20 @@ mod tests {
         let first = settle(&all, 1, &[0]);
         assert_ne!(settle(&all, 3, &[0]), first);
         let other = StrBytes::from_static_str("another");
-        let before = all.of(TOPIC);
-        all.settle(TOPIC, &other, 4, &BTreeSet::from([0]));
-        assert_ne!(all.of(TOPIC).owned, before.owned, "another member");
+        let before = all.of(KIND);
+        all.settle(KIND, &other, 4, &BTreeSet::from([partition(0)]));
+        assert_ne!(all.of(KIND).owned, before.owned, "another member");
     }
 
     #[test]
     fn only_the_generation_that_is_meant_can_be_lost() {
         let all = Memberships::new();
         settle(&all, 1, &[0]);
-        let seen = all.of(TOPIC);
+        let seen = all.of(KIND);
         settle(&all, 2, &[0]);
-        assert!(!all.lose(TOPIC, &seen));
-        assert!(all.lose(TOPIC, &all.of(TOPIC)));
-        assert_eq!(all.of(TOPIC), Membership::default());
+        assert!(!all.lose(KIND, &seen));
+        assert!(all.lose(KIND, &all.of(KIND)));
+        assert_eq!(all.of(KIND), Membership::default());
     }
 
     #[test]
@@ -238,12 +245,12 @@ mod tests {
         let none = Owned::new();
         assert_eq!(at_once(all.owned(&none)), None);
         let tenure = settle(&all, 1, &[3])[&3];
-        let some = Owned::from([(Partition { topic: TOPIC, index: 3 }, tenure)]);
+        let some = Owned::from([(partition(3), tenure)]);
         assert_eq!(at_once(all.owned(&none)), Some(some.clone()));
         assert_eq!(at_once(all.owned(&some)), None);
         assert_eq!(at_once(all.until_left()), None);
         let left = all.leave();
-        assert_eq!(left[TOPIC as usize].member, one());
+        assert_eq!(left[KIND as usize].member, one());
         assert_eq!(at_once(all.owned(&some)), Some(none));
         assert_eq!(at_once(all.until_left()), Some(()));
         assert_eq!(settle(&all, 2, &[3]), BTreeMap::new(), "an answer that came too late");

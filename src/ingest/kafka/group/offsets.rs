@@ -18,13 +18,13 @@ use kafka_protocol::protocol::StrBytes;
 use super::coordinator::{AT_ONCE, GroupError};
 use super::member::Group;
 use super::membership::Membership;
-use crate::base::Partition;
+use crate::base::{Partition, Topic};
 use crate::ingest::kafka::connection::versions;
 use crate::limits::ownership;
 use crate::ports::{Commit, LogError, Mark};
 
 impl Group {
-    /// Commits those of the marks whose partition is owned; all are of this group's topic.
+    /// Commits those of the marks whose partition is owned; all are of this group's topics.
     pub async fn commit(&self, marks: &[Mark]) -> Result<Vec<Commit>, LogError> {
         if marks.is_empty() {
             return Ok(Vec::new());
@@ -45,13 +45,13 @@ impl Group {
         loop {
             let seen = self.membership();
             let is_held = |mark: &Mark| {
-                seen.owned.get(&mark.partition.index).is_some_and(|held| *held == mark.tenure)
+                seen.owned.get(&mark.partition).is_some_and(|held| *held == mark.tenure)
             };
             // Of two marks of one partition the later one stands.
-            let held: BTreeMap<u16, u64> = marks
+            let held: BTreeMap<Partition, u64> = marks
                 .iter()
                 .filter(|mark| is_held(mark))
-                .map(|mark| (mark.partition.index, mark.next))
+                .map(|mark| (mark.partition, mark.next))
                 .collect();
             let outcome = |mark| if is_held(mark) { Commit::Done } else { Commit::Lost };
             if held.is_empty() {
@@ -72,27 +72,31 @@ impl Group {
     }
 
     async fn wait_for_another(&self, seen: &Membership) {
-        self.memberships.until(self.topic, |now| !now.is_of_generation(seen)).await;
+        self.memberships.until(self.kind, |now| !now.is_of_generation(seen)).await;
     }
 
     async fn try_commit(
         &self,
         seen: &Membership,
-        held: &BTreeMap<u16, u64>,
+        held: &BTreeMap<Partition, u64>,
     ) -> Result<(), GroupError> {
-        let partition = |(index, next): (&u16, &u64)| {
+        let partition = |(partition, next): (&Partition, &u64)| {
             OffsetCommitRequestPartition::default()
-                .with_partition_index(i32::from(*index))
+                .with_partition_index(i32::from(partition.index))
                 .with_committed_offset(i64::try_from(*next).unwrap_or(i64::MAX))
         };
-        let topic = OffsetCommitRequestTopic::default()
-            .with_name(self.topic_of_log())
-            .with_partitions(held.iter().map(partition).collect());
+        let topics = self.kind.topics().iter().filter_map(|topic| {
+            let of_topic = held.iter().filter(|(partition, _)| partition.topic == *topic);
+            let partitions: Vec<_> = of_topic.map(partition).collect();
+            let name = self.topic_of_log(*topic);
+            let topic = OffsetCommitRequestTopic::default().with_name(name);
+            (!partitions.is_empty()).then(|| topic.with_partitions(partitions))
+        });
         let request = OffsetCommitRequest::default()
             .with_group_id(self.coordinator.group())
             .with_generation_id_or_member_epoch(seen.generation)
             .with_member_id(seen.member.clone())
-            .with_topics(vec![topic]);
+            .with_topics(topics.collect());
         let answer = self.coordinator.ask(&request, versions::OFFSET_COMMIT, AT_ONCE).await?;
         let mut count = 0;
         for partition in answer.topics.iter().flat_map(|topic| &topic.partitions) {
@@ -112,13 +116,15 @@ impl Group {
 
     /// The checkpoint of each partition that has one.
     pub async fn checkpoints(&self) -> Result<BTreeMap<Partition, u64>, GroupError> {
-        let all = (0..self.cluster.options.partitions).map(i32::from);
-        let topic = OffsetFetchRequestTopics::default()
-            .with_name(self.topic_of_log())
-            .with_partition_indexes(all.collect());
+        let topics = self.kind.topics().iter().map(|topic| {
+            let all = (0..self.cluster.partitions(*topic)).map(i32::from);
+            OffsetFetchRequestTopics::default()
+                .with_name(self.topic_of_log(*topic))
+                .with_partition_indexes(all.collect())
+        });
         let group = OffsetFetchRequestGroup::default()
             .with_group_id(self.coordinator.group())
-            .with_topics(Some(vec![topic]));
+            .with_topics(Some(topics.collect()));
         let request = OffsetFetchRequest::default().with_groups(vec![group]);
         let answer = self.coordinator.ask(&request, versions::OFFSET_FETCH, AT_ONCE).await?;
         let group = answer.groups.first().ok_or_else(|| {
@@ -129,21 +135,27 @@ impl Group {
             return Err(self.coordinator.judge(error));
         }
         let mut found = BTreeMap::new();
-        for one in group.topics.iter().flat_map(|topic| &topic.partitions) {
-            if let Some(error) = one.error_code.err() {
-                return Err(self.coordinator.judge(error));
-            }
-            let index = u16::try_from(one.partition_index);
-            // -1 stands for none.
-            let next = u64::try_from(one.committed_offset);
-            if let (Ok(index), Ok(next)) = (index, next) {
-                found.insert(Partition { topic: self.topic, index }, next);
+        for answered in &group.topics {
+            let named = |topic: &&Topic| self.cluster.topic_name(**topic) == answered.name.as_str();
+            let Some(topic) = self.kind.topics().iter().copied().find(|topic| named(&topic)) else {
+                continue;
+            };
+            for one in &answered.partitions {
+                if let Some(error) = one.error_code.err() {
+                    return Err(self.coordinator.judge(error));
+                }
+                let index = u16::try_from(one.partition_index);
+                // -1 stands for none.
+                let next = u64::try_from(one.committed_offset);
+                if let (Ok(index), Ok(next)) = (index, next) {
+                    found.insert(Partition { topic, index }, next);
+                }
             }
         }
         Ok(found)
     }
 
-    fn topic_of_log(&self) -> TopicName {
-        TopicName(StrBytes::from_string(self.topic_name().to_owned()))
+    fn topic_of_log(&self, topic: Topic) -> TopicName {
+        TopicName(StrBytes::from_string(self.cluster.topic_name(topic).to_owned()))
     }
 }
