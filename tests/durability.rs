@@ -1,21 +1,22 @@
 //! What was acknowledged survives `kill -9`, once: it is listed, and served to a client that
 //! presents the cursor that it had before.
 
+mod fakes;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use corecast::base::{LogShape, Partition, Position, Topic};
+use corecast::base::Topic;
 use corecast::control::{Creator, Unfinished, run_relay};
 use corecast::domain::Draft;
-use corecast::ports::{
-    Batch, Bounds, Clock, Log, LogError, MovedRecord, NewRecord, Store, SystemClock, Want,
-};
+use corecast::ports::{Clock, Log, LogError, Store, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
+use fakes::Gated;
 use harness::http::PATIENCE;
 use harness::node::{Node, try_create};
 use harness::sse::Stream;
@@ -169,44 +170,6 @@ fn what_was_acknowledged_survives_crashes_once() {
     }
 }
 
-/// A log that is lost after some appends.
-struct CutLog {
-    log: Arc<dyn Log>,
-    left: AtomicUsize,
-}
-
-#[async_trait]
-impl Log for CutLog {
-    async fn shape(&self) -> Result<LogShape, LogError> {
-        self.log.shape().await
-    }
-
-    async fn bounds(&self, partition: Partition) -> Result<Bounds, LogError> {
-        self.log.bounds(partition).await
-    }
-
-    async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
-        let lost = || LogError::Away("the test has cut it off".to_owned());
-        let left = &self.left;
-        left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
-            .map_err(|_| lost())?;
-        self.log.append(records).await
-    }
-
-    async fn append_moved(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
-        self.log.append_moved(records).await
-    }
-
-    async fn fetch(
-        &self,
-        wants: &[Want],
-        bytes_max: usize,
-        wait_max: Duration,
-    ) -> Result<Vec<Batch>, LogError> {
-        self.log.fetch(wants, bytes_max, wait_max).await
-    }
-}
-
 fn creator(log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<Creator> {
     let retention = Duration::from_secs(3_600);
     let (clock, unfinished) = (Arc::new(SystemClock), Unfinished::default());
@@ -222,11 +185,17 @@ async fn a_large_audience_that_was_half_published_is_finished_and_not_begun_anew
     let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 4 };
     let embedded = Embedded::open(&options, Arc::new(SystemClock)).expect("a new directory");
     let (log, store) = (embedded.log(), embedded.store());
-    let cut = CutLog { log: log.clone(), left: AtomicUsize::new(APPENDED) };
+    let left = AtomicUsize::new(APPENDED);
+    let cut = Gated::new(log.clone(), move |_| {
+        let lost = |_| LogError::Away("the test has cut it off".to_owned());
+        let taken =
+            left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        ready(taken.map(drop).map_err(lost))
+    });
     let ids: Vec<String> = (0..TARGETS).map(|number| format!("user-{number}")).collect();
     let body = json!({"content": "x", "targetType": "SELECTED", "targetIds": ids});
     let draft = Draft::check(body, SystemClock.wall()).expect("valid");
-    creator(Arc::new(cut), store.clone()).create(draft).await.expect_err("cut off");
+    creator(cut, store.clone()).create(draft).await.expect_err("cut off");
     assert_eq!(store.outbox(10).await.expect("rows").len(), 1, "it is owed");
     assert!(records(&*log).await > 10 * TARGETS / 16, "most of it was published");
 

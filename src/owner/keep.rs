@@ -16,7 +16,7 @@ use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
 use crate::limits::{owner as limits, parking};
 use crate::ports::{
     Backoff, Batch, Clock, Delivery, GroupRow, Inbox, InboxWrite, Parked, Parking, Place, Progress,
-    Record, Store, StoreError,
+    Record, Store, StoreError, join_all,
 };
 
 /// Shared by the work on all partitions. `assess` and `write` are one try, without a clock to wait
@@ -36,7 +36,7 @@ pub struct Keeper {
     known: Mutex<HashSet<BroadcastId>>,
 }
 
-/// What a batch leaves behind.
+/// What a batch leaves behind, as far as it is not durable yet.
 #[derive(Debug, Default)]
 pub struct Rows {
     contents: Vec<Broadcast>,
@@ -69,51 +69,90 @@ impl Keeper {
     /// Returns once all of it is durable, however long the store is away. What no waiting mends an
     /// operator has to, and until then the checkpoint stays where it is.
     pub async fn keep(&self, batch: Batch) {
-        let rows = self.assess(&batch);
+        let mut rows = self.assess(&batch);
         drop(batch); // Its bytes may be many, and the store away.
+        let (kept, parked) = (rows.messages.len() + rows.groups.len(), rows.parked.len());
+        let mut left = rows.left();
         let mut backoff = Backoff::new(limits::RETRY_WAIT_FIRST, limits::RETRY_WAIT_MAX);
-        while let Err(error) = self.write(&rows).await {
+        while let Err(error) = self.write(&mut rows).await {
             add(&self.counters.retries, 1);
             match &error {
                 StoreError::Away(reason) => tracing::debug!(reason, "rows have to wait"),
                 StoreError::Failed(_) => tracing::error!(%error, "rows can't be written"),
             }
+            // Waits grow for a store that takes nothing.
+            if rows.left() < left {
+                left = rows.left();
+                backoff.reset();
+            }
             tokio::time::sleep(backoff.wait()).await;
         }
-        add(&self.counters.rows, (rows.messages.len() + rows.groups.len()) as u64);
-        add(&self.counters.parked, rows.parked.len() as u64);
+        add(&self.counters.rows, kept as u64);
+        add(&self.counters.parked, parked as u64);
         self.dead.keep(&rows.dead).await;
     }
 
-    /// All of it that goes into the store, once more if it must be.
-    pub async fn write(&self, rows: &Rows) -> Result<(), StoreError> {
-        // A row says nothing without its content. Most have one: Corecast's own.
-        let ids: Vec<BroadcastId> = rows.contents.iter().map(|content| content.id).collect();
-        let found = if ids.is_empty() { Vec::new() } else { self.inbox.contents(&ids).await? };
-        for (content, found) in rows.contents.iter().zip(found) {
-            if found.is_none() {
-                self.store.claim_broadcast(content).await?;
+    /// All of it that goes into the store. After an error, `rows` are what is left.
+    pub async fn write(&self, rows: &mut Rows) -> Result<(), StoreError> {
+        let Rows { contents, messages, groups, served, parked, late, dead: _ } = rows;
+        // A row says nothing without its content.
+        while !contents.is_empty() {
+            let from = part_of(contents);
+            let mut part = contents.split_off(from);
+            let done = self.write_contents(&mut part).await;
+            contents.append(&mut part);
+            done?;
+        }
+        while !messages.is_empty() {
+            let from = part_of(messages);
+            self.inbox.write_inbox(&messages[from..]).await?;
+            messages.truncate(from);
+        }
+        while !groups.is_empty() {
+            let from = part_of(groups);
+            self.inbox.write_group(&groups[from..]).await?;
+            groups.truncate(from);
+        }
+        each(served, |event| async move { (event, self.parking.note_served(event).await) }).await?;
+        each(parked, |row| async move {
+            let done = self.park(&row).await;
+            (row, done)
+        })
+        .await?;
+        each(late, |late| async move {
+            let done = self.park_late(&late).await;
+            (late, done)
+        })
+        .await
+    }
+
+    /// Claims what is not there; most of it is, Corecast's own.
+    async fn write_contents(&self, contents: &mut Vec<Broadcast>) -> Result<(), StoreError> {
+        let ids: Vec<BroadcastId> = contents.iter().map(|content| content.id).collect();
+        let mut found = self.inbox.contents(&ids).await?.into_iter();
+        contents.retain(|content| {
+            let is_there = found.next().flatten().is_some();
+            if is_there {
+                self.note(content.id);
             }
-            self.note(content.id);
-        }
-        if !rows.messages.is_empty() {
-            self.inbox.write_inbox(&rows.messages).await?;
-        }
-        if !rows.groups.is_empty() {
-            self.inbox.write_group(&rows.groups).await?;
-        }
-        for event in &rows.served {
-            self.parking.note_served(*event).await?;
-        }
-        for row in &rows.parked {
-            self.park(row).await?;
-        }
-        for (aside, row) in &rows.late {
-            if !stands(&*self.inbox, &*self.parking, aside).await? {
-                self.park(row).await?;
+            !is_there
+        });
+        each(contents, |content| async move {
+            let done = self.store.claim_broadcast(&content).await;
+            if done.is_ok() {
+                self.note(content.id);
             }
+            (content, done.map(drop))
+        })
+        .await
+    }
+
+    /// Unless it stands where it is served.
+    async fn park_late(&self, (aside, row): &(Aside, Parked)) -> Result<(), StoreError> {
+        if stands(&*self.inbox, &*self.parking, aside).await? {
+            return Ok(());
         }
-        Ok(())
+        self.park(row).await
     }
 
     /// Where readers of the store still look. The same place, if it is done again soon.
@@ -202,6 +241,40 @@ impl Keeper {
         }
         known.insert(id);
     }
+}
+
+impl Rows {
+    /// How much the store does not have yet.
+    fn left(&self) -> usize {
+        let Self { contents, messages, groups, served, parked, late, dead: _ } = self;
+        contents.len() + messages.len() + groups.len() + served.len() + parked.len() + late.len()
+    }
+}
+
+/// Where the part begins that is written next: the last rows, so that what is done is cut off.
+fn part_of<T>(left: &[T]) -> usize {
+    left.len().saturating_sub(limits::ROWS_AT_ONCE)
+}
+
+/// Writes all, one by one, some at a time, and takes out what is done. Ends with an error once
+/// those that were under way have ended.
+async fn each<T, F: Future<Output = (T, Result<(), StoreError>)>>(
+    left: &mut Vec<T>,
+    write: impl Fn(T) -> F,
+) -> Result<(), StoreError> {
+    while !left.is_empty() {
+        let from = left.len().saturating_sub(limits::WRITES_AT_ONCE);
+        let part = left.split_off(from);
+        let mut failed = Ok(());
+        for (row, done) in join_all(part.into_iter().map(&write)).await {
+            if done.is_err() {
+                left.push(row);
+                failed = done;
+            }
+        }
+        failed?;
+    }
+    Ok(())
 }
 
 fn failed(kept: &Kept) -> DeadReason {

@@ -12,6 +12,7 @@ mod log;
 mod ownership;
 mod parking;
 mod store;
+mod together;
 
 pub use backoff::Backoff;
 pub use clock::{Clock, SystemClock};
@@ -26,3 +27,4 @@ pub use log::{
 pub use ownership::{Commit, Mark, Owned, Ownership, Standing, Tenure};
 pub use parking::{Bucket, Parked, Parking};
 pub use store::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};
+pub use together::join_all;

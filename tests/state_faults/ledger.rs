@@ -6,7 +6,7 @@ use harness::kafka::JavaProducer;
 use serde_json::Value;
 
 use crate::real::Place;
-use crate::traffic::Accepted;
+use crate::traffic::{Accepted, MADE, Made};
 use crate::users::{Got, Message, User};
 
 /// The events of the log, as Kafka's own consumer reads them.
@@ -59,16 +59,27 @@ impl Ledger {
         self.lanes.values().map(Vec::len).sum()
     }
 
-    /// What was accepted is there; what is owed as well.
-    pub fn assert_holds(&self, accepted: &BTreeSet<Accepted>, owed: &[String]) {
+    /// What was accepted is there; what was created is there once, and nothing else.
+    pub fn assert_holds(&self, accepted: &BTreeSet<Accepted>, made: &Made) {
         let entries = || self.lanes.values().flatten();
         let events: BTreeSet<Accepted> = entries().map(Entry::accepted).collect();
         let lost: Vec<_> = accepted.difference(&events).collect();
         assert!(lost.is_empty(), "{} of {} are lost: {lost:?}", lost.len(), accepted.len());
-        let contents: HashSet<&str> = entries().map(|entry| &*entry.message.content).collect();
-        for content in owed {
-            assert!(contents.contains(&**content), "{content} is owed and is not published");
+        let mut created: HashMap<&str, u64> = HashMap::new();
+        for Message { broadcast, content } in entries().map(|entry| &entry.message) {
+            if content.starts_with(MADE) {
+                let first = *created.entry(content).or_insert(*broadcast);
+                assert_eq!(*broadcast, first, "{content} was created twice");
+            }
         }
+        assert!(created.len() <= made.answers, "{} of {}", created.len(), made.answers);
+    }
+
+    /// Whether what exists, and could not be published while the log was away, is there by now.
+    pub fn holds_owed(&self, owed: &[String]) -> bool {
+        let entries = self.lanes.values().flatten();
+        let contents: HashSet<&str> = entries.map(|entry| &*entry.message.content).collect();
+        owed.iter().all(|content| contents.contains(&**content))
     }
 
     pub fn judge(&self, user: &User, got: &Got) -> Wrong {

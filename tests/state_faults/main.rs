@@ -109,6 +109,7 @@ fn one_broker_and_one_database_node_may_be_lost() {
     assert!(took < FLOW_AGAIN, "{took:?}");
     assert_eq!(world.kafka.leader(&run.place.group, 0), Some(leader), "it came back");
     run.creates_go_on("they are back");
+    run.readiness_misses(&[], "they are back");
 
     run.inject("SIGSTOP of a broker and of a database node");
     world.kafka.freeze(leader);
@@ -127,6 +128,7 @@ fn one_broker_and_one_database_node_may_be_lost() {
     run.flow_goes_on("they are thawed");
     run.creates_go_on("they are thawed");
     run.assert_none_refused();
+    run.assert_no_stream_ended();
     run.end(&world.kafka);
 }
 
@@ -174,5 +176,6 @@ fn outages_are_waited_out() {
     println!("a node has {} MiB before and {} MiB at most", before >> 20, most >> 20);
     assert!(most < before + MEMORY_MORE_MAX, "{before} and {most} bytes");
     run.assert_no_dead_letters();
+    run.assert_no_stream_ended();
     run.end(&world.kafka);
 }

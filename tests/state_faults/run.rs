@@ -13,7 +13,7 @@ use harness::wait;
 
 use crate::ledger::{Ledger, Wrong};
 use crate::real::{LONG, PROGRAM, Place, owned, wait_until_missing, wait_until_owned};
-use crate::traffic::{Accepted, Producer, Traffic};
+use crate::traffic::{Made, Producer, Traffic};
 use crate::users::{Addresses, Got, Service, User, lock};
 use crate::world::World;
 
@@ -159,9 +159,7 @@ impl Run {
 
     /// Waits until so many records of its partitions are not durable yet.
     pub fn is_behind(&self, node: usize, records: f64) {
-        wait::until_true("an owner has work", LONG, || {
-            self.nodes[node].metric("corecast_owned_lag_records").unwrap_or(0.0) >= records
-        });
+        wait::until_true("an owner has work", LONG, || lag(&self.nodes[node..=node]) >= records);
     }
 
     /// Waits until the node writes rows.
@@ -200,7 +198,8 @@ impl Run {
     /// long that took.
     pub fn flow_goes_on(&self, what: &str) -> Duration {
         let took = self.flow(what);
-        println!("{what}: records flow after {took:?}");
+        let lag = lag(&self.nodes);
+        println!("{what}: records flow after {took:?}, {lag} are still to be kept");
         took
     }
 
@@ -252,6 +251,13 @@ impl Run {
     pub fn assert_none_refused(&self) {
         let refused = self.traffic.made().refused;
         assert!(refused.is_empty(), "two of three are enough: {refused:?}");
+    }
+
+    /// Whoever is here left his streams by himself.
+    pub fn assert_no_stream_ended(&self) {
+        for user in &self.users[..ONLINE] {
+            assert_eq!(user.ended(), 0, "{user}");
+        }
     }
 
     /// Waits until every open stream has got more heartbeats; none has ended meanwhile.
@@ -311,9 +317,15 @@ impl Run {
     /// others come, without a cursor; and looks at what everybody got.
     pub fn end(mut self, kafka: &Kafka) {
         let (producer, made) = self.traffic.end();
+        wait::until_true("what is owed is published", LONG, || {
+            let java = &mut lock(&producer.java);
+            made.owed.is_empty() || Ledger::read(java, &self.place).holds_owed(&made.owed)
+        });
         let mark = producer.mark();
         producer.settle();
+        let (lag, began) = (lag(&self.nodes), Instant::now());
         self.place.wait_for_no_lag(kafka, self.nodes.len());
+        println!("the last {lag} records are kept after {:?}", began.elapsed());
         self.listening.extend(self.users[ONLINE..].iter().map(|user| listen(user, &self.service)));
         let began = Instant::now();
         wait::until_true("everybody has all", LONG * 2, || {
@@ -322,17 +334,17 @@ impl Run {
             assert!(began.elapsed() < LONG, "{mark} has not reached {lacking:?}");
             lacking.is_empty()
         });
-        assert_listed(&self.nodes[0], &made.accepted);
+        assert_listed(&self.nodes[0], &made);
         // What came twice, or wrongly, has come before this.
         self.service.end_with(producer.mark());
         let mut accepted = producer.settle();
-        accepted.extend(made.accepted);
+        accepted.extend(made.accepted.iter().cloned());
         let listening = self.listening.into_iter();
         let got: Vec<Got> = listening
             .map(|user| user.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect();
         let ledger = Ledger::read(&mut lock(&producer.java), &self.place);
-        ledger.assert_holds(&accepted, &made.owed);
+        ledger.assert_holds(&accepted, &made);
         let judged = self.users.iter().zip(&got);
         let judged: Vec<(String, Wrong)> = judged
             .map(|(user, got)| {
@@ -363,6 +375,11 @@ fn launch(sets: &[String]) -> Node {
     Node::launch(PROGRAM, &sets.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
+/// Records that are not durable yet, as these nodes see it.
+fn lag(nodes: &[Node]) -> f64 {
+    nodes.iter().map(|node| node.metric("corecast_owned_lag_records").unwrap_or(0.0)).sum()
+}
+
 fn wait_until_ready(node: &Node) {
     node.process.wait_for_line(LONG, |line| (line == "ready").then_some(()));
 }
@@ -376,9 +393,10 @@ fn listen(user: &Arc<User>, service: &Arc<Service>) -> JoinHandle<Got> {
     std::thread::spawn(move || user.listen(&service))
 }
 
-/// Broadcasts that were acknowledged exist.
-fn assert_listed(node: &Node, created: &BTreeSet<Accepted>) {
-    let mut missing: BTreeSet<u64> = created.iter().map(|one| one.broadcast).collect();
+/// Broadcasts that were acknowledged exist, and those that are owed.
+fn assert_listed(node: &Node, made: &Made) {
+    let mut missing: BTreeSet<u64> = made.accepted.iter().map(|one| one.broadcast).collect();
+    let mut owed: BTreeSet<&str> = made.owed.iter().map(String::as_str).collect();
     let mut page = Some("/api/admin/broadcasts?filter=all&limit=200".to_owned());
     while let Some(target) = page {
         // Databases that have just come back may be slow.
@@ -387,9 +405,11 @@ fn assert_listed(node: &Node, created: &BTreeSet<Accepted>) {
         });
         for row in answer.expect_json().as_array().expect("an array") {
             missing.remove(&row["id"].as_u64().expect("an id"));
+            owed.remove(row["content"].as_str().expect("a content"));
         }
         let next = answer.field("link").and_then(|link| link.strip_prefix('<')?.split_once('>'));
         page = next.map(|(target, _)| target.to_owned());
     }
     assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
+    assert!(owed.is_empty(), "owed and lost: {owed:?}");
 }

@@ -23,6 +23,8 @@ const CREATE_PACE: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_secs(18);
 /// Content of a record of the bulk.
 const BULK_BYTES: usize = 300 * 1024;
+/// Begins the content of whatever is created.
+pub const MADE: &str = "made ";
 /// Users who get them: the first ones, who are here.
 const BULK_USERS: usize = 6;
 
@@ -247,7 +249,7 @@ fn create(producer: &Producer, service: &Service, made: &Mutex<Made>, stop: &mps
             1 => ("ALL", Vec::new(), None),
             _ => ("SELECTED", users.to_vec(), Some(users)),
         };
-        let content = format!("made {turn} for {}", producer.role);
+        let content = format!("{MADE}{turn} for {}", producer.role);
         let body = json!({"content": content, "targetType": target, "targetIds": ids});
         let began = Instant::now();
         let answer = try_create(service.node(turn).admin, &body);

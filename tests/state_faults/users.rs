@@ -44,6 +44,7 @@ pub struct User {
     /// The latest of the numbered records, by lane.
     heard: [AtomicU64; LANES],
     streams: AtomicUsize,
+    ended: AtomicUsize,
     beats: AtomicUsize,
     /// From an earlier visit.
     cursor: Mutex<Option<String>>,
@@ -84,8 +85,8 @@ impl Service {
 
 impl User {
     pub fn new(number: usize, name: String, roles: Vec<String>, messages_a_stream: usize) -> Self {
-        let (heard, streams, beats, cursor) = Default::default();
-        Self { name, roles, number, messages_a_stream, heard, streams, beats, cursor }
+        let (heard, streams, ended, beats, cursor) = Default::default();
+        Self { name, roles, number, messages_a_stream, heard, streams, ended, beats, cursor }
     }
 
     /// Whether this record, or a later one, has come in each lane.
@@ -96,6 +97,11 @@ impl User {
     /// Streams that were opened so far.
     pub fn streams(&self) -> usize {
         self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that a node ended.
+    pub fn ended(&self) -> usize {
+        self.ended.load(Ordering::Relaxed)
     }
 
     /// Heartbeats that came so far.
@@ -140,17 +146,24 @@ impl User {
     /// Until the stream ends, or the user goes elsewhere.
     fn read(&self, stream: &mut Stream, service: &Service, got: &mut Got) {
         let until = got.messages.len() + self.messages_a_stream;
+        let mut is_connected = false;
         while got.messages.len() < until && !self.is_done(service) {
             match stream.next_item() {
                 Item::Event(event) => match event.name.as_str() {
                     "MESSAGE" => got.messages.push(self.take(&event)),
-                    "CONNECTED" => drop(self.streams.fetch_add(1, Ordering::Relaxed)),
+                    "CONNECTED" => {
+                        self.streams.fetch_add(1, Ordering::Relaxed);
+                        is_connected = true;
+                    }
                     "GAP" => got.gaps += 1,
                     _ => panic!("{event:?}"),
                 },
                 Item::Comment(_) => drop(self.beats.fetch_add(1, Ordering::Relaxed)),
                 Item::Id(_) | Item::Retry(_) => {}
-                Item::End(_) => return,
+                Item::End(_) => {
+                    self.ended.fetch_add(usize::from(is_connected), Ordering::Relaxed);
+                    return;
+                }
             }
         }
     }
