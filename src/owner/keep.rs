@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::Owner;
@@ -16,14 +17,13 @@ use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
 use crate::limits::{owner as limits, parking};
 use crate::ports::{
     Backoff, Batch, Clock, Delivery, GroupRow, Inbox, InboxWrite, Parked, Parking, Place, Progress,
-    Record, Store, StoreError, join_all,
+    Record, StoreError, join_all,
 };
 
 /// Shared by the work on all partitions. `assess` and `write` are one try, without a clock to wait
 /// by; `keep` is all tries.
 pub struct Keeper {
     rules: Rules,
-    store: Arc<dyn Store>,
     inbox: Arc<dyn Inbox>,
     parking: Arc<dyn Parking>,
     dead: DeadLetters,
@@ -34,6 +34,8 @@ pub struct Keeper {
     retention: Duration,
     /// Broadcasts whose content is in the store.
     known: Mutex<HashSet<BroadcastId>>,
+    /// Of the parts that are written now, whatever partition they are of.
+    turns: Semaphore,
 }
 
 /// What a batch leaves behind, as far as it is not durable yet.
@@ -54,7 +56,6 @@ impl Keeper {
     pub fn new(owner: &Owner, shape: LogShape) -> Self {
         Self {
             rules: Rules { shape, is_testing: owner.is_testing },
-            store: owner.store.clone(),
             inbox: owner.inbox.clone(),
             parking: owner.parking.clone(),
             dead: owner.dead_letters(),
@@ -63,6 +64,7 @@ impl Keeper {
             assessors: Mutex::default(),
             retention: owner.retention,
             known: Mutex::default(),
+            turns: Semaphore::new(limits::PARTS_AT_ONCE),
         }
     }
 
@@ -97,18 +99,19 @@ impl Keeper {
         let Rows { contents, messages, groups, served, parked, late, dead: _ } = rows;
         // A row says nothing without its content.
         while !contents.is_empty() {
+            let _turn = self.turns.acquire().await;
             let from = part_of(contents);
-            let mut part = contents.split_off(from);
-            let done = self.write_contents(&mut part).await;
-            contents.append(&mut part);
-            done?;
+            self.inbox.write_contents(&contents[from..]).await?;
+            contents.drain(from..).for_each(|content| self.note(content.id));
         }
         while !messages.is_empty() {
+            let _turn = self.turns.acquire().await;
             let from = part_of(messages);
             self.inbox.write_inbox(&messages[from..]).await?;
             messages.truncate(from);
         }
         while !groups.is_empty() {
+            let _turn = self.turns.acquire().await;
             let from = part_of(groups);
             self.inbox.write_group(&groups[from..]).await?;
             groups.truncate(from);
@@ -122,27 +125,6 @@ impl Keeper {
         each(late, |late| async move {
             let done = self.park_late(&late).await;
             (late, done)
-        })
-        .await
-    }
-
-    /// Claims what is not there; most of it is, Corecast's own.
-    async fn write_contents(&self, contents: &mut Vec<Broadcast>) -> Result<(), StoreError> {
-        let ids: Vec<BroadcastId> = contents.iter().map(|content| content.id).collect();
-        let mut found = self.inbox.contents(&ids).await?.into_iter();
-        contents.retain(|content| {
-            let is_there = found.next().flatten().is_some();
-            if is_there {
-                self.note(content.id);
-            }
-            !is_there
-        });
-        each(contents, |content| async move {
-            let done = self.store.claim_broadcast(&content).await;
-            if done.is_ok() {
-                self.note(content.id);
-            }
-            (content, done.map(drop))
         })
         .await
     }
@@ -263,7 +245,7 @@ async fn each<T, F: Future<Output = (T, Result<(), StoreError>)>>(
     write: impl Fn(T) -> F,
 ) -> Result<(), StoreError> {
     while !left.is_empty() {
-        let from = left.len().saturating_sub(limits::WRITES_AT_ONCE);
+        let from = left.len().saturating_sub(limits::PARKED_AT_ONCE);
         let part = left.split_off(from);
         let mut failed = Ok(());
         for (row, done) in join_all(part.into_iter().map(&write)).await {

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use corecast::base::{BroadcastId, LogIdentity, LogShape, Partition, Position, Status, UserId};
+use corecast::base::{
+    BroadcastId, EpochMillis, LogIdentity, LogShape, Partition, Position, UserId,
+};
 use corecast::domain::Broadcast;
 use corecast::ports::{
-    Batch, Bounds, BroadcastRow, Claim, Content, GroupRow, Inbox, InboxRow, InboxWrite, ListFilter,
-    ListPlace, Log, LogError, MovedRecord, NewRecord, OutboxRow, Store, StoreError, Want,
+    Batch, Bounds, Bucket, Content, GroupRow, Inbox, InboxRow, InboxWrite, Log, LogError,
+    MovedRecord, NewRecord, Parked, Parking, StoreError, Want,
 };
+use uuid::Uuid;
 
 /// What is called, and how many items it is called with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,11 +23,15 @@ pub enum Call {
     Inbox,
     WriteGroup(usize),
     Group,
+    WriteContents(usize),
     Contents(usize),
     WriteCursor,
     Cursor,
-    Claim,
-    CreateStatus,
+    Park,
+    Parked,
+    Unpark,
+    NoteServed,
+    IsServed,
     Append(usize),
     AppendMoved(usize),
 }
@@ -83,6 +90,11 @@ impl Inbox for Gated<dyn Inbox, StoreError> {
         self.port.group(log, partition, from, limit).await
     }
 
+    async fn write_contents(&self, contents: &[Broadcast]) -> Result<(), StoreError> {
+        self.ask(Call::WriteContents(contents.len())).await?;
+        self.port.write_contents(contents).await
+    }
+
     async fn contents(&self, ids: &[BroadcastId]) -> Result<Vec<Option<Content>>, StoreError> {
         self.ask(Call::Contents(ids.len())).await?;
         self.port.contents(ids).await
@@ -108,42 +120,36 @@ impl Inbox for Gated<dyn Inbox, StoreError> {
     }
 }
 
-/// Only of what creates.
 #[async_trait]
-impl Store for Gated<dyn Store, StoreError> {
-    async fn put_outbox(&self, row: &OutboxRow) -> Result<(), StoreError> {
-        self.port.put_outbox(row).await
+impl Parking for Gated<dyn Parking, StoreError> {
+    async fn park(&self, row: &Parked) -> Result<(), StoreError> {
+        self.ask(Call::Park).await?;
+        self.port.park(row).await
     }
 
-    async fn remove_outbox(&self, row: &OutboxRow) -> Result<(), StoreError> {
-        self.port.remove_outbox(row).await
-    }
-
-    async fn outbox(&self, limit: usize) -> Result<Vec<OutboxRow>, StoreError> {
-        self.port.outbox(limit).await
-    }
-
-    async fn claim_broadcast(&self, broadcast: &Broadcast) -> Result<Claim, StoreError> {
-        self.ask(Call::Claim).await?;
-        self.port.claim_broadcast(broadcast).await
-    }
-
-    async fn create_status(&self, id: BroadcastId, status: Status) -> Result<Claim, StoreError> {
-        self.ask(Call::CreateStatus).await?;
-        self.port.create_status(id, status).await
-    }
-
-    async fn broadcast(&self, id: BroadcastId) -> Result<Option<BroadcastRow>, StoreError> {
-        self.port.broadcast(id).await
-    }
-
-    async fn broadcasts(
+    async fn parked(
         &self,
-        filter: ListFilter,
-        after: Option<ListPlace>,
+        bucket: Bucket,
+        now: EpochMillis,
         limit: usize,
-    ) -> Result<Vec<BroadcastRow>, StoreError> {
-        self.port.broadcasts(filter, after, limit).await
+    ) -> Result<Vec<Parked>, StoreError> {
+        self.ask(Call::Parked).await?;
+        self.port.parked(bucket, now, limit).await
+    }
+
+    async fn unpark(&self, row: &Parked) -> Result<(), StoreError> {
+        self.ask(Call::Unpark).await?;
+        self.port.unpark(row).await
+    }
+
+    async fn note_served(&self, event: Uuid) -> Result<(), StoreError> {
+        self.ask(Call::NoteServed).await?;
+        self.port.note_served(event).await
+    }
+
+    async fn is_served(&self, event: Uuid) -> Result<bool, StoreError> {
+        self.ask(Call::IsServed).await?;
+        self.port.is_served(event).await
     }
 }
 

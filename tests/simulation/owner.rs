@@ -54,7 +54,6 @@ impl OwnerWork {
         let owner = Owner {
             log: Arc::new(desk.clone()),
             ownership: member.clone(),
-            store: Arc::new(store.clone()),
             inbox: Arc::new(store.clone()),
             parking: Arc::new(store.clone()),
             dead_letters: Arc::new(ShapeOfLog),
