@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use corecast::base::{Partition, Position, Topic, UserId};
+use corecast::base::{LogShape, Partition, Position, Topic, UserId};
 use corecast::limits::owner as limits;
 use corecast::owner::{Keeper, LogNames, Owner, leaving};
 use corecast::ports::{
     Batch, Clock, Header, LogError, NewRecord, Owned, Ownership, Record, StoreError, SystemClock,
-    TimedBy,
+    TimedBy, join_all,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use fakes::{Call, Gated};
@@ -220,9 +220,8 @@ async fn a_bad_record_is_committed_only_once_it_is_a_dead_letter_which_becomes_a
     assert_eq!((bad_records, others.iter().sum::<u64>()), (1, 0));
 }
 
-/// Has so many messages for ann kept that stand in her own partition, or all in another one.
-async fn keep(embedded: &Embedded, owner: Owner, count: usize, are_own: bool) {
-    let shape = embedded.log().shape().await.expect("embedded");
+/// So many messages for ann, in her own partition or all in another one.
+fn messages(shape: &LogShape, count: usize, are_own: bool) -> Batch {
     let record = |number: usize| Record {
         offset: number as u64,
         appended_at: SystemClock.wall(),
@@ -234,7 +233,13 @@ async fn keep(embedded: &Embedded, owner: Owner, count: usize, are_own: bool) {
     let own = shape.partition_of_user("ann");
     let index = if are_own { own } else { (own + 1) % shape.selected_partitions };
     let (partition, end) = (Partition { topic: Topic::Selected, index }, count as u64);
-    let batch = Batch { partition, records: (0..count).map(record).collect(), next: end, end };
+    Batch { partition, records: (0..count).map(record).collect(), next: end, end }
+}
+
+/// Has them kept by this owner, and sees that all of them are there.
+async fn keep(embedded: &Embedded, owner: Owner, count: usize, are_own: bool) {
+    let shape = embedded.log().shape().await.expect("embedded");
+    let batch = messages(&shape, count, are_own);
     let kept = tokio::time::timeout(LONG, Keeper::new(&owner, shape).keep(batch)).await;
     kept.expect("durable in time");
     let ann = UserId::new("ann").expect("a user id");
@@ -304,4 +309,30 @@ async fn records_are_parked_many_at_a_time() {
     });
     let owner = Owner { parking, ..owner(&embedded) };
     keep(&embedded, owner, 4 * limits::PARKED_AT_ONCE, false).await;
+}
+
+#[tokio::test]
+async fn a_few_parts_are_written_at_a_time_whatever_is_owned() {
+    let (embedded, _folder) = embedded();
+    let [running, most] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let seen = most.clone();
+    let inbox = Gated::new(embedded.inbox(), move |_| {
+        let (running, most) = (running.clone(), most.clone());
+        async move {
+            most.fetch_max(running.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            // Whoever may come in meanwhile does.
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            running.fetch_sub(1, Ordering::Relaxed);
+            Ok(())
+        }
+    });
+    let owner = Owner { inbox, ..owner(&embedded) };
+    let shape = embedded.log().shape().await.expect("embedded");
+    let keeper = Keeper::new(&owner, shape);
+    let batches = (0..8).map(|_| messages(&shape, 3 * limits::ROWS_AT_ONCE, true));
+    let kept = join_all(batches.map(|batch| keeper.keep(batch)));
+    tokio::time::timeout(LONG, kept).await.expect("durable in time");
+    assert_eq!(seen.load(Ordering::Relaxed), limits::PARTS_AT_ONCE);
 }
