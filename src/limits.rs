@@ -505,7 +505,7 @@ pub mod relay {
 
 /// Owning partitions: what their records leave behind.
 pub mod owner {
-    use super::{Duration, kafka, log};
+    use super::{Duration, kafka, log, store};
 
     /// Between two commits: a checkpoint is so far behind what is durable, and a new owner does so
     /// much again.
@@ -526,6 +526,15 @@ pub mod owner {
     /// What is left of a value in the first place when a broker refuses a dead letter for its size:
     /// one with the default `max.message.bytes` takes that beside 100 KB of headers. Then halves.
     pub const DEAD_VALUE_BYTES_CUT: usize = kafka::PRODUCE_BYTES_MAX;
+    /// Records of one batch that are parked at a time.
+    pub const PARKED_AT_ONCE: usize = 16;
+    /// Rows of one batch that are written together: few to write again when one of them fails, and
+    /// enough for `store::IN_FLIGHT_MAX` statements at a time.
+    pub const ROWS_AT_ONCE: usize = 128;
+    const _: () = assert!(ROWS_AT_ONCE >= 4 * store::IN_FLIGHT_MAX);
+    /// Of these, at a time, of all batches of a node: one waits for its last statement while the
+    /// other keeps the store busy. More of them would be in the way of creates once a store is back.
+    pub const PARTS_AT_ONCE: usize = 2;
     /// Broadcasts that are known to have their content in the store.
     pub const CONTENTS_KNOWN_MAX: usize = 16_384;
 }

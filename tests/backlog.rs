@@ -163,6 +163,10 @@ impl Inbox for Stub {
         Ok((from..end).take(limit).map(row).collect())
     }
 
+    async fn write_contents(&self, _: &[Broadcast]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn contents(&self, ids: &[BroadcastId]) -> Result<Vec<Option<Content>>, StoreError> {
         self.contents_read.fetch_add(ids.len(), Ordering::Relaxed);
         let content = |id: &BroadcastId| {

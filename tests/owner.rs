@@ -1,21 +1,25 @@
 //! The owner by itself: it commits what is durable and nothing else, and one that can't go on
 //! leaves its partitions to others.
 
+mod fakes;
+
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use corecast::base::{BroadcastId, LogIdentity, LogShape, Partition, Position, Topic, UserId};
-use corecast::owner::{LogNames, Owner, OwnerCounters, leaving};
+use corecast::base::{LogShape, Partition, Position, Topic, UserId};
+use corecast::limits::owner as limits;
+use corecast::owner::{Keeper, LogNames, Owner, leaving};
 use corecast::ports::{
-    Batch, Bounds, Content, GroupRow, Header, Inbox, InboxRow, InboxWrite, Log, LogError,
-    MovedRecord, NewRecord, Owned, Ownership, StoreError, SystemClock, Want,
+    Batch, Clock, Header, LogError, NewRecord, Owned, Ownership, Record, StoreError, SystemClock,
+    TimedBy, join_all,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
-use tokio::sync::watch;
+use fakes::{Call, Gated};
+use tokio::sync::{Barrier, watch};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -27,103 +31,35 @@ enum Gate {
     Panics,
 }
 
-/// A store that holds writes back, or can't take them.
-struct Gated {
-    gate: watch::Receiver<Gate>,
-    asked: watch::Sender<usize>,
-}
-
-#[async_trait]
-impl Inbox for Gated {
-    async fn write_inbox(&self, writes: &[InboxWrite]) -> Result<(), StoreError> {
-        self.asked.send_modify(|asked| *asked += writes.len());
-        let mut gate = self.gate.clone();
-        let open = *gate.wait_for(|gate| *gate != Gate::Holds).await.expect("a test");
-        assert_ne!(open, Gate::Panics, "as it is meant to");
-        Ok(())
-    }
-
-    async fn inbox(
-        &self,
-        _: &UserId,
-        _: Option<BroadcastId>,
-        _: usize,
-    ) -> Result<Vec<InboxRow>, StoreError> {
-        unreachable!("an owner reads no rows")
-    }
-
-    async fn write_group(&self, _: &[GroupRow]) -> Result<(), StoreError> {
-        unreachable!("the record is for one user")
-    }
-
-    async fn group(
-        &self,
-        _: LogIdentity,
-        _: u16,
-        _: u64,
-        _: usize,
-    ) -> Result<Vec<GroupRow>, StoreError> {
-        unreachable!("an owner reads no rows")
-    }
-
-    async fn contents(&self, ids: &[BroadcastId]) -> Result<Vec<Option<Content>>, StoreError> {
-        Ok(vec![None; ids.len()])
-    }
-
-    async fn write_cursor(
-        &self,
-        _: &UserId,
-        _: LogIdentity,
-        _: &[(Partition, u64)],
-    ) -> Result<(), StoreError> {
-        unreachable!("an owner knows no streams")
-    }
-
-    async fn cursor(
-        &self,
-        _: &UserId,
-        _: LogIdentity,
-    ) -> Result<Vec<(Partition, u64)>, StoreError> {
-        unreachable!("an owner knows no streams")
+/// An owner of all that is embedded.
+fn owner(embedded: &Embedded) -> Owner {
+    Owner {
+        log: embedded.log(),
+        ownership: embedded.ownership(true),
+        inbox: embedded.inbox(),
+        parking: embedded.parking(),
+        dead_letters: embedded.dead_letters(),
+        clock: Arc::new(SystemClock),
+        names: LogNames::default(),
+        retention: Duration::from_secs(3_600),
+        is_testing: false,
+        unknown_is_for_all: false,
+        counters: Arc::default(),
     }
 }
 
-/// A log that holds dead letters back.
-struct GatedLog {
-    log: Arc<dyn Log>,
-    gate: watch::Receiver<Gate>,
-    asked: watch::Sender<usize>,
+/// For ann, as an older producer says it: the store does not know its broadcast.
+fn message(broadcast: usize) -> Bytes {
+    let value = format!(
+        r#"{{"broadcastId":{broadcast},"userId":"ann","eventType":"CREATED","message":"hi"}}"#
+    );
+    value.into()
 }
 
-#[async_trait]
-impl Log for GatedLog {
-    async fn shape(&self) -> Result<LogShape, LogError> {
-        self.log.shape().await
-    }
-
-    async fn bounds(&self, partition: Partition) -> Result<Bounds, LogError> {
-        self.log.bounds(partition).await
-    }
-
-    async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
-        unreachable!("an owner publishes nothing here")
-    }
-
-    async fn append_moved(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
-        self.asked.send_modify(|asked| *asked += records.len());
-        let mut gate = self.gate.clone();
-        gate.wait_for(|gate| *gate != Gate::Holds).await.expect("a test");
-        self.log.append_moved(records).await
-    }
-
-    async fn fetch(
-        &self,
-        wants: &[Want],
-        bytes_max: usize,
-        wait_max: Duration,
-    ) -> Result<Vec<Batch>, LogError> {
-        self.log.fetch(wants, bytes_max, wait_max).await
-    }
+fn embedded() -> (Embedded, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 3 };
+    (Embedded::open(&options, Arc::new(SystemClock)).expect("opens"), folder)
 }
 
 /// An owner of a log with one message for ann, whose write meets the gate.
@@ -139,35 +75,31 @@ struct Bench {
 
 impl Bench {
     async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 3 };
-        let clock = Arc::new(SystemClock);
-        let embedded = Embedded::open(&options, clock.clone()).expect("opens");
-        let (log, ownership) = (embedded.log(), embedded.ownership(true));
-        let value = r#"{"broadcastId":1,"userId":"ann","eventType":"CREATED","message":"hi"}"#;
+        let (embedded, folder) = embedded();
         let record = NewRecord {
             topic: Topic::Selected,
             key: Bytes::from_static(b"ann"),
-            value: Bytes::from_static(value.as_bytes()),
+            value: message(1),
             headers: Vec::new(),
         };
-        let place = log.append(vec![record]).await.expect("appended")[0];
+        let place = embedded.log().append(vec![record]).await.expect("appended")[0];
         let (gate, gated) = watch::channel(Gate::Holds);
         let (ask, asked) = watch::channel(0);
-        let owner = Owner {
-            log,
-            ownership: ownership.clone(),
-            store: embedded.store(),
-            inbox: Arc::new(Gated { gate: gated, asked: ask }),
-            parking: embedded.parking(),
-            dead_letters: embedded.dead_letters(),
-            clock,
-            names: LogNames::default(),
-            retention: Duration::from_secs(3_600),
-            is_testing: false,
-            unknown_is_for_all: false,
-            counters: Arc::default(),
-        };
+        let inbox = Gated::new(embedded.inbox(), move |call| {
+            let (mut gate, ask) = (gated.clone(), ask.clone());
+            async move {
+                match call {
+                    Call::WriteContents(_) => return Ok(()),
+                    Call::WriteInbox(count) => ask.send_modify(|asked| *asked += count),
+                    other => unreachable!("nothing here needs {other:?}"),
+                }
+                let open = *gate.wait_for(|gate| *gate != Gate::Holds).await.expect("a test");
+                assert_ne!(open, Gate::Panics, "as it is meant to");
+                Ok(())
+            }
+        });
+        let owner = Owner { inbox, ..owner(&embedded) };
+        let ownership = owner.ownership.clone();
         let taking_part = ownership.clone();
         tokio::spawn(async move { taking_part.run(&|_| ()).await });
         let (leaver, leaving) = leaving();
@@ -234,11 +166,7 @@ async fn an_owner_that_panics_says_so_and_leaves() {
 
 #[tokio::test]
 async fn a_bad_record_is_committed_only_once_it_is_a_dead_letter_which_becomes_a_row() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 3 };
-    let clock = Arc::new(SystemClock);
-    let embedded = Embedded::open(&options, clock.clone()).expect("opens");
-    let ownership = embedded.ownership(true);
+    let (embedded, _folder) = embedded();
     let bad = NewRecord {
         topic: Topic::Group,
         key: Bytes::from_static(b"7"),
@@ -248,21 +176,17 @@ async fn a_bad_record_is_committed_only_once_it_is_a_dead_letter_which_becomes_a
     let place = embedded.log().append(vec![bad.clone()]).await.expect("appended")[0];
     let (gate, gated) = watch::channel(Gate::Holds);
     let (ask, mut asked) = watch::channel(0);
-    let counters = Arc::<OwnerCounters>::default();
-    let owner = Owner {
-        log: Arc::new(GatedLog { log: embedded.log(), gate: gated, asked: ask }),
-        ownership: ownership.clone(),
-        store: embedded.store(),
-        inbox: embedded.inbox(),
-        dead_letters: embedded.dead_letters(),
-        clock,
-        names: LogNames::default(),
-        retention: Duration::from_secs(3_600),
-        parking: embedded.parking(),
-        is_testing: false,
-        unknown_is_for_all: false,
-        counters: counters.clone(),
-    };
+    let log = Gated::new(embedded.log(), move |call| {
+        let Call::AppendMoved(count) = call else { unreachable!("nothing here needs {call:?}") };
+        ask.send_modify(|asked| *asked += count);
+        let mut gate = gated.clone();
+        async move {
+            gate.wait_for(|gate| *gate != Gate::Holds).await.expect("a test");
+            Ok(())
+        }
+    });
+    let owner = Owner { log, ..owner(&embedded) };
+    let (ownership, counters) = (owner.ownership.clone(), owner.counters.clone());
     let (_leaver, leaving) = leaving();
     tokio::spawn(owner.run(leaving));
     let held = tokio::time::timeout(LONG, asked.wait_for(|asked| *asked > 0)).await;
@@ -294,4 +218,121 @@ async fn a_bad_record_is_committed_only_once_it_is_a_dead_letter_which_becomes_a
     let [bad_records, others @ ..] =
         counters.dead_letters.each_ref().map(|count| count.load(Ordering::Relaxed));
     assert_eq!((bad_records, others.iter().sum::<u64>()), (1, 0));
+}
+
+/// So many messages for ann, in her own partition or all in another one.
+fn messages(shape: &LogShape, count: usize, are_own: bool) -> Batch {
+    let record = |number: usize| Record {
+        offset: number as u64,
+        appended_at: SystemClock.wall(),
+        timed_by: TimedBy::Log,
+        key: None,
+        value: Some(message(number + 1)),
+        headers: Vec::new(),
+    };
+    let own = shape.partition_of_user("ann");
+    let index = if are_own { own } else { (own + 1) % shape.selected_partitions };
+    let (partition, end) = (Partition { topic: Topic::Selected, index }, count as u64);
+    Batch { partition, records: (0..count).map(record).collect(), next: end, end }
+}
+
+/// Has them kept by this owner, and sees that all of them are there.
+async fn keep(embedded: &Embedded, owner: Owner, count: usize, are_own: bool) {
+    let shape = embedded.log().shape().await.expect("embedded");
+    let batch = messages(&shape, count, are_own);
+    let kept = tokio::time::timeout(LONG, Keeper::new(&owner, shape).keep(batch)).await;
+    kept.expect("durable in time");
+    let ann = UserId::new("ann").expect("a user id");
+    let rows = embedded.inbox().inbox(&ann, None, count + 1).await.expect("embedded");
+    assert_eq!(rows.len(), count);
+    assert!(rows.iter().all(|row| row.place.is_some() == are_own));
+    let ids: Vec<_> = rows.iter().map(|row| row.broadcast).collect();
+    let contents = embedded.inbox().contents(&ids).await.expect("embedded");
+    assert_eq!(contents.iter().flatten().count(), if are_own { count } else { 0 });
+}
+
+#[tokio::test]
+async fn a_store_that_fails_now_and_then_is_asked_for_what_is_left() {
+    const MESSAGES: usize = 1_000;
+    /// Of the statements, one: fewer than a whole batch has, so that no try does all of it.
+    const FAILS: usize = 200;
+    const { assert!(FAILS < MESSAGES && FAILS > limits::ROWS_AT_ONCE) };
+    for are_own in [true, false] {
+        let (embedded, _folder) = embedded();
+        let [asked, done] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+        let ask = {
+            let (asked, done) = (asked.clone(), done.clone());
+            move |call| {
+                let count = match call {
+                    Call::WriteContents(count) | Call::WriteInbox(count) => count,
+                    Call::Park => 1,
+                    other => unreachable!("nothing here needs {other:?}"),
+                };
+                let before = asked.fetch_add(count, Ordering::Relaxed);
+                if before / FAILS != (before + count) / FAILS {
+                    return ready(Err(StoreError::Away("as it is meant to".to_owned())));
+                }
+                done.fetch_add(count, Ordering::Relaxed);
+                ready(Ok(()))
+            }
+        };
+        let inbox = Gated::new(embedded.inbox(), ask.clone());
+        let parking = Gated::new(embedded.parking(), ask);
+        let owner = Owner { inbox, parking, ..owner(&embedded) };
+        let counters = owner.counters.clone();
+        keep(&embedded, owner, MESSAGES, are_own).await;
+        let [asked, done] = [asked, done].map(|count| count.load(Ordering::Relaxed));
+        let retries = counters.retries.load(Ordering::Relaxed) as usize;
+        println!("own: {are_own}, {asked} statements, {retries} tries failed");
+        assert!(retries > 1, "it did not fail");
+        // Content and row, or row and what is parked.
+        assert_eq!(done, 2 * MESSAGES, "what is done is not done again");
+        assert!(asked - done <= retries * limits::ROWS_AT_ONCE);
+    }
+}
+
+#[tokio::test]
+async fn records_are_parked_many_at_a_time() {
+    let (embedded, _folder) = embedded();
+    // Nobody passes before so many have come.
+    let barrier = Arc::new(Barrier::new(limits::PARKED_AT_ONCE));
+    let running = Arc::new(AtomicUsize::new(0));
+    let parking = Gated::new(embedded.parking(), move |_| {
+        let (barrier, running) = (barrier.clone(), running.clone());
+        async move {
+            let others = running.fetch_add(1, Ordering::Relaxed);
+            assert!(others < limits::PARKED_AT_ONCE, "{others} others");
+            barrier.wait().await;
+            running.fetch_sub(1, Ordering::Relaxed);
+            Ok(())
+        }
+    });
+    let owner = Owner { parking, ..owner(&embedded) };
+    keep(&embedded, owner, 4 * limits::PARKED_AT_ONCE, false).await;
+}
+
+#[tokio::test]
+async fn a_few_parts_are_written_at_a_time_whatever_is_owned() {
+    let (embedded, _folder) = embedded();
+    let [running, most] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let seen = most.clone();
+    let inbox = Gated::new(embedded.inbox(), move |_| {
+        let (running, most) = (running.clone(), most.clone());
+        async move {
+            most.fetch_max(running.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            // Whoever may come in meanwhile does.
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            running.fetch_sub(1, Ordering::Relaxed);
+            Ok(())
+        }
+    });
+    let owner = Owner { inbox, ..owner(&embedded) };
+    let shape = embedded.log().shape().await.expect("embedded");
+    let keeper = Keeper::new(&owner, shape);
+    let batches = (0..8).map(|_| messages(&shape, 3 * limits::ROWS_AT_ONCE, true));
+    let kept = join_all(batches.map(|batch| keeper.keep(batch)));
+    tokio::time::timeout(LONG, kept).await.expect("durable in time");
+    assert_eq!(seen.load(Ordering::Relaxed), limits::PARTS_AT_ONCE);
 }

@@ -44,7 +44,6 @@ impl Bench {
         let owner = Owner {
             log: embedded.log(),
             ownership: ownership.clone(),
-            store: embedded.store(),
             inbox: embedded.inbox(),
             parking: embedded.parking(),
             dead_letters: embedded.dead_letters(),

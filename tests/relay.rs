@@ -1,63 +1,26 @@
 //! The relay of the outbox: what a crash or an outage left between store and log is published, once
 //! for each user, and only where it is found near enough to be recognised.
 
+mod fakes;
+
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use corecast::base::{LogShape, Partition, Position, Topic, UserId};
+use corecast::base::{LogShape, Partition, Topic, UserId};
 use corecast::control::{Creator, Relay, Unfinished};
 use corecast::domain::{Broadcast, Draft};
 use corecast::limits::log::AGAIN_RECORDS;
 use corecast::owner::{Leaver, LogNames, Owner, leaving};
-use corecast::ports::{
-    Batch, Bounds, Clock, Log, LogError, MovedRecord, NewRecord, OutboxRow, SystemClock, Want,
-};
+use corecast::ports::{Clock, Log, LogError, MovedRecord, OutboxRow, SystemClock, Want};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
+use fakes::Gated;
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(90);
 const HOUR: Duration = Duration::from_secs(3_600);
-
-/// A log that is lost after some appends.
-struct CutLog {
-    log: Arc<dyn Log>,
-    left: AtomicUsize,
-}
-
-#[async_trait]
-impl Log for CutLog {
-    async fn shape(&self) -> Result<LogShape, LogError> {
-        self.log.shape().await
-    }
-
-    async fn bounds(&self, partition: Partition) -> Result<Bounds, LogError> {
-        self.log.bounds(partition).await
-    }
-
-    async fn append(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
-        let lost = || LogError::Away("the test has cut it off".to_owned());
-        let left = &self.left;
-        left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
-            .map_err(|_| lost())?;
-        self.log.append(records).await
-    }
-
-    async fn append_moved(&self, records: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
-        self.log.append_moved(records).await
-    }
-
-    async fn fetch(
-        &self,
-        wants: &[Want],
-        bytes_max: usize,
-        wait_max: Duration,
-    ) -> Result<Vec<Batch>, LogError> {
-        self.log.fetch(wants, bytes_max, wait_max).await
-    }
-}
 
 /// Embedded parts, an owner that may come later, and a relay.
 struct Bench {
@@ -83,7 +46,6 @@ impl Bench {
         let owner = Owner {
             log: self.log.clone(),
             ownership: ownership.clone(),
-            store: self.embedded.store(),
             inbox: self.embedded.inbox(),
             parking: self.embedded.parking(),
             dead_letters: self.embedded.dead_letters(),
@@ -130,9 +92,15 @@ impl Bench {
     /// Creates with a log that is away after so many appends.
     async fn create_half(&self, body: Value, appends: usize) -> Broadcast {
         let before = self.outbox().await;
-        let cut = CutLog { log: self.log.clone(), left: AtomicUsize::new(appends) };
+        let left = AtomicUsize::new(appends);
+        let cut = Gated::new(self.log.clone(), move |_| {
+            let lost = |_| LogError::Away("the test has cut it off".to_owned());
+            let taken =
+                left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            ready(taken.map(drop).map_err(lost))
+        });
         let draft = Draft::check(body, SystemClock.wall()).expect("valid");
-        self.creator(Arc::new(cut)).create(draft).await.expect_err("cut off");
+        self.creator(cut).create(draft).await.expect_err("cut off");
         let rows = self.outbox().await;
         let row = rows.iter().find(|row| !before.contains(row)).expect("it is owed");
         let stored = self.embedded.store().broadcast(row.id).await.expect("it is embedded");

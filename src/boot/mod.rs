@@ -202,7 +202,6 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let owner = Owner {
         log: log.clone(),
         ownership: backends.ownership.clone(),
-        store: backends.store.clone(),
         inbox: backends.inbox.clone(),
         parking: backends.parking.clone(),
         dead_letters: backends.dead_letters.clone(),

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::Owner;
@@ -16,14 +17,13 @@ use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
 use crate::limits::{owner as limits, parking};
 use crate::ports::{
     Backoff, Batch, Clock, Delivery, GroupRow, Inbox, InboxWrite, Parked, Parking, Place, Progress,
-    Record, Store, StoreError,
+    Record, StoreError, join_all,
 };
 
 /// Shared by the work on all partitions. `assess` and `write` are one try, without a clock to wait
 /// by; `keep` is all tries.
 pub struct Keeper {
     rules: Rules,
-    store: Arc<dyn Store>,
     inbox: Arc<dyn Inbox>,
     parking: Arc<dyn Parking>,
     dead: DeadLetters,
@@ -34,9 +34,11 @@ pub struct Keeper {
     retention: Duration,
     /// Broadcasts whose content is in the store.
     known: Mutex<HashSet<BroadcastId>>,
+    /// Of the parts that are written now, whatever partition they are of.
+    turns: Semaphore,
 }
 
-/// What a batch leaves behind.
+/// What a batch leaves behind, as far as it is not durable yet.
 #[derive(Debug, Default)]
 pub struct Rows {
     contents: Vec<Broadcast>,
@@ -54,7 +56,6 @@ impl Keeper {
     pub fn new(owner: &Owner, shape: LogShape) -> Self {
         Self {
             rules: Rules { shape, is_testing: owner.is_testing },
-            store: owner.store.clone(),
             inbox: owner.inbox.clone(),
             parking: owner.parking.clone(),
             dead: owner.dead_letters(),
@@ -63,57 +64,77 @@ impl Keeper {
             assessors: Mutex::default(),
             retention: owner.retention,
             known: Mutex::default(),
+            turns: Semaphore::new(limits::PARTS_AT_ONCE),
         }
     }
 
     /// Returns once all of it is durable, however long the store is away. What no waiting mends an
     /// operator has to, and until then the checkpoint stays where it is.
     pub async fn keep(&self, batch: Batch) {
-        let rows = self.assess(&batch);
+        let mut rows = self.assess(&batch);
         drop(batch); // Its bytes may be many, and the store away.
+        let (kept, parked) = (rows.messages.len() + rows.groups.len(), rows.parked.len());
+        let mut left = rows.left();
         let mut backoff = Backoff::new(limits::RETRY_WAIT_FIRST, limits::RETRY_WAIT_MAX);
-        while let Err(error) = self.write(&rows).await {
+        while let Err(error) = self.write(&mut rows).await {
             add(&self.counters.retries, 1);
             match &error {
                 StoreError::Away(reason) => tracing::debug!(reason, "rows have to wait"),
                 StoreError::Failed(_) => tracing::error!(%error, "rows can't be written"),
             }
+            // Waits grow for a store that takes nothing.
+            if rows.left() < left {
+                left = rows.left();
+                backoff.reset();
+            }
             tokio::time::sleep(backoff.wait()).await;
         }
-        add(&self.counters.rows, (rows.messages.len() + rows.groups.len()) as u64);
-        add(&self.counters.parked, rows.parked.len() as u64);
+        add(&self.counters.rows, kept as u64);
+        add(&self.counters.parked, parked as u64);
         self.dead.keep(&rows.dead).await;
     }
 
-    /// All of it that goes into the store, once more if it must be.
-    pub async fn write(&self, rows: &Rows) -> Result<(), StoreError> {
-        // A row says nothing without its content. Most have one: Corecast's own.
-        let ids: Vec<BroadcastId> = rows.contents.iter().map(|content| content.id).collect();
-        let found = if ids.is_empty() { Vec::new() } else { self.inbox.contents(&ids).await? };
-        for (content, found) in rows.contents.iter().zip(found) {
-            if found.is_none() {
-                self.store.claim_broadcast(content).await?;
-            }
-            self.note(content.id);
+    /// All of it that goes into the store. After an error, `rows` are what is left.
+    pub async fn write(&self, rows: &mut Rows) -> Result<(), StoreError> {
+        let Rows { contents, messages, groups, served, parked, late, dead: _ } = rows;
+        // A row says nothing without its content.
+        while !contents.is_empty() {
+            let _turn = self.turns.acquire().await;
+            let from = part_of(contents);
+            self.inbox.write_contents(&contents[from..]).await?;
+            contents.drain(from..).for_each(|content| self.note(content.id));
         }
-        if !rows.messages.is_empty() {
-            self.inbox.write_inbox(&rows.messages).await?;
+        while !messages.is_empty() {
+            let _turn = self.turns.acquire().await;
+            let from = part_of(messages);
+            self.inbox.write_inbox(&messages[from..]).await?;
+            messages.truncate(from);
         }
-        if !rows.groups.is_empty() {
-            self.inbox.write_group(&rows.groups).await?;
+        while !groups.is_empty() {
+            let _turn = self.turns.acquire().await;
+            let from = part_of(groups);
+            self.inbox.write_group(&groups[from..]).await?;
+            groups.truncate(from);
         }
-        for event in &rows.served {
-            self.parking.note_served(*event).await?;
+        each(served, |event| async move { (event, self.parking.note_served(event).await) }).await?;
+        each(parked, |row| async move {
+            let done = self.park(&row).await;
+            (row, done)
+        })
+        .await?;
+        each(late, |late| async move {
+            let done = self.park_late(&late).await;
+            (late, done)
+        })
+        .await
+    }
+
+    /// Unless it stands where it is served.
+    async fn park_late(&self, (aside, row): &(Aside, Parked)) -> Result<(), StoreError> {
+        if stands(&*self.inbox, &*self.parking, aside).await? {
+            return Ok(());
         }
-        for row in &rows.parked {
-            self.park(row).await?;
-        }
-        for (aside, row) in &rows.late {
-            if !stands(&*self.inbox, &*self.parking, aside).await? {
-                self.park(row).await?;
-            }
-        }
-        Ok(())
+        self.park(row).await
     }
 
     /// Where readers of the store still look. The same place, if it is done again soon.
@@ -202,6 +223,40 @@ impl Keeper {
         }
         known.insert(id);
     }
+}
+
+impl Rows {
+    /// How much the store does not have yet.
+    fn left(&self) -> usize {
+        let Self { contents, messages, groups, served, parked, late, dead: _ } = self;
+        contents.len() + messages.len() + groups.len() + served.len() + parked.len() + late.len()
+    }
+}
+
+/// Where the part begins that is written next: the last rows, so that what is done is cut off.
+fn part_of<T>(left: &[T]) -> usize {
+    left.len().saturating_sub(limits::ROWS_AT_ONCE)
+}
+
+/// Writes all, one by one, some at a time, and takes out what is done. Ends with an error once
+/// those that were under way have ended.
+async fn each<T, F: Future<Output = (T, Result<(), StoreError>)>>(
+    left: &mut Vec<T>,
+    write: impl Fn(T) -> F,
+) -> Result<(), StoreError> {
+    while !left.is_empty() {
+        let from = left.len().saturating_sub(limits::PARKED_AT_ONCE);
+        let part = left.split_off(from);
+        let mut failed = Ok(());
+        for (row, done) in join_all(part.into_iter().map(&write)).await {
+            if done.is_err() {
+                left.push(row);
+                failed = done;
+            }
+        }
+        failed?;
+    }
+    Ok(())
 }
 
 fn failed(kept: &Kept) -> DeadReason {

@@ -26,7 +26,7 @@ use crate::limits::log::{FETCH_WAIT, RETRY_WAIT_FIRST, RETRY_WAIT_MAX};
 use crate::limits::owner as limits;
 use crate::ports::{
     Backoff, Batch, Bounds, Bucket, Clock, Commit, DeadLetterRows, Inbox, Log, LogError, Mark,
-    Owned, Ownership, Parking, Store, StoreError, Want,
+    Owned, Ownership, Parking, StoreError, Want,
 };
 
 pub use again::{Republisher, buckets_of};
@@ -40,7 +40,6 @@ use read_back::ReadBack;
 pub struct Owner {
     pub log: Arc<dyn Log>,
     pub ownership: Arc<dyn Ownership>,
-    pub store: Arc<dyn Store>,
     pub inbox: Arc<dyn Inbox>,
     pub parking: Arc<dyn Parking>,
     pub dead_letters: Arc<dyn DeadLetterRows>,

@@ -112,7 +112,11 @@ pub trait Inbox: Send + Sync {
         limit: usize,
     ) -> Result<Vec<GroupRow>, StoreError>;
 
-    /// In the order of the ids; `None` for one that nobody has claimed.
+    /// Writes contents of broadcasts that were created elsewhere, if their ids are free. What stands
+    /// there stays; of several that are written at a time, one. Their targets fit one row.
+    async fn write_contents(&self, contents: &[Broadcast]) -> Result<(), StoreError>;
+
+    /// In the order of the ids; `None` for one that nobody has claimed or written.
     async fn contents(&self, ids: &[BroadcastId]) -> Result<Vec<Option<Content>>, StoreError>;
 
     /// Notes up to where a user has been served: next offsets. They merge as a maximum.

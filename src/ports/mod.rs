@@ -13,6 +13,7 @@ mod ownership;
 mod parking;
 mod rooms;
 mod store;
+mod together;
 
 pub use backoff::Backoff;
 pub use clock::{Clock, SystemClock};
@@ -28,3 +29,4 @@ pub use ownership::{Commit, Mark, Owned, Ownership, Standing, Tenure};
 pub use parking::{Bucket, Parked, Parking};
 pub use rooms::Rooms;
 pub use store::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};
+pub use together::join_all;

@@ -26,8 +26,7 @@ pub const RETENTION: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// One batch in work.
 struct InWork {
     kept: Kept,
-    rows: Arc<Rows>,
-    write: Task<Result<(), StoreError>>,
+    write: Task<(Rows, Result<(), StoreError>)>,
 }
 
 pub struct OwnerWork {
@@ -56,7 +55,6 @@ impl OwnerWork {
         let owner = Owner {
             log: Arc::new(desk.clone()),
             ownership: member.clone(),
-            store: Arc::new(store.clone()),
             inbox: Arc::new(store.clone()),
             parking: Arc::new(store.clone()),
             dead_letters: Arc::new(ShapeOfLog(shape)),
@@ -167,24 +165,26 @@ impl OwnerWork {
     fn begin(&mut self, batch: Batch, seen: &mut Seen) {
         let Some(kept) = self.holdings.handle_batch(&batch) else { return };
         seen.note("batches");
-        let rows = Arc::new(self.keeper.assess(&batch));
-        let write = self.write(&rows);
-        self.keeping.push(InWork { kept, rows, write });
+        let write = self.write(self.keeper.assess(&batch));
+        self.keeping.push(InWork { kept, write });
     }
 
-    fn write(&self, rows: &Arc<Rows>) -> Task<Result<(), StoreError>> {
-        let (keeper, rows) = (self.keeper.clone(), rows.clone());
-        Task::new(async move { keeper.write(&rows).await })
+    fn write(&self, mut rows: Rows) -> Task<(Rows, Result<(), StoreError>)> {
+        let keeper = self.keeper.clone();
+        Task::new(async move {
+            let done = keeper.write(&mut rows).await;
+            (rows, done)
+        })
     }
 
     fn look_after_writes(&mut self, seen: &mut Seen) {
         for mut work in std::mem::take(&mut self.keeping) {
             match work.write.turn() {
                 None => self.keeping.push(work),
-                Some(Ok(())) => self.holdings.handle_kept(work.kept),
-                Some(Err(_)) => {
+                Some((_, Ok(()))) => self.holdings.handle_kept(work.kept),
+                Some((rows, Err(_))) => {
                     seen.note("writes tried again");
-                    work.write = self.write(&work.rows);
+                    work.write = self.write(rows);
                     self.keeping.push(work);
                 }
             }

@@ -13,8 +13,7 @@ use async_trait::async_trait;
 use corecast::base::{BroadcastId, LogIdentity, Moment, Partition, Status, UserId};
 use corecast::domain::Broadcast;
 use corecast::ports::{
-    BroadcastRow, Claim, Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, ListFilter,
-    ListPlace, OutboxRow, Parked, Store, StoreError,
+    Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Parked, StoreError,
 };
 use uuid::Uuid;
 
@@ -28,7 +27,7 @@ pub enum Piece {
     Inbox(InboxWrite),
     Group(GroupRow),
     Cursor { user: UserId, log: LogIdentity, partition: Partition, next: u64 },
-    Claim(Box<Broadcast>),
+    Content(Box<Broadcast>),
     Park(Box<Parked>),
     Unpark(Key),
     Served(Uuid),
@@ -272,7 +271,7 @@ impl Shelves {
                     self.landed.push(Landed::Cursor { user, partition, from, next });
                 }
             }
-            Piece::Claim(broadcast) => {
+            Piece::Content(broadcast) => {
                 let content = Content { broadcast: *broadcast, status: None };
                 self.contents.entry(content.broadcast.id).or_insert(content);
             }
@@ -363,6 +362,11 @@ impl Inbox for FakeStore {
         .await
     }
 
+    async fn write_contents(&self, contents: &[Broadcast]) -> Result<(), StoreError> {
+        let piece = |content: &Broadcast| Piece::Content(Box::new(content.clone()));
+        self.write(contents.iter().map(piece).collect()).await
+    }
+
     async fn contents(&self, ids: &[BroadcastId]) -> Result<Vec<Option<Content>>, StoreError> {
         let ids = ids.to_vec();
         self.read(move |shelves| ids.iter().map(|id| shelves.contents.get(id).cloned()).collect())
@@ -397,46 +401,4 @@ impl Inbox for FakeStore {
         })
         .await
     }
-}
-
-#[async_trait]
-impl Store for FakeStore {
-    async fn put_outbox(&self, _: &OutboxRow) -> Result<(), StoreError> {
-        Err(unused())
-    }
-
-    async fn remove_outbox(&self, _: &OutboxRow) -> Result<(), StoreError> {
-        Err(unused())
-    }
-
-    async fn outbox(&self, _: usize) -> Result<Vec<OutboxRow>, StoreError> {
-        Err(unused())
-    }
-
-    async fn claim_broadcast(&self, broadcast: &Broadcast) -> Result<Claim, StoreError> {
-        let is_taken = self.lock().contents.contains_key(&broadcast.id);
-        self.write(vec![Piece::Claim(Box::new(broadcast.clone()))]).await?;
-        Ok(if is_taken { Claim::Taken } else { Claim::Applied })
-    }
-
-    async fn create_status(&self, _: BroadcastId, _: Status) -> Result<Claim, StoreError> {
-        Err(unused())
-    }
-
-    async fn broadcast(&self, _: BroadcastId) -> Result<Option<BroadcastRow>, StoreError> {
-        Err(unused())
-    }
-
-    async fn broadcasts(
-        &self,
-        _: ListFilter,
-        _: Option<ListPlace>,
-        _: usize,
-    ) -> Result<Vec<BroadcastRow>, StoreError> {
-        Err(unused())
-    }
-}
-
-fn unused() -> StoreError {
-    StoreError::Failed("nobody here asks for it".to_owned())
 }

@@ -37,6 +37,7 @@ pub const CASES: &[Case] = &[
     ("cursors merge as a maximum", cursors_merge_as_a_maximum),
     ("cursors are apart by user and log", cursors_are_apart),
     ("contents come without an audience", contents_come_without_an_audience),
+    ("contents of others stay as they were", contents_of_others_stay_as_they_were),
     ("nothing is asked and nothing is written", nothing_is_asked_and_nothing_is_written),
 ];
 
@@ -573,10 +574,46 @@ fn contents_come_without_an_audience(stores: &dyn Stores) {
     });
 }
 
+fn contents_of_others_stay_as_they_were(stores: &dyn Stores) {
+    let (store, inbox) = stores.fresh_both();
+    let ids: Vec<BroadcastId> = (0..300).map(|number| id_at(now(), number)).collect();
+    let said = |id: BroadcastId, content: &str, later_ms: u64| Broadcast {
+        content: content.to_owned(),
+        created_at: EpochMillis(now().0 + later_ms),
+        ..broadcast(id)
+    };
+    let bare = |broadcast: Broadcast| Some(Content { broadcast, status: None });
+    block_on(async {
+        let claimed = said(ids[0], "claimed", 0);
+        assert_eq!(store.claim_broadcast(&claimed).await.unwrap(), Claim::Applied);
+        let first: Vec<Broadcast> = ids.iter().map(|id| said(*id, "first", 1)).collect();
+        inbox.write_contents(&first).await.unwrap();
+        let mut expected: Vec<_> = first.into_iter().map(bare).collect();
+        expected[0] = bare(claimed);
+        assert_eq!(inbox.contents(&ids).await.unwrap(), expected);
+        let later: Vec<Broadcast> = ids.iter().map(|id| said(*id, "later", 9)).collect();
+        inbox.write_contents(&later).await.unwrap();
+        assert_eq!(inbox.contents(&ids).await.unwrap(), expected);
+        assert_eq!(store.claim_broadcast(&later[1]).await.unwrap(), Claim::Taken);
+        assert_eq!(inbox.contents(&ids).await.unwrap(), expected);
+        // Of several at a time, one as a whole.
+        let id = id_at(now(), 1_000);
+        let many: Vec<Broadcast> = (0..8).map(|at| said(id, &format!("at {at}"), at)).collect();
+        at_once(&many, |content| {
+            let inbox = inbox.clone();
+            async move { inbox.write_contents(&[content]).await.unwrap() }
+        })
+        .await;
+        let found = inbox.contents(&[id]).await.unwrap();
+        assert!(many.into_iter().map(bare).any(|one| one == found[0]), "{found:?}");
+    });
+}
+
 fn nothing_is_asked_and_nothing_is_written(stores: &dyn Stores) {
     let (_, inbox) = stores.fresh_both();
     let ann = user_id("ann");
     block_on(async {
+        inbox.write_contents(&[]).await.unwrap();
         inbox.write_inbox(&[]).await.unwrap();
         inbox.write_group(&[]).await.unwrap();
         inbox.write_cursor(&ann, LOG, &[]).await.unwrap();

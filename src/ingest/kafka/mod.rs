@@ -34,7 +34,7 @@ pub use security::{SaslLogin, SaslMechanism, TlsFiles};
 
 use crate::base::{LogShape, Partition, Position, partition_of_key};
 use crate::limits::log as limits;
-use crate::ports::{Batch, Bounds, Log, LogError, MovedRecord, NewRecord, Want};
+use crate::ports::{Batch, Bounds, Log, LogError, MovedRecord, NewRecord, Want, join_all};
 
 /// What the configuration says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -137,10 +137,12 @@ impl Log for KafkaLog {
                 }
             }
         }
-        let appends = groups.into_iter().map(|group| self.append_group(group)).collect();
+        let appends = groups.into_iter().map(|group| self.append_group(group));
         let mut places: Vec<Option<Position>> = vec![None; count];
-        for (number, place) in join_all(appends).await?.into_iter().flatten() {
-            places[number] = Some(place);
+        for appended in join_all(appends).await {
+            for (number, place) in appended? {
+                places[number] = Some(place);
+            }
         }
         let places: Option<Vec<Position>> = places.into_iter().collect();
         places
@@ -186,24 +188,4 @@ impl Log for KafkaLog {
             }
         }
     }
-}
-
-/// All of them side by side; the first error once all have ended.
-async fn join_all<T>(
-    futures: Vec<impl Future<Output = Result<T, LogError>>>,
-) -> Result<Vec<T>, LogError> {
-    let mut running: Vec<_> = futures.into_iter().map(Box::pin).collect();
-    let mut done = Vec::with_capacity(running.len());
-    std::future::poll_fn(|context| {
-        running.retain_mut(|future| match future.as_mut().poll(context) {
-            std::task::Poll::Pending => true,
-            std::task::Poll::Ready(result) => {
-                done.push(result);
-                false
-            }
-        });
-        if running.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    done.into_iter().collect()
 }

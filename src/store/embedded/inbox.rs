@@ -8,8 +8,10 @@ use super::EmbeddedStore;
 use super::Keyspaces;
 use super::commit::JoinedRow;
 use super::inbox_rows::{self as rows, StoredInboxRow};
+use super::rows::{id_key, write_broadcast};
 use super::store::{broadcast_of, failed, status_of};
 use crate::base::{BroadcastId, LogIdentity, Partition, TargetType, UserId};
+use crate::domain::Broadcast;
 use crate::ports::{Content, GroupRow, Inbox, InboxRow, InboxWrite, StoreError};
 
 #[async_trait]
@@ -87,6 +89,23 @@ impl Inbox for EmbeddedStore {
             Ok(found)
         })
         .await
+    }
+
+    async fn write_contents(&self, contents: &[Broadcast]) -> Result<(), StoreError> {
+        let keys: Vec<[u8; 8]> = contents.iter().map(|content| id_key(content.id)).collect();
+        let are_there = self.read(move |keyspaces| {
+            let is_there = |key: &[u8; 8]| keyspaces.broadcast.contains_key(key).map_err(failed);
+            keys.iter().map(is_there).collect::<Result<Vec<bool>, StoreError>>()
+        });
+        let are_there = are_there.await?;
+        let missing = contents.iter().zip(are_there).filter(|(_, is_there)| !is_there);
+        let rows = missing.map(|(content, _)| JoinedRow {
+            keyspace: self.keyspaces.broadcast.clone(),
+            key: id_key(content.id).to_vec(),
+            value: write_broadcast(content),
+            join: |stored, _| Ok(stored.to_vec()),
+        });
+        self.join(rows).await
     }
 
     async fn contents(&self, ids: &[BroadcastId]) -> Result<Vec<Option<Content>>, StoreError> {

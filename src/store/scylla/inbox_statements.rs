@@ -15,11 +15,19 @@ pub(super) struct InboxStatements {
     pub inbox: PreparedStatement,
     pub insert_group: PreparedStatement,
     pub group: PreparedStatement,
+    /// Written at the time of its creation.
+    pub insert_content: PreparedStatement,
     pub insert_group_bucket: PreparedStatement,
     pub group_buckets: PreparedStatement,
     pub set_cursor: PreparedStatement,
     pub cursor: PreparedStatement,
 }
+
+/// All columns of a broadcast.
+pub(super) const INSERT_BROADCAST: &str = "INSERT INTO KS.broadcast (id, claim, created_at, \
+    correlation_id, sender_id, sender_name, content, target_type, target_ids, target_count, \
+    target_chunks, priority, category, scheduled_at, expires_at, fire_and_forget) \
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
 impl InboxStatements {
     pub async fn prepare(session: &Session, keyspace: &str) -> Result<Self, PrepareError> {
@@ -56,6 +64,7 @@ impl InboxStatements {
                  USING TIMESTAMP ? AND TTL ?",
             )
             .await?,
+            insert_content: prepare(INSERT_BROADCAST).await?,
             group: prepare(
                 "SELECT log_offset, id, appended_at, keep_until FROM KS.group_message \
                  WHERE log = ? AND partition_index = ? AND bucket = ? AND log_offset >= ? LIMIT ?",

@@ -225,7 +225,7 @@ impl Store for ScyllaStore {
         let insert = Insert {
             session,
             insert: &statements.insert_broadcast,
-            values: NewBroadcast::new(broadcast, token),
+            values: NewBroadcast::new(broadcast, Some(token)),
             read_back: &statements.broadcast_claim,
             id: id_column(broadcast.id),
             token,

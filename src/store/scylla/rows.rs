@@ -13,7 +13,7 @@ use crate::ports::StoreError;
 #[derive(SerializeRow)]
 pub(super) struct NewBroadcast<'a> {
     id: i64,
-    claim: Uuid,
+    claim: MaybeUnset<Uuid>,
     created_at: CqlTimestamp,
     correlation_id: &'a str,
     sender_id: MaybeUnset<&'a str>,
@@ -66,12 +66,12 @@ pub(super) struct Times {
 }
 
 impl<'a> NewBroadcast<'a> {
-    pub fn new(broadcast: &'a Broadcast, claim: Uuid) -> Self {
+    pub fn new(broadcast: &'a Broadcast, claim: Option<Uuid>) -> Self {
         let ids = &broadcast.target.ids;
         let chunks = chunks_of(ids).len();
         Self {
             id: id_column(broadcast.id),
-            claim,
+            claim: MaybeUnset::from_option(claim),
             created_at: time_column(broadcast.created_at),
             correlation_id: &broadcast.correlation_id,
             sender_id: MaybeUnset::from_option(broadcast.sender_id.as_deref()),

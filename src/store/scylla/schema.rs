@@ -41,7 +41,8 @@ pub const STEPS: &[Step] = &[
 
 /// Broadcasts, and what is still to be published.
 const BROADCASTS: &[Table] = &[
-    // The content of a broadcast; never changes. `claim` is drawn by whoever claims the id.
+    // The content of a broadcast; never changes. `claim` is drawn by whoever claims the id; none is
+    // where it was created elsewhere.
     // Key: the broadcast. Grows by one row a broadcast, of at most about 0.7 MB: up to 1,000
     // targets stand in the row, more in `audience`.
     Table {

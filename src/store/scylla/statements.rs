@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::dead_letter_statements::DeadLetterStatements;
 use super::errors::store_error;
-use super::inbox_statements::InboxStatements;
+use super::inbox_statements::{INSERT_BROADCAST, InboxStatements};
 use super::parking::ParkingStatements;
 use crate::limits::store as limits;
 use crate::ports::StoreError;
@@ -67,14 +67,8 @@ impl Statements {
         use Kind::{Plain, Serial, Transaction};
         let prepare = async |kind: Kind, text: &str| prepare(session, keyspace, kind, text).await;
         Ok(Self {
-            insert_broadcast: prepare(
-                Transaction,
-                "INSERT INTO KS.broadcast (id, claim, created_at, correlation_id, sender_id, \
-                 sender_name, content, target_type, target_ids, target_count, target_chunks, \
-                 priority, category, scheduled_at, expires_at, fire_and_forget) \
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS",
-            )
-            .await?,
+            insert_broadcast: prepare(Transaction, &format!("{INSERT_BROADCAST} IF NOT EXISTS"))
+                .await?,
             broadcast: prepare(
                 Plain,
                 "SELECT id, created_at, correlation_id, sender_id, sender_name, content, \

@@ -4,19 +4,26 @@
 
 import java.io.BufferedReader;
 import java.io.InputStreamReader;
+import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
+import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Future;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.RecordsToDelete;
+import org.apache.kafka.clients.consumer.ConsumerRecord;
+import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.clients.producer.RecordMetadata;
+import org.apache.kafka.common.PartitionInfo;
 import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 import org.apache.kafka.common.serialization.ByteArraySerializer;
 
 public class Producer {
@@ -56,6 +63,7 @@ public class Producer {
             case "settle": return settle();
             case "fill": return fill(words);
             case "trim": return trim(words);
+            case "dump": return dump(words);
             default: throw new IllegalArgumentException(command);
         }
     }
@@ -134,7 +142,32 @@ public class Producer {
         return "";
     }
 
+    private String dump(String[] words) throws Exception {
+        ByteArrayDeserializer bytes = new ByteArrayDeserializer();
+        Map<String, Object> config = Map.of("bootstrap.servers", brokers);
+        try (KafkaConsumer<byte[], byte[]> consumer = new KafkaConsumer<>(config, bytes, bytes);
+                PrintStream file = new PrintStream(words[1], StandardCharsets.UTF_8)) {
+            List<TopicPartition> partitions = new ArrayList<>();
+            for (PartitionInfo one : consumer.partitionsFor(words[0])) {
+                partitions.add(new TopicPartition(words[0], one.partition()));
+            }
+            Map<TopicPartition, Long> ends = consumer.endOffsets(partitions);
+            consumer.assign(partitions);
+            consumer.seekToBeginning(partitions);
+            while (partitions.stream().anyMatch(one -> consumer.position(one) < ends.get(one))) {
+                for (ConsumerRecord<byte[], byte[]> one : consumer.poll(Duration.ofSeconds(1))) {
+                    byte[] value = one.value() == null ? new byte[0] : one.value();
+                    file.println(one.partition() + "\t" + new String(value, StandardCharsets.UTF_8));
+                }
+            }
+        }
+        return "";
+    }
+
     private static byte[] text(String word) {
+        if (word.startsWith("0x")) {
+            return HexFormat.of().parseHex(word.substring(2));
+        }
         return word.equals("~") ? null : word.getBytes(StandardCharsets.UTF_8);
     }
 }

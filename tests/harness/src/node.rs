@@ -67,11 +67,16 @@ impl Node {
 
     /// Starts it again on the same ports and data. It must have ended.
     pub fn start_again(&mut self) {
+        self.launch_again();
+        self.wait_until_ready();
+    }
+
+    /// The same, and waits for its listeners only.
+    pub fn launch_again(&mut self) {
         assert!(!self.process.is_running(), "one that runs is not started again");
         let addresses = (self.public, self.admin);
         self.process = run(&self.program, &self.data_dir, addresses, &self.sets);
         assert_eq!(wait_for_listeners(&self.process), addresses);
-        self.wait_until_ready();
     }
 
     /// Waits until it has said `ready`.

@@ -37,10 +37,12 @@ impl JavaProducer {
     /// - `open NAME [CONFIG=VALUE]...`: a producer; with `transactional.id` for transactions
     /// - `begin NAME`, `commit NAME`, `abort NAME`, `close NAME`
     /// - `send NAME TOPIC PARTITION KEY VALUE [HEADER=VALUE | HEADER]...`: waits until it is there
-    ///   and answers its offset. `~` is null, `HEADER` alone has a null value
+    ///   and answers its offset. `~` is null, `0x` begins bytes as
+    ///   hexadecimal digits, `HEADER` alone has a null value
     /// - `post`, the same without the waiting; `settle` waits until all that was posted is there
     /// - `fill NAME TOPIC PARTITION COUNT BYTES`: so many records of that size, sent together
     /// - `trim TOPIC PARTITION OFFSET`: removes what lies below
+    /// - `dump TOPIC FILE`: all that is in a topic, which need not exist; a line a record
     pub fn say(&mut self, command: &[&str]) -> String {
         self.asked += 1;
         let mark = format!("{}\t", self.asked);
@@ -50,6 +52,19 @@ impl JavaProducer {
             self.process.wait_for_line(ANSWER, |line| line.strip_prefix(&mark).map(str::to_owned));
         let done = answer.strip_prefix("done");
         done.unwrap_or_else(|| panic!("{command:?}: {answer}")).trim().to_owned()
+    }
+
+    /// Partition and value of every record of a topic, in the order of each partition. A value
+    /// must be one line.
+    pub fn dump(&mut self, topic: &str) -> Vec<(u16, String)> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        self.say(&["dump", topic, file.path().to_str().expect("a path of UTF-8")]);
+        let text = std::fs::read_to_string(file.path()).expect("it was written");
+        let read = |line: &str| {
+            let (partition, value) = line.split_once('\t')?;
+            Some((partition.parse().ok()?, value.to_owned()))
+        };
+        text.lines().map(|line| read(line).expect("a partition and a value")).collect()
     }
 
     /// `send`, with its offset.
