@@ -533,7 +533,7 @@ pub mod owner {
     pub const ROWS_AT_ONCE: usize = 128;
     const _: () = assert!(ROWS_AT_ONCE >= 4 * store::IN_FLIGHT_MAX);
     /// Of these, at a time, of all batches of a node: one waits for its last statement while the
-    /// other keeps the store busy. More of them would be in the way of creates once a store is back.
+    /// other keeps the store busy. More would be in the way of creates once a store is back.
     pub const PARTS_AT_ONCE: usize = 2;
     /// Broadcasts that are known to have their content in the store.
     pub const CONTENTS_KNOWN_MAX: usize = 16_384;

@@ -112,8 +112,8 @@ pub trait Inbox: Send + Sync {
         limit: usize,
     ) -> Result<Vec<GroupRow>, StoreError>;
 
-    /// Writes contents of broadcasts that were created elsewhere, if their ids are free. What stands
-    /// there stays; of several that are written at a time, one. Their targets fit one row.
+    /// Writes contents of broadcasts that were created elsewhere, if their ids are free. What
+    /// stands there stays; of several that are written at a time, one. Their targets fit one row.
     async fn write_contents(&self, contents: &[Broadcast]) -> Result<(), StoreError>;
 
     /// In the order of the ids; `None` for one that nobody has claimed or written.
