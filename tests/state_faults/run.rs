@@ -344,7 +344,7 @@ impl Run {
             .map(|user| user.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect();
         let ledger = Ledger::read(&mut lock(&producer.java), &self.place);
-        ledger.assert_holds(&accepted, &made);
+        ledger.assert_holds(&accepted, &made, &producer.role);
         let judged = self.users.iter().zip(&got);
         let judged: Vec<(String, Wrong)> = judged
             .map(|(user, got)| {

@@ -40,7 +40,7 @@ pub struct Producer {
     pub java: Arc<Mutex<JavaProducer>>,
     place: Place,
     users: Vec<String>,
-    role: String,
+    pub role: String,
     /// Whether large records are written besides.
     is_heavy: AtomicBool,
     posted: Mutex<BTreeSet<Accepted>>,
