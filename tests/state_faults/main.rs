@@ -52,8 +52,7 @@ fn an_owner_may_be_killed_in_any_phase() {
     run.kill(0, "as soon as it owned partitions");
     run.restart(0);
     run.flow_goes_on("both are there again");
-    run.burst(600);
-    run.is_behind(1, 50.0);
+    run.burst_until_behind(1, 50.0);
     run.kill(1, "under a burst");
     run.is_replaced(1);
     run.restart(1);

@@ -25,6 +25,8 @@ const OFFLINE: usize = 4;
 const FIRST_OFFLINE: usize = ONLINE + AWAY;
 /// From a crash until others own what it owned: 10 s, and twice that for a machine that is busy.
 const MOVED: Duration = Duration::from_secs(20);
+/// Records that are written between two looks at whether an owner is behind.
+const BURST: usize = 600;
 /// Between two looks at whether records flow.
 const LOOK: Duration = Duration::from_secs(1);
 /// From a fault, or its end, until readiness says so: time-outs, and the longest wait between two
@@ -157,9 +159,12 @@ impl Run {
         self.service.list(node, addresses(&self.nodes[node]));
     }
 
-    /// Waits until so many records of its partitions are not durable yet.
-    pub fn is_behind(&self, node: usize, records: f64) {
-        wait::until_true("an owner has work", LONG, || lag(&self.nodes[node..=node]) >= records);
+    /// Writes as fast as may be, until so many records of its partitions are not durable yet.
+    pub fn burst_until_behind(&self, node: usize, records: f64) {
+        wait::until_true("an owner has work", LONG, || {
+            self.traffic.producer.burst(BURST);
+            lag(&self.nodes[node..=node]) >= records
+        });
     }
 
     /// Waits until the node writes rows.
@@ -172,10 +177,6 @@ impl Run {
     /// Waits until the node owns something.
     pub fn owns(&self, node: usize) {
         wait::until_true("it owns partitions", LONG, || owned(&self.nodes[node]) > 0.0);
-    }
-
-    pub fn burst(&self, records: usize) {
-        self.traffic.producer.burst(records);
     }
 
     pub fn set_heavy(&self, is_heavy: bool) {
