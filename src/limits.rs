@@ -578,6 +578,9 @@ pub mod keeping {
     /// How old a checkpoint may be that a backlog ends at. An older one is right as well, but what
     /// lies behind it has to be in the ring.
     pub const CHECKPOINT_AGE: Duration = Duration::from_millis(250);
+    /// How far the clocks of those who append records may be apart, where only time tells what a
+    /// client has had.
+    pub const CLOCKS_DIFFER: Duration = Duration::from_secs(3_600);
     /// Rows of an inbox, and of group messages, that are read in one statement.
     pub const ROWS_READ: usize = 1_000;
     /// Contents that are read together, each by a statement of its own: little enough that a slow

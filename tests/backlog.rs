@@ -11,7 +11,7 @@ use corecast::base::{
     TargetType, Topic, UserId,
 };
 use corecast::control::{KeptParts, KeptStore};
-use corecast::domain::{Backlog, Broadcast, Membership, SINCE_EVER, Served, Target};
+use corecast::domain::{Backlog, Broadcast, Membership, Presented, SINCE_EVER, Served, Target};
 use corecast::lane::Ask;
 use corecast::limits::keeping as limits;
 use corecast::ports::{
@@ -27,6 +27,10 @@ const SHAPE: LogShape =
 const OLD: LogShape =
     LogShape { identity: LogIdentity([7, 7, 7]), selected_partitions: 1, group_partitions: 1 };
 const CHECKPOINT: u64 = 1 << 30;
+/// The node has read the log up to here, and this is where it ends.
+const READ: u64 = CHECKPOINT + 100;
+const END: u64 = READ + 100;
+const PRESENTED_AT: EpochMillis = EpochMillis(3_600_077);
 /// The ids of group broadcasts begin here.
 const GROUP_FIRST: u64 = 1 << 50;
 
@@ -43,6 +47,10 @@ struct Stub {
     /// How far the row of this offset has come, and how its broadcast stands.
     stands: BTreeMap<u64, (Delivery, Status)>,
     is_away: bool,
+    is_log_away: bool,
+    bounds_asked: AtomicUsize,
+    /// The cursor that is stored, of the group partition.
+    stored: Option<u64>,
     rows_read: AtomicUsize,
     contents_read: AtomicUsize,
     delivered: Mutex<Vec<u64>>,
@@ -68,7 +76,11 @@ impl Log for Stub {
     }
 
     async fn bounds(&self, _: Partition) -> Result<Bounds, LogError> {
-        unused()
+        self.bounds_asked.fetch_add(1, Ordering::Relaxed);
+        if self.is_log_away {
+            return Err(LogError::Away("as told".to_owned()));
+        }
+        Ok(Bounds { start: 0, end: END })
     }
 
     async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
@@ -131,7 +143,7 @@ impl Inbox for Stub {
                 appended_at: EpochMillis(offset),
             }),
             progress: Progress { attempt: 0, delivery: self.stands(offset).0 },
-            delivered_at: None,
+            delivered_at: Some(EpochMillis(offset)),
         };
         let rows: Vec<_> = (first..self.rows).take(limit).map(row).collect();
         self.rows_read.fetch_add(rows.len(), Ordering::Relaxed);
@@ -208,8 +220,12 @@ impl Inbox for Stub {
         _: &UserId,
         _: LogIdentity,
     ) -> Result<Vec<(Partition, u64)>, StoreError> {
-        Ok(Vec::new())
+        Ok(self.stored.map(|next| (group(), next)).into_iter().collect())
     }
+}
+
+fn group() -> Partition {
+    Partition { topic: Topic::Group, index: 0 }
 }
 
 fn own() -> Partition {
@@ -239,15 +255,29 @@ fn ask_as(
     cursor: Option<u64>,
     replaced: Option<LogShape>,
 ) -> Option<Backlog> {
+    ask_by(kept, roles, cursor.map(|own| presented((own, 0), replaced)))
+}
+
+/// A cursor that says this of its user's partition and of the groups'.
+fn presented((own, group): (u64, u64), replaced: Option<LogShape>) -> Presented {
+    Presented {
+        served: Served { own_partition: 0, own, group: [group].into() },
+        at: PRESENTED_AT,
+        since: SINCE_EVER,
+        replaced,
+        is_in_ring: false,
+    }
+}
+
+fn ask_by(kept: &KeptStore, roles: &[u64], presented: Option<Presented>) -> Option<Backlog> {
     let role = |role: &u64| Membership { kind: MemberKind::Role, name: role.to_string().into() };
-    let served = |own| Served { own_partition: 0, own, group: [0].into() };
     let ask = Ask {
         shard: 0,
         key: 0,
         user: UserId::new("somebody").expect("a user id"),
         members: roles.iter().map(role).collect(),
-        progress: cursor.map(|own| (served(own), SINCE_EVER)),
-        replaced: replaced.map(|shape| (shape, EpochMillis(77))),
+        read: Served { own_partition: 0, own: READ, group: [READ].into() },
+        presented,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(kept.backlog(&ask)).ok()
@@ -358,7 +388,7 @@ fn of_a_log_that_is_no_more_comes_what_is_kept_and_then_all_of_this_one() {
     // Its group rows too, of which the cursor covers none.
     assert_eq!(of_users, [0, 1, 2, 3, 3, 4, 4, 5, 5]);
     let gap = backlog.gap.expect("what nobody had kept is gone");
-    assert_eq!((gap.reason, gap.from), (GapReason::LogReplaced, EpochMillis(77)));
+    assert_eq!((gap.reason, gap.from), (GapReason::LogReplaced, PRESENTED_AT));
     let then = backlog.then.expect("this log");
     assert_eq!((then.progress.own, then.replaced, then.since), (0, None, SINCE_EVER));
     assert_eq!(offsets(&then), [6, 7, 8, 9]);
@@ -381,6 +411,75 @@ fn a_cursor_from_elsewhere_is_as_good_as_none() {
     let backlog = ask_as(&kept(&stub), &[], Some(3), Some(OLD)).expect("the store is there");
     assert_eq!((backlog.replaced, backlog.gap, backlog.is_resumed), (None, None, false));
     assert_eq!(offsets(&backlog), [1, 4]);
+}
+
+#[test]
+fn a_cursor_from_ahead_of_the_log_is_served_by_time() {
+    for ahead in [(END + 1, 3), (3, END + 1), (u64::MAX >> 16, u64::MAX >> 16)] {
+        // Rows were appended, and delivered, in the millisecond of their offset.
+        let stands = [(20, (Delivery::Pending, Status::Active))];
+        let stub = Stub { rows: 200, groups: 200, stands: stands.into(), ..Stub::default() };
+        let stub = Arc::new(stub);
+        let roles: Vec<u64> = (0..200).collect();
+        let kept = kept(&stub);
+        let backlog = ask_by(&kept, &roles, Some(presented(ahead, None))).expect("it is there");
+        // From an hour before the cursor's time on, whoever had it, and what waits.
+        let due = [20].into_iter().chain(77..200).chain(77..200).collect::<Vec<_>>();
+        let mut found = offsets(&backlog);
+        found.sort_unstable();
+        let mut sorted = due.clone();
+        sorted.sort_unstable();
+        assert_eq!(found, sorted, "ahead at {ahead:?}");
+        assert_eq!((backlog.is_resumed, backlog.progress.own), (false, 20));
+        assert_eq!(&*backlog.progress.group, [77], "what came before is not served");
+        let gap = backlog.gap.expect("what stood between is gone");
+        assert_eq!((gap.reason, gap.from), (GapReason::LogReplaced, PRESENTED_AT));
+        assert!(stub.delivered.lock().expect("nobody panicked").is_empty(), "nothing is noted");
+        // It is taken up in the middle like any other.
+        let mut middle = presented((21, 77), None);
+        middle.since = backlog.since;
+        let rest = ask_by(&kept, &roles, Some(middle)).expect("it is there");
+        let mut found = offsets(&rest);
+        found.sort_unstable();
+        assert_eq!(found, sorted[1..], "in the middle of it");
+    }
+}
+
+#[test]
+fn the_log_is_asked_only_about_what_nobody_knows() {
+    let stub = Arc::new(Stub::default());
+    let kept = kept(&stub);
+    let is_resumed = |own| {
+        let in_ring = Presented { is_in_ring: true, ..presented((own, 0), None) };
+        ask_by(&kept, &[], Some(in_ring)).expect("it is there").was_served_before()
+    };
+    let asked = || stub.bounds_asked.load(Ordering::Relaxed);
+    assert!(is_resumed(READ));
+    assert_eq!(asked(), 0, "this node has read as much");
+    assert!(is_resumed(READ + 1));
+    assert!((READ..=END).all(is_resumed));
+    assert_eq!(asked(), 1, "once it is known how far the log is");
+    assert!(!is_resumed(END + 1));
+    assert_eq!(stub.rows_read.load(Ordering::Relaxed), 0, "all of it is in the ring");
+    // With the log away nobody knows, and the client comes back.
+    let stub = Arc::new(Stub { is_log_away: true, ..Stub::default() });
+    let cursor = |own| Some(presented((own, 0), None));
+    assert!(ask_by(&self::kept(&stub), &[], cursor(READ)).is_some());
+    assert!(ask_by(&self::kept(&stub), &[], cursor(READ + 1)).is_none());
+}
+
+#[test]
+fn a_stored_cursor_from_ahead_of_the_log_counts_for_nothing() {
+    for (stored, first) in [(150, 150), (END, CHECKPOINT), (END + 1, 0)] {
+        let stub = Stub { groups: 200, stored: Some(stored), ..Stub::default() };
+        let roles: Vec<u64> = (0..200).collect();
+        let kept = kept(&Arc::new(stub));
+        let backlog = ask_by(&kept, &roles, None).expect("it is there");
+        let due: Vec<u64> = (first..200).collect();
+        assert_eq!(offsets(&backlog), due, "a stored cursor at {stored}");
+        let checkpoint = if stored == END { END } else { CHECKPOINT };
+        assert_eq!(&*backlog.checkpoint.group, [checkpoint]);
+    }
 }
 
 #[test]

@@ -60,15 +60,18 @@ struct Client<'a> {
     cursor: Option<String>,
     /// Streams that ended behind CONNECTED.
     ended: usize,
+    /// Its cursor is nobody's: it is given another.
+    is_led: bool,
+    gaps: usize,
 }
 
 impl<'a> Client<'a> {
     fn new(node: &'a Node, cursor: Option<&str>) -> Self {
         let cursor = cursor.map(str::to_owned);
-        Self { node, is_narrow: false, stream: None, cursor, ended: 0 }
+        Self { node, is_narrow: false, stream: None, cursor, ended: 0, is_led: false, gaps: 0 }
     }
 
-    /// What comes next; nothing but messages may.
+    /// What comes next; nothing but messages may, and GAP if its cursor is nobody's.
     fn message(&mut self) -> Event {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -84,6 +87,10 @@ impl<'a> Client<'a> {
             self.cursor.clone_from(&stream.last_id);
             match item {
                 Item::Event(event) if event.name == "MESSAGE" => return event,
+                Item::Event(event) if event.name == "GAP" && self.is_led => {
+                    assert_eq!(event.data["reason"], "LOG_REPLACED", "{event:?}");
+                    self.gaps += 1;
+                }
                 Item::Event(event) => panic!("a MESSAGE was to come, not {event:?}"),
                 Item::Retry(retry) => assert!(retry < 1_000, "it is to come back soon: {retry}"),
                 Item::End(_) => {
@@ -108,6 +115,7 @@ impl<'a> Client<'a> {
             Item::End(_) => None,
             Item::Event(event) if event.name == "CONNECTED" => {
                 let is_same = cursor.is_none_or(|cursor| event.id.as_deref() == Some(cursor));
+                let is_same = is_same || self.is_led && self.gaps == 0;
                 assert!(is_same, "CONNECTED carries what was presented, not {:?}", event.id);
                 Some(stream)
             }
@@ -231,22 +239,29 @@ fn a_forged_cursor_gets_what_is_for_its_user_once(runtime: Runtime) {
         parts.write(&mut text);
         String::from_utf8(text).expect("base64")
     };
-    for (own, group) in [(0, 0), (0, 1 << 40), (1 << 40, 0)] {
-        let mut stream = Client::new(&node, Some(&forge(own, group)));
+    // One who says that he is ahead of the log is served what is of late, and told.
+    for (own, group) in [(0, 0), (parsed.own, 0), (0, 1 << 40), (1 << 40, 0), (1 << 40, 1 << 40)] {
+        let is_ahead = own.max(group) == 1 << 40;
+        let mut stream =
+            Client { is_led: is_ahead, ..Client::new(&node, Some(&forge(own, group))) };
         let marker = format!("marker {own} {group}");
-        // To a user ahead of his partition comes nothing more of it.
-        let kind = if own > 0 { 2 } else { 0 };
-        send(&node, kind, &marker);
+        send(&node, 0, &marker);
         let mut got = stream.contents_until(&marker);
         got.retain(|content| content.starts_with("late "));
-        let due = |number: &usize| match number % 4 {
-            0 | 3 => own == 0,
-            _ => group == 0,
-        };
+        let is_due = |number: &usize| is_ahead || own == 0 || matches!(number % 4, 1 | 2);
         let mut due: Vec<String> =
-            (0..sent.len()).filter(due).map(|number| sent[number].clone()).collect();
+            (0..sent.len()).filter(is_due).map(|number| sent[number].clone()).collect();
         due.sort();
         got.sort();
         assert_eq!(got, due, "from {own} and {group}");
+        assert_eq!(stream.gaps, usize::from(is_ahead), "from {own} and {group}");
     }
+    // Nothing of it was believed: what comes next waits for whoever comes without a cursor.
+    node.wait_until_kept();
+    send(&node, 2, "to all");
+    send(&node, 0, "to him");
+    node.wait_until_kept();
+    let mut fresh = Client::new(&node, None).messages(2);
+    fresh.sort_by_key(|event| event.content().to_owned());
+    assert_eq!(contents(&fresh), ["to all", "to him"]);
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use corecast::base::{EpochMillis, Partition, Position, Topic, UserId};
 use corecast::control::{KeptParts, KeptStore};
+use corecast::domain::Served;
 use corecast::lane::Ask;
 use corecast::ports::{Commit, GroupRow, Mark, Owned, Place, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
@@ -67,7 +68,9 @@ async fn who_asks_again_and_again_is_told_what_is_kept_for_him() {
         messages_max: 1_000,
     });
     let user = UserId::new("ann").expect("a user id");
-    let ask = Ask { shard: 0, key: 0, user, members: Vec::new(), progress: None, replaced: None };
+    let shape = embedded.log().shape().await.expect("it is embedded");
+    let read = Served::nothing(&shape, &user);
+    let ask = Ask { shard: 0, key: 0, user, members: Vec::new(), read, presented: None };
     // Each time what is under way is given up.
     let mut asked = 0;
     let backlog = loop {

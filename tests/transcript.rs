@@ -260,7 +260,8 @@ fn a_client_of_a_log_that_was_replaced() {
 /// What the store keeps behind this cursor, of the first group partition, below a checkpoint.
 fn kept_behind(bench: &Bench, cursor: &str, checkpoint: u64) -> Backlog {
     let cursor = Cursor::parse(cursor).expect("a cursor");
-    let (progress, since) = bench.streams.beyond_ring(&cursor).expect("the ring has lost some");
+    let presented = bench.streams.beyond_ring(&cursor).expect("the ring has lost some");
+    let (progress, since) = (presented.served, presented.since);
     let first = progress.group[0];
     let mut end = progress.clone();
     end.raise(group(0), checkpoint);

@@ -68,6 +68,10 @@ impl EpochMillis {
     pub const fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(duration.as_millis() as u64))
     }
+
+    pub const fn minus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(duration.as_millis() as u64))
+    }
 }
 
 /// ISO-8601 in UTC, always with milliseconds and `Z`.

@@ -63,6 +63,22 @@ impl Note {
     }
 }
 
+/// What a client says that it has been served, where its shard can't tell by itself what comes
+/// next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Presented {
+    pub served: Served,
+    /// When that was, to the hour.
+    pub at: EpochMillis,
+    /// What was delivered from then on need not have reached it: when the backlog began that it was
+    /// given before, or `SINCE_EVER`.
+    pub since: EpochMillis,
+    /// The log of which it speaks, if that is no more.
+    pub replaced: Option<LogShape>,
+    /// What comes next is in the ring, if the log has ever been so far.
+    pub is_in_ring: bool,
+}
+
 /// What a stream is served before it goes on from the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Backlog {
@@ -127,6 +143,11 @@ impl Backlog {
     /// Whether nothing of it is to be told: where the log takes over is where the client stands.
     pub fn is_done(&self) -> bool {
         self.messages.is_empty() && !self.is_cut && !self.is_resumed && self.gap.is_none()
+    }
+
+    /// Whether the client has been served all that lies before the checkpoint, as it says.
+    pub fn was_served_before(&self) -> bool {
+        self.is_resumed && self.replaced.is_none() && self.progress == self.checkpoint
     }
 
     /// Takes the next message that has not ended; with it, what will have been served.

@@ -22,7 +22,9 @@ mod vector;
 mod wheel;
 
 pub use audience::Membership;
-pub use backlog::{Backlog, Candidate, Gap, KeptMessage, Note, Reach, Row, SINCE_EVER, in_order};
+pub use backlog::{
+    Backlog, Candidate, Gap, KeptMessage, Note, Presented, Reach, Row, SINCE_EVER, in_order,
+};
 pub use broadcast::{Broadcast, Target};
 pub use decode::{Decoder, Finding};
 pub use draft::{Draft, DraftError, Violation};

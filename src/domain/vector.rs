@@ -165,6 +165,11 @@ impl Served {
         }
     }
 
+    /// Whether everything of a partition below `next` lies before it.
+    pub fn covers_up_to(&self, partition: Partition, next: u64) -> bool {
+        next.checked_sub(1).is_none_or(|offset| self.covers(Position { partition, offset }))
+    }
+
     /// Whether nothing of what `vector` has read lies behind it, for this user.
     pub fn covers_all(&self, vector: VectorRef<'_>) -> bool {
         self.own >= vector.selected(self.own_partition)

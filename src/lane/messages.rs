@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::base::{EpochMillis, LogIdentity, LogShape, Partition, Position, UserId};
-use crate::domain::{Backlog, Membership, Note, Served};
+use crate::base::{LogIdentity, Partition, Position, UserId};
+use crate::domain::{Backlog, Membership, Note, Presented, Served};
 use crate::ports::Batch;
 
 /// The one kind of input of a shard.
@@ -35,7 +35,8 @@ pub enum ToShard {
 pub enum FromShard {
     /// A request that is no stream: its socket, and the bytes that were read from it.
     Request { socket: OwnedFd, bytes: Bytes },
-    /// What does the store keep for this user? Answered by `ToShard::Backlog`.
+    /// What does the store keep for this user, and was the log ever where he says? Answered by
+    /// `ToShard::Backlog`.
     Ask(Box<Ask>),
     /// For the store to keep.
     Notes(Vec<Note>),
@@ -50,7 +51,8 @@ pub enum FromShard {
     LongTurn { shard: u16, took: Duration },
 }
 
-/// A user who comes without a cursor, in the middle of a backlog, or from before the ring.
+/// A user who comes without a cursor, in the middle of a backlog, from before the ring, or from
+/// further than the node has read.
 #[derive(Debug)]
 pub struct Ask {
     pub shard: u16,
@@ -59,9 +61,7 @@ pub struct Ask {
     pub user: UserId,
     /// Sorted, without repeats.
     pub members: Vec<Membership>,
-    /// What the client has been served, and since when it need not have been: when the backlog
-    /// began that it was given before, or `SINCE_EVER`.
-    pub progress: Option<(Served, EpochMillis)>,
-    /// The progress is one in this log, which is no more, and of this time.
-    pub replaced: Option<(LogShape, EpochMillis)>,
+    /// How far the shard has read the log: what lies before it has been there.
+    pub read: Served,
+    pub presented: Option<Presented>,
 }

@@ -146,7 +146,9 @@ impl Core {
     ) -> Result<(), OwnedFd> {
         let connection = request.connection;
         let connection = connection.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        let presented = request.cursor.as_ref().filter(|_| backlog.is_none()).map(Served::from);
+        // What a backlog covers has been noted where it was made.
+        let is_to_note = backlog.as_ref().is_none_or(Backlog::was_served_before);
+        let presented = request.cursor.as_ref().filter(|_| is_to_note).map(Served::from);
         let open = Open {
             socket,
             user: &request.user,
@@ -183,7 +185,8 @@ impl Core {
     }
 
     /// Takes a request for a stream of one of this shard's users. One that comes without a usable
-    /// cursor, in the middle of a backlog, or from before the ring waits for what the store keeps.
+    /// cursor, in the middle of a backlog, from before the ring, or from further than has been read
+    /// here waits for what log and store know.
     pub fn take_handed(
         &mut self,
         door: &mut Door,
@@ -198,24 +201,21 @@ impl Core {
         let Handed { request, .. } = &mut handed;
         let user = &request.user;
         request.cursor = request.cursor.take().filter(|cursor| self.streams.knows(cursor, user));
-        let progress = match &request.cursor {
+        let presented = match &request.cursor {
             Some(cursor) => match self.streams.beyond_ring(cursor) {
                 None => return self.open_or_refuse(door, set, (handed, None), now),
                 beyond => beyond,
             },
             None => None,
         };
-        let replaced = request
-            .cursor
-            .as_ref()
-            .and_then(|cursor| Some((self.streams.replaced(cursor)?, cursor.at())));
+        let read = self.streams.read_for(user);
         // What is known of the user goes first: a page that is loaded again has just gone.
         self.streams.handle_user_back(&handed.request.user, is_gone);
         self.keeping.look(set, &mut self.streams, now);
         self.keeping.tell(&self.reports);
         let handed = Box::new(handed);
         if let Err(handed) =
-            self.keeping.ask(self.number, handed, (progress, replaced), &self.reports, now)
+            self.keeping.ask(self.number, handed, (read, presented), &self.reports, now)
         {
             self.refuse(door, set, *handed, now);
         }

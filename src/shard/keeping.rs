@@ -13,13 +13,10 @@ use rustix::net::{Shutdown, shutdown};
 
 use super::peers::Handed;
 use super::unsent::unsent;
-use crate::base::{EpochMillis, LogShape, Moment, UserId};
-use crate::domain::{Closed, Note, Served, Slab, Streams};
+use crate::base::{Moment, UserId};
+use crate::domain::{Closed, Note, Presented, Served, Slab, Streams};
 use crate::lane::{Ask, FromShard, Sender};
 use crate::limits::shard as limits;
-
-/// What a client presents, and of when that is.
-type Presented<T> = (T, EpochMillis);
 
 /// A request that waits for its answer.
 #[derive(Debug)]
@@ -50,7 +47,7 @@ impl Keeping {
         &mut self,
         shard: u16,
         handed: Box<Handed>,
-        (progress, replaced): (Option<Presented<Served>>, Option<Presented<LogShape>>),
+        (read, presented): (Served, Option<Presented>),
         reports: &Sender<FromShard>,
         now: Moment,
     ) -> Result<(), Box<Handed>> {
@@ -62,7 +59,7 @@ impl Keeping {
         let (user, members) = (handed.request.user.clone(), handed.request.members.clone());
         let index = self.waiting.insert(Waiting { handed, serial });
         let key = u64::from(serial) << 32 | u64::from(index);
-        let ask = Box::new(Ask { shard, key, user, members, progress, replaced });
+        let ask = Box::new(Ask { shard, key, user, members, read, presented });
         if reports.try_send(FromShard::Ask(ask)).is_err() {
             return match self.waiting.remove(index) {
                 Some(waiting) => Err(waiting.handed),

@@ -107,7 +107,12 @@ impl Log for Desk {
     }
 
     async fn bounds(&self, partition: Partition) -> Result<Bounds, LogError> {
-        Ok(self.lock().bounds.get(&partition).copied().unwrap_or(Bounds { start: 0, end: 0 }))
+        let mut counter = self.lock();
+        if counter.has_faults && counter.random.one_in(8) {
+            counter.seen.note("bounds that could not be had");
+            return Err(LogError::Away("as drawn".to_owned()));
+        }
+        Ok(counter.bounds.get(&partition).copied().unwrap_or(Bounds { start: 0, end: 0 }))
     }
 
     async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {

@@ -76,11 +76,12 @@ impl World {
                 true if is_old(position) && backlog.replaced.is_none() => true,
                 // Of another device, before this one began.
                 true => at < backlog.since,
-                false => true,
+                false => !client.is_from_ahead || is_old(position),
             });
             let stored = shelves.cursor_of(&client.user, self.shape.identity, position.partition);
             let is_group = position.partition.topic == Topic::Group;
-            let is_served = is_group && !backlog.is_resumed && position.offset < stored;
+            let counts = !backlog.is_resumed && !client.is_from_ahead;
+            let is_served = is_group && counts && position.offset < stored;
             sent.is_kept && !is_delivered && !is_served
         });
     }
@@ -107,7 +108,8 @@ impl World {
             Some("GAP") => {
                 let id = block.id.as_ref().expect("GAP has an id");
                 let last = client.last_id.as_ref().expect("CONNECTED came first");
-                let is_needed = last.shape != id.shape && block.data.contains("LOG_REPLACED");
+                let is_needed = last.shape != id.shape || client.is_from_ahead;
+                let is_needed = is_needed && block.data.contains("LOG_REPLACED");
                 assert!(is_needed, "seed {seed}: a gap for client {number}: {}", block.data);
                 self.seen.note("gaps");
             }

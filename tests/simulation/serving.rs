@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use corecast::base::{LogShape, Moment, UserId};
+use corecast::base::{Moment, UserId};
 use corecast::control::{KeptParts, KeptStore, Unavailable};
 use corecast::domain::{Backlog, Note};
 use corecast::lane::Ask;
@@ -12,11 +12,12 @@ use corecast::limits::shard as limits;
 use corecast::ports::Clock;
 
 use crate::client::unsent;
+use crate::desk::Desk;
 use crate::groups::Membership;
 use crate::node::Shard;
 use crate::owner::RETENTION;
 use crate::random::{Random, Seen};
-use crate::sky::{ShapeOfLog, Task};
+use crate::sky::Task;
 use crate::store::FakeStore;
 
 pub struct Serving {
@@ -30,14 +31,13 @@ type Telling = (Arc<Vec<Note>>, Task<Result<(), Unavailable>>);
 
 impl Serving {
     pub fn new(
-        shape: LogShape,
         member: Arc<Membership>,
-        store: &FakeStore,
+        (store, desk): (&FakeStore, &Desk),
         clock: Arc<dyn Clock>,
         messages_max: usize,
     ) -> Self {
         let kept = Arc::new(KeptStore::new(KeptParts {
-            log: Arc::new(ShapeOfLog(shape)),
+            log: Arc::new(desk.clone()),
             ownership: member,
             inbox: Arc::new(store.clone()),
             clock,

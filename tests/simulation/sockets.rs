@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use corecast::base::{BroadcastId, EpochMillis, LogShape, Moment, Partition};
+use corecast::base::{BroadcastId, Moment, Partition};
 use corecast::control::Unavailable;
-use corecast::domain::{Backlog, CloseReason, Membership, Note, Open, Outcome, Served};
+use corecast::domain::{Backlog, CloseReason, Membership, Note, Open, Outcome, Presented, Served};
 use corecast::lane::Ask;
 use corecast::limits::shard as limits;
 use corecast::wire::archive::MemberKind;
@@ -14,6 +14,7 @@ use corecast::wire::cursor::Cursor;
 
 use crate::client::{Kernel, Parser, Socket, unsent};
 use crate::node::Shard;
+use crate::random::Random;
 use crate::sky::{SHAPE, Task};
 use crate::world::{CLIENTS, Connection, NODES, World};
 
@@ -23,6 +24,8 @@ pub struct Asking {
     shard: usize,
     task: Task<Result<Backlog, Unavailable>>,
     answer: Option<Backlog>,
+    /// What it presents instead of its own: a cursor from ahead of the log.
+    forged: Option<Cursor>,
     /// It is put off then.
     until: Moment,
     /// What the store said of the user before: that must not come again.
@@ -57,27 +60,45 @@ impl World {
         let Some(cursor) = self.clients[number].last_id.clone() else {
             return self.ask(number, (node, shard), None, None);
         };
-        let beyond = self.nodes[node].shards[shard].streams.beyond_ring(&cursor);
-        if beyond.is_none() {
-            return self.open(number, (node, shard), Some(cursor), None);
+        if self.faults.forgeries && cursor.shape == self.shape && self.random.one_in(12) {
+            self.seen.note("cursors from ahead of the log");
+            let forged = self.forge(cursor);
+            let presented = self.nodes[node].shards[shard].streams.beyond_ring(&forged);
+            assert!(presented.is_some(), "seed {}: {forged:?} is not asked about", self.seed);
+            return self.ask(number, (node, shard), presented, Some(forged));
         }
-        let replaced = self.nodes[node].shards[shard].streams.replaced(&cursor);
+        let Some(presented) = self.nodes[node].shards[shard].streams.beyond_ring(&cursor) else {
+            return self.open(number, (node, shard), Some(cursor), None);
+        };
         let what = match (cursor.backlog, cursor.hours) {
-            _ if replaced.is_some() => "resumes in a log that is no more",
+            _ if presented.is_in_ring => "resumes of clients that are ahead",
+            _ if presented.replaced.is_some() => "resumes in a log that is no more",
             (true, 0) => "resumes in the middle of what the ring had lost",
             (true, _) => "flagged resumes",
             (false, _) => "resumes from before the ring",
         };
         self.seen.note(what);
-        self.ask(number, (node, shard), beyond, replaced.map(|shape| (shape, cursor.at())));
+        self.ask(number, (node, shard), Some(presented), None);
+    }
+
+    /// A cursor that says, of some partitions, that it has been served what the log never held.
+    fn forge(&mut self, mut cursor: Cursor) -> Cursor {
+        let far = |random: &mut Random| (1 << 40) + random.next() % 1_000;
+        let place = self.random.below(cursor.group.len() + 1);
+        match cursor.group.get_mut(place) {
+            Some(next) => *next = far(&mut self.random),
+            None => cursor.own = far(&mut self.random),
+        }
+        cursor.hours = [cursor.hours, 0, u32::MAX >> 8][self.random.below(3)];
+        cursor
     }
 
     fn ask(
         &mut self,
         number: usize,
         (node, shard): (usize, usize),
-        progress: Option<(Served, EpochMillis)>,
-        replaced: Option<(LogShape, EpochMillis)>,
+        presented: Option<Presented>,
+        forged: Option<Cursor>,
     ) {
         let client = &self.clients[number];
         let (shelves, log) = (self.store.lock(), self.shape.identity);
@@ -94,16 +115,17 @@ impl World {
             key: 0,
             user: client.user.clone(),
             members: members(&client.roles),
-            progress,
-            replaced,
+            read: self.nodes[node].shards[shard].streams.read_for(&client.user),
+            presented,
         });
         let until = self.now.plus(limits::ASK_TIME);
-        let asking = Asking { node, shard, task, answer: None, until, before };
+        let asking = Asking { node, shard, task, answer: None, forged, until, before };
         self.clients[number].asking = Some(asking);
     }
 
     /// Whoever waits for what is kept for him is served, put off, or waits on.
     pub fn turn_asks(&mut self) {
+        self.show_bounds();
         for number in 0..CLIENTS {
             let Some(mut asking) = self.clients[number].asking.take() else { continue };
             let node = &self.nodes[asking.node];
@@ -143,7 +165,9 @@ impl World {
         let client = &self.clients[number];
         self.seen.count("backlogs", u64::from(!backlog.is_done()));
         self.seen.count("cut backlogs", u64::from(backlog.is_cut));
-        if !backlog.is_resumed {
+        let is_from_ahead = asking.forged.is_some();
+        assert!(!is_from_ahead || !backlog.is_resumed, "seed {seed}: it is believed");
+        if !backlog.is_resumed && !is_from_ahead {
             for message in &backlog.messages {
                 let candidate = message.candidate;
                 let Some(place) = candidate.position else { continue };
@@ -166,8 +190,9 @@ impl World {
             // What it has presented was as good as nothing.
             self.clients[number].last_id = None;
         }
+        self.clients[number].is_from_ahead = is_from_ahead;
         self.begin_chain(number, &backlog);
-        let cursor = self.clients[number].last_id.clone();
+        let cursor = asking.forged.clone().or(self.clients[number].last_id.clone());
         self.open(number, (asking.node, asking.shard), cursor, Some(backlog));
     }
 
@@ -196,7 +221,8 @@ impl World {
         let is_ahead = !from.is_within(vector.view());
         self.seen.count("clients ahead of the node", u64::from(is_ahead));
         let has_backlog = backlog.is_some();
-        let presented = cursor.as_ref().filter(|_| backlog.is_none()).map(Served::from);
+        let is_to_note = backlog.as_ref().is_none_or(Backlog::was_served_before);
+        let presented = cursor.as_ref().filter(|_| is_to_note).map(Served::from);
         let shard = &mut self.nodes[node].shards[place];
         let opened = shard.streams.handle_open(
             Open {

@@ -46,6 +46,8 @@ pub struct Faults {
     pub lost_notes: bool,
     /// The log forgets what has been kept.
     pub trims: bool,
+    /// Clients present cursors from ahead of the log.
+    pub forgeries: bool,
 }
 
 impl Faults {
@@ -56,6 +58,7 @@ impl Faults {
         expiry: true,
         lost_notes: true,
         trims: true,
+        forgeries: true,
     };
     pub const NONE: Self = Self {
         deaths: false,
@@ -64,6 +67,7 @@ impl Faults {
         expiry: false,
         lost_notes: false,
         trims: false,
+        forgeries: false,
     };
 }
 
@@ -76,6 +80,8 @@ pub struct Client {
     pub parser: Parser,
     /// What it presents when it comes back. `None`: it begins anew.
     pub last_id: Option<Cursor>,
+    /// It came with a cursor from ahead of the log.
+    pub is_from_ahead: bool,
     /// What it got since it began.
     pub got: BTreeSet<Position>,
     /// What is for it and it has not got, since it began, but for what its user had got by then.
@@ -174,6 +180,7 @@ impl World {
                 asking: None,
                 parser: Parser::default(),
                 last_id: None,
+                is_from_ahead: false,
                 got: BTreeSet::new(),
                 missing: BTreeSet::new(),
                 is_slow: world.random.one_in(3),
@@ -264,6 +271,11 @@ impl World {
     fn take_published(&mut self) {
         let landed = self.desk.lock().handle_time(self.now);
         landed.into_iter().for_each(|record| self.append_again(record));
+        self.show_bounds();
+    }
+
+    /// Whoever asks the log where it ends is told of all that stands there.
+    pub fn show_bounds(&self) {
         let mut desk = self.desk.lock();
         for partition in SHAPE.all_partitions() {
             let bounds = Bounds { start: self.log.start(partition), end: self.log.end(partition) };
@@ -407,7 +419,7 @@ impl World {
         let member = Arc::new(self.groups.join());
         let (store, clock) = (&self.store, self.clock.clone());
         let owner = OwnerWork::new(self.shape, member.clone(), store, &self.desk, clock.clone());
-        let serving = Serving::new(self.shape, member, store, clock, self.piece);
+        let serving = Serving::new(member, (store, &self.desk), clock, self.piece);
         let parts = Parts { owner, serving };
         Node::start(shards, options, parts, &self.log, &mut self.random, self.now)
     }

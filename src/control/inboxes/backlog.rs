@@ -11,7 +11,8 @@ use super::known::{Checkpoint, Known};
 use super::{KeptStore, Unavailable};
 use crate::base::{EpochMillis, LogShape, Topic, UserId};
 use crate::domain::{
-    Backlog, Candidate, Gap, KeptMessage, Reach, Row, SINCE_EVER, Served, in_order,
+    Backlog, Candidate, Gap, KeptMessage, Membership, Presented, Reach, Row, SINCE_EVER, Served,
+    in_order,
 };
 use crate::lane::Ask;
 use crate::limits::cursor::OFFSET_MAX;
@@ -19,19 +20,45 @@ use crate::limits::keeping as limits;
 use crate::ports::{Delivery, GroupRow, InboxRow, StoreError};
 use crate::wire::frame::{self, GapReason, Message};
 
+/// What is known of what the client has had.
+#[derive(Clone, Copy, Debug)]
+pub enum Basis<'a> {
+    /// What the store says of its user.
+    Nothing,
+    /// What it says itself.
+    Presented(&'a Presented),
+    /// It was served by a log that has been further than this one, up to this time: one whose end
+    /// was lost, or nobody's. What came later is served, whoever had it.
+    Time(EpochMillis),
+}
+
+impl<'a> Basis<'a> {
+    /// The log that the client comes from, if it is no more, and when that was.
+    fn replaced(self) -> Option<(&'a LogShape, EpochMillis)> {
+        let Self::Presented(presented) = self else { return None };
+        Some((presented.replaced.as_ref()?, presented.at))
+    }
+}
+
 /// The backlog, and the rows that the presented progress covers. `current`: the log as it is now.
 pub async fn build(
     kept: &KeptStore,
     ask: &Ask,
+    basis: Basis<'_>,
     current: &LogShape,
 ) -> Result<(Backlog, Vec<Row>), Unavailable> {
-    let shape = ask.replaced.as_ref().map_or(current, |(shape, _)| shape);
-    let known = match ask.replaced {
+    let replaced = basis.replaced();
+    let shape = replaced.map_or(current, |(shape, _)| shape);
+    let known = match replaced {
         // What it held is in the store, or nowhere.
         Some(_) => Arc::new(shape.all_partitions().map(|of| (of, OFFSET_MAX)).collect()),
         None => kept.checkpoints.get(&kept.parts, shape).await?,
     };
-    let reach = reach(kept, ask, shape, &known).await?;
+    let mut reach = reach(kept, ask, basis, (shape, &known)).await?;
+    let doubted_since = match basis {
+        Basis::Nothing => None,
+        Basis::Presented(_) | Basis::Time(_) => Some(reach.since),
+    };
     let mut candidates = Vec::new();
     let mut covered = Vec::new();
     let Rows { found, is_cut: is_inbox_cut } = rows(kept, &ask.user).await?;
@@ -40,28 +67,48 @@ pub async fn build(
         let candidate = candidate(&row, shape);
         let is_pending = row.progress.delivery == Delivery::Pending;
         // Delivered since this backlog began, or to whomever: this client may not have it.
-        let is_doubtful = reach.is_resumed && row.delivered_at.unwrap_or(SINCE_EVER) >= reach.since;
+        let delivered_at = row.delivered_at.unwrap_or(SINCE_EVER);
+        let is_doubtful = doubted_since.is_some_and(|since| delivered_at >= since);
         match candidate.position {
             Some(position) if reach.progress.covers(position) => {
                 covered.extend(candidate.row.filter(|_| is_pending));
             }
             Some(position) if !reach.checkpoint.covers(position) => {}
             // No progress tells how many of these are out, so what the peer has acknowledged is.
-            None if ask.replaced.is_some() || !is_pending => {}
+            None if replaced.is_some() || !is_pending => {}
             _ if is_pending || is_doubtful => candidates.push(candidate),
             _ => {}
         }
     }
-    candidates.extend(group_candidates(kept, ask, (&reach, &known), shape).await?);
+    let rows = match replaced {
+        Some(_) => group_rows(kept, shape, &reach.progress.group).await?,
+        // Up to the checkpoint itself: a client may have been served more than is durable.
+        None => {
+            let range = (&*reach.progress.group, &*known);
+            kept.groups.between(&kept.parts, shape, range, kept.now()).await?
+        }
+    };
+    let of_groups = group_candidates(kept, &ask.members, rows).await?;
+    if let Basis::Time(_) = basis {
+        let is_late = |candidate: &Candidate| candidate.appended_at >= reach.since;
+        candidates.extend(of_groups.into_iter().filter(is_late));
+        begin_at(&mut reach.progress, &candidates, &known);
+    } else {
+        candidates.extend(of_groups);
+    }
     let (messages, is_cut) = fill(kept, &ask.user, candidates).await?;
     let gap = |from, reason| Gap { from, to: kept.now(), reason };
     let at = last.map_or(EpochMillis(0), |place| place.appended_at);
-    let gap = match ask.replaced {
+    let lost_at = match basis {
+        Basis::Time(at) => Some(at.min(kept.now())),
+        Basis::Presented(_) | Basis::Nothing => replaced.map(|(_, at)| at),
+    };
+    let gap = match lost_at {
         // Whatever nobody had kept when it went.
-        Some((_, at)) => Some(gap(at, GapReason::LogReplaced)),
+        Some(at) => Some(gap(at, GapReason::LogReplaced)),
         None => is_inbox_cut.then(|| gap(at, GapReason::Limit)),
     };
-    let replaced = ask.replaced.map(|(shape, _)| shape);
+    let replaced = replaced.map(|(shape, _)| *shape);
     Ok((Backlog { gap, replaced, ..Backlog::new(reach, messages, is_cut) }, covered))
 }
 
@@ -103,23 +150,46 @@ pub async fn rows_before(
 async fn reach(
     kept: &KeptStore,
     ask: &Ask,
-    shape: &LogShape,
-    known: &Checkpoint,
+    basis: Basis<'_>,
+    (shape, known): (&LogShape, &Checkpoint),
 ) -> Result<Reach, Unavailable> {
-    let (progress, since) = match &ask.progress {
-        Some(presented) => presented.clone(),
-        None => {
-            let mut stored = Served::nothing(shape, &ask.user);
-            let places = kept.parts.inbox.cursor(&ask.user, shape.identity).await?;
-            // How far the user's own messages have come, their rows say.
-            let of_groups = places.iter().filter(|(partition, _)| partition.topic == Topic::Group);
-            of_groups.for_each(|(partition, next)| stored.raise(*partition, *next));
-            (stored, kept.now())
+    let mut progress = Served::nothing(shape, &ask.user);
+    let (mut is_resumed, mut since) = (false, kept.now());
+    match basis {
+        Basis::Presented(presented) => {
+            (progress, since, is_resumed) = (presented.served.clone(), presented.since, true);
         }
-    };
+        Basis::Nothing => {
+            // How far the user's own messages have come, their rows say.
+            let places = kept.parts.inbox.cursor(&ask.user, shape.identity).await?;
+            for place in places.into_iter().filter(|(at, _)| at.topic == Topic::Group) {
+                if kept.ends.have_been(&kept.parts, place, &ask.read).await? {
+                    progress.raise(place.0, place.1);
+                } else {
+                    let user = &ask.user;
+                    tracing::debug!(%user, at = ?place, "a stored cursor is ahead of the log");
+                }
+            }
+        }
+        Basis::Time(at) => {
+            // A cursor says the hour. One more, because clocks differ.
+            since = at.min(kept.now()).minus(limits::CLOCKS_DIFFER);
+        }
+    }
     let mut checkpoint = progress.clone();
     known.iter().for_each(|(partition, next)| checkpoint.raise(*partition, *next));
-    Ok(Reach { progress, checkpoint, is_resumed: ask.progress.is_some(), since })
+    Ok(Reach { progress, checkpoint, is_resumed, since })
+}
+
+/// Raises the progress to the first candidate of each partition, or to the checkpoint: what comes
+/// before it is not served, and must not be when the backlog is taken up in the middle.
+fn begin_at(progress: &mut Served, candidates: &[Candidate], known: &Checkpoint) {
+    let mut first = known.clone();
+    for position in candidates.iter().filter_map(|candidate| candidate.position) {
+        let first = first.entry(position.partition).or_insert(position.offset);
+        *first = position.offset.min(*first);
+    }
+    first.into_iter().for_each(|(partition, offset)| progress.raise(partition, offset));
 }
 
 /// A user's rows that have a place, by broadcast.
@@ -160,27 +230,19 @@ fn candidate(row: &InboxRow, shape: &LogShape) -> Candidate {
     }
 }
 
-/// Group broadcasts that the user is in the audience of and has not been served.
+/// Those of these group broadcasts that somebody with such memberships is in the audience of.
 async fn group_candidates(
     kept: &KeptStore,
-    ask: &Ask,
-    (reach, known): (&Reach, &Checkpoint),
-    shape: &LogShape,
+    members: &[Membership],
+    rows: Vec<GroupRow>,
 ) -> Result<Vec<Candidate>, StoreError> {
-    let now = kept.now();
-    // Up to the checkpoint itself: a client may have been served more than is durable.
-    let from = &reach.progress.group;
-    let rows = match ask.replaced {
-        Some(_) => group_rows(kept, shape, from).await?,
-        None => kept.groups.between(&kept.parts, shape, (from, known), now).await?,
-    };
     let ids: Vec<_> = rows.iter().map(|row| row.broadcast).collect();
     let addressees = kept.contents.addressees(&kept.parts, &ids).await?;
     let mut met = HashSet::new();
     let is_his = |row: &&GroupRow| {
         let addressees = addressees.get(&row.broadcast);
         // A broadcast that was published twice is served at its first place.
-        addressees.is_some_and(|named| named.admit(&ask.members)) && met.insert(row.broadcast)
+        addressees.is_some_and(|named| named.admit(members)) && met.insert(row.broadcast)
     };
     let candidate = |row: &GroupRow| Candidate {
         broadcast: row.broadcast,

@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::backlog;
-use super::known::{Checkpoints, Contents, Groups};
+use super::backlog::{self, Basis};
+use super::known::{Checkpoints, Contents, Ends, Groups};
 use crate::base::{BroadcastId, EpochMillis, LogShape, UserId};
-use crate::domain::{Backlog, KeptMessage, Note, Row, SINCE_EVER, Served};
+use crate::domain::{Backlog, KeptMessage, Note, Presented, Reach, Row, SINCE_EVER, Served};
 use crate::lane::Ask;
 use crate::ports::{
     Clock, Delivery, Inbox, InboxWrite, Log, LogError, Ownership, Progress, StoreError,
@@ -39,14 +39,20 @@ pub struct KeptParts {
 pub struct KeptStore {
     pub(super) parts: KeptParts,
     pub(super) checkpoints: Checkpoints,
+    pub(super) ends: Ends,
     pub(super) contents: Contents,
     pub(super) groups: Groups,
 }
 
 impl KeptStore {
     pub fn new(parts: KeptParts) -> Self {
-        let (checkpoints, contents) = (Checkpoints::default(), Contents::default());
-        Self { parts, checkpoints, contents, groups: Groups::default() }
+        Self {
+            parts,
+            checkpoints: Checkpoints::default(),
+            ends: Ends::default(),
+            contents: Contents::default(),
+            groups: Groups::default(),
+        }
     }
 
     /// Reads ahead what all users share, so that the first of them need not wait for it.
@@ -64,26 +70,63 @@ impl KeptStore {
     /// What waits for a user. What the presented progress covers is noted first.
     pub async fn backlog(&self, ask: &Ask) -> Result<Backlog, Unavailable> {
         let shape = self.parts.log.shape().await?;
-        let Some((replaced, _)) = ask.replaced else { return self.part(ask, &shape).await };
-        if !backlog::has_some_of(self, &ask.user, &replaced).await? {
-            // The cursor comes from elsewhere, and is as good as none.
-            return self.part(&again(ask, None), &shape).await;
+        let Some(presented) = &ask.presented else {
+            return self.part(ask, Basis::Nothing, &shape).await;
+        };
+        if let Some(replaced) = &presented.replaced {
+            return self.of_both_logs(ask, (presented, replaced), &shape).await;
         }
-        let backlog = self.part(ask, &shape).await?;
+        for place in presented.served.places() {
+            if !self.ends.have_been(&self.parts, place, &ask.read).await? {
+                tracing::debug!(user = %ask.user, at = ?place, "a cursor is ahead of the log");
+                return self.part(ask, Basis::Time(presented.at), &shape).await;
+            }
+        }
+        if presented.is_in_ring {
+            let (progress, since) = (presented.served.clone(), presented.since);
+            let checkpoint = progress.clone();
+            let reach = Reach { progress, checkpoint, is_resumed: true, since };
+            return Ok(Backlog::new(reach, Vec::new(), false));
+        }
+        self.part(ask, Basis::Presented(presented), &shape).await
+    }
+
+    /// What waits of a log that is no more, and then of the one in its place.
+    async fn of_both_logs(
+        &self,
+        ask: &Ask,
+        (presented, replaced): (&Presented, &LogShape),
+        shape: &LogShape,
+    ) -> Result<Backlog, Unavailable> {
+        if !backlog::has_some_of(self, &ask.user, replaced).await? {
+            // The cursor comes from elsewhere, and is as good as none.
+            return self.part(ask, Basis::Nothing, shape).await;
+        }
+        let backlog = self.part(ask, Basis::Presented(presented), shape).await?;
         if backlog.is_cut {
             return Ok(backlog);
         }
         // Of the log that replaced it, the client has been served nothing.
-        let nothing = (Served::nothing(&shape, &ask.user), SINCE_EVER);
-        let mut then = self.part(&again(ask, Some(nothing)), &shape).await?;
+        let nothing = Presented {
+            served: Served::nothing(shape, &ask.user),
+            since: SINCE_EVER,
+            replaced: None,
+            ..presented.clone()
+        };
+        let mut then = self.part(ask, Basis::Presented(&nothing), shape).await?;
         let told: HashSet<_> = backlog.messages.iter().map(broadcast_of).collect();
         then.messages.retain(|message| !told.contains(&broadcast_of(message)));
         Ok(Backlog { then: Some(Box::new(then)), ..backlog })
     }
 
     /// What waits of one log.
-    async fn part(&self, ask: &Ask, shape: &LogShape) -> Result<Backlog, Unavailable> {
-        let (backlog, covered) = backlog::build(self, ask, shape).await?;
+    async fn part(
+        &self,
+        ask: &Ask,
+        basis: Basis<'_>,
+        shape: &LogShape,
+    ) -> Result<Backlog, Unavailable> {
+        let (backlog, covered) = backlog::build(self, ask, basis, shape).await?;
         if !covered.is_empty() {
             let writes: Vec<_> =
                 covered.iter().map(|row| self.delivered(&ask.user, *row)).collect();
@@ -140,12 +183,6 @@ impl KeptStore {
     pub(super) fn now(&self) -> EpochMillis {
         self.parts.clock.wall()
     }
-}
-
-/// The same question with another progress, in the log as it is now.
-fn again(ask: &Ask, progress: Option<(Served, EpochMillis)>) -> Ask {
-    let (user, members) = (ask.user.clone(), ask.members.clone());
-    Ask { shard: ask.shard, key: ask.key, user, members, progress, replaced: None }
 }
 
 fn broadcast_of(message: &KeptMessage) -> BroadcastId {

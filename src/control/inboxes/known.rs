@@ -13,9 +13,9 @@ use super::{KeptParts, Unavailable};
 use crate::base::{
     BroadcastId, EpochMillis, LogShape, Moment, Partition, Status, TargetType, Topic,
 };
-use crate::domain::{Broadcast, Membership};
+use crate::domain::{Broadcast, Membership, Served};
 use crate::limits::keeping as limits;
-use crate::ports::{Content, GroupRow, StoreError};
+use crate::ports::{Content, GroupRow, LogError, StoreError};
 use crate::wire::archive::MemberKind;
 
 /// Up to where everything is durable, of every partition.
@@ -64,6 +64,32 @@ async fn ask(parts: &KeptParts, shape: &LogShape) -> Result<Checkpoint, Unavaila
         }
     }
     Ok(checkpoint)
+}
+
+/// How far each partition of the log has been, as far as is known. That never falls.
+#[derive(Default)]
+pub struct Ends(Mutex<Checkpoint>);
+
+impl Ends {
+    /// Whether the log holds, or held, all of a partition below `next`. `read`: what it did hold.
+    /// Nothing is asked about what is known, so a crowd that comes from a node that was ahead costs
+    /// the brokers little.
+    pub async fn have_been(
+        &self,
+        parts: &KeptParts,
+        (partition, next): (Partition, u64),
+        read: &Served,
+    ) -> Result<bool, LogError> {
+        let known = lock(&self.0).get(&partition).copied();
+        if read.covers_up_to(partition, next) || known.is_some_and(|end| next <= end) {
+            return Ok(true);
+        }
+        let end = parts.log.bounds(partition).await?.end;
+        let mut ends = lock(&self.0);
+        let known = ends.entry(partition).or_default();
+        *known = end.max(*known);
+        Ok(next <= *known)
+    }
 }
 
 /// A content that was read, and what all who get it share.

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::base::{EpochMillis, LogShape, Moment, UserId};
 use crate::domain::Membership;
-use crate::domain::backlog::{Backlog, SINCE_EVER};
+use crate::domain::backlog::{Backlog, Presented, SINCE_EVER};
 use crate::domain::vector::Served;
 use crate::limits::shard as limits;
 use crate::wire::cursor::Cursor;
@@ -21,8 +21,8 @@ pub struct Open<'a, S> {
     pub members: &'a [Membership],
     /// Names it among the user's streams, as the client spells it.
     pub connection: &'a str,
-    /// What the client presented, if it was a cursor. One that `beyond_ring` asks the store about
-    /// counts only with the answer.
+    /// What the client presented, if it was a cursor. One that `beyond_ring` asks about counts only
+    /// with the answer.
     pub cursor: Option<Cursor>,
     /// What the store keeps for the user.
     pub backlog: Option<Backlog>,
@@ -113,15 +113,22 @@ impl<S> Streams<S> {
         is_other.then_some(cursor.shape)
     }
 
-    /// What the store is to be asked about for a client that presents this cursor: its progress,
-    /// and since when. `None`: all that comes next is in the ring.
-    pub fn beyond_ring(&self, cursor: &Cursor) -> Option<(Served, EpochMillis)> {
+    /// What log and store are to be asked about for a client that presents this cursor. `None`: it
+    /// is within what has been read here, and all that comes next is in the ring.
+    pub fn beyond_ring(&self, cursor: &Cursor) -> Option<Presented> {
         let served = Served::from(cursor);
-        if cursor.backlog {
-            return Some((served, cursor.at()));
+        let replaced = self.replaced(cursor);
+        let is_in_ring = replaced.is_none() && !cursor.backlog && self.reaches(&served);
+        if is_in_ring && served.is_within(self.vector.view()) {
+            return None;
         }
-        let is_other = self.replaced(cursor).is_some();
-        (is_other || !self.reaches(&served)).then_some((served, SINCE_EVER))
+        let since = if cursor.backlog { cursor.at() } else { SINCE_EVER };
+        Some(Presented { served, at: cursor.at(), since, replaced, is_in_ring })
+    }
+
+    /// How far the log has been read here, for this user.
+    pub fn read_for(&self, user: &UserId) -> Served {
+        Served::of(self.vector.view(), self.options.shape.partition_of_user(user.as_str()))
     }
 
     /// Whether a client gets further by this backlog. If not, the owners are behind the ring, and
@@ -142,7 +149,7 @@ impl<S> Streams<S> {
         let cursor = open.cursor.as_ref();
         let cursor =
             cursor.filter(|cursor| self.knows(cursor, open.user)).filter(|cursor| match backlog {
-                Some(backlog) => self.replaced(cursor) == backlog.replaced,
+                Some(backlog) => backlog.is_resumed && self.replaced(cursor) == backlog.replaced,
                 None => self.beyond_ring(cursor).is_none(),
             });
         let here = || Served::of(self.vector.view(), self.users.get(user).own_partition);
