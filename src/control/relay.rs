@@ -44,6 +44,9 @@ struct Pass {
     records: usize,
     /// A partition was full.
     is_held_up: bool,
+    /// Those that can't be published, and the first of them.
+    failures: usize,
+    failed: Option<(BroadcastId, CreateError)>,
 }
 
 impl Relay {
@@ -52,7 +55,12 @@ impl Relay {
         let mut backoff = Backoff::new(limits::RETRY_WAIT, limits::LOOK);
         loop {
             match self.pass().await {
-                Ok(Pass { broadcasts, records, is_held_up }) => {
+                Ok(Pass { failed: Some((id, error)), failures, .. }) => {
+                    let (broadcast, others) = (id.get(), failures - 1);
+                    tracing::error!(broadcast, others, %error, "can't be published");
+                    tokio::time::sleep(backoff.wait()).await;
+                }
+                Ok(Pass { broadcasts, records, is_held_up, .. }) => {
                     if broadcasts > 0 {
                         tracing::info!(broadcasts, "published from the outbox");
                     }
@@ -92,13 +100,14 @@ impl Relay {
                     left += 1;
                     continue;
                 }
-                let id = row.id.get();
+                let id = row.id;
                 match self.finish(row, &mut pass).await {
                     Ok(is_gone) => left += usize::from(!is_gone),
                     Err(error) if is_passing(&error) => return Err(error),
                     // One that never can be must not hold up those behind it.
                     Err(error) => {
-                        tracing::error!(broadcast = id, %error, "can't be published");
+                        pass.failures += 1;
+                        pass.failed.get_or_insert((id, error));
                         left += 1;
                     }
                 }

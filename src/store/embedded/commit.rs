@@ -210,7 +210,12 @@ impl Writer {
             for ((_, key), (keyspace, value)) in joined {
                 batch.insert(&keyspace, key, value);
             }
-            let committed = batch.commit().map_err(|error| error.to_string());
+            // A database that could not write once writes nothing more, and no longer says why.
+            let failed = self.fail.borrow().clone();
+            let committed = match failed {
+                Some(reason) => Err(format!("it takes nothing since {reason}")),
+                None => batch.commit().map_err(|error| error.to_string()),
+            };
             if committed.is_ok() && ends != self.ends {
                 self.ends = ends;
                 self.publish.send_replace(Arc::new(self.ends.clone()));
