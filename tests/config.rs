@@ -123,3 +123,34 @@ fn variables_of_kubernetes_services_are_left_alone() {
         assert!(error.contains(wrong), "{error}");
     }
 }
+
+#[test]
+fn each_listener_has_a_place_of_its_own() {
+    let with = |public: &str, admin: &str| {
+        let sets = [format!("public.listen={public}"), format!("admin.listen={admin}")];
+        let sets = [sets.as_slice(), &["auth.allow_anonymous=true".to_owned()]].concat();
+        load(&Inputs { sets, ..Inputs::default() }).map(drop).map_err(|error| error.to_string())
+    };
+    for (public, admin) in
+        [("127.0.0.1:9000", "127.0.0.1:9000"), ("0.0.0.0:9000", "127.0.0.1:9000")]
+    {
+        let said = with(public, admin).expect_err("they get in each other's way");
+        assert!(said.contains("admin.listen") && said.contains("port of its own"), "{said}");
+    }
+    for (public, admin) in [
+        ("127.0.0.1:9000", "127.0.0.1:9001"),
+        ("127.0.0.1:9000", "127.0.0.2:9000"),
+        ("127.0.0.1:0", "127.0.0.1:0"),
+    ] {
+        with(public, admin).expect("fine");
+    }
+}
+
+#[test]
+fn an_unknown_key_says_where_known_ones_are() {
+    let sets = vec!["node.shard=1".to_owned(), "nonsense.of_all=1".to_owned()];
+    let said = load(&Inputs { sets, ..Inputs::default() }).expect_err("unknown").to_string();
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].ends_with("did you mean node.shards?"), "{said}");
+    assert!(lines[1].contains("check-config"), "{said}");
+}

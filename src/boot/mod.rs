@@ -215,6 +215,9 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let leaver = start_owner(&threads, &backends, owner, &health, config.is_owner);
     start_ingest(&threads, log, lanes.clone(), log_lag, health.clone(), &endings);
     say_hello(public_address, admin_address);
+    if config.is_testing {
+        tracing::warn!("testing.enabled: whoever may create can make messages fail");
+    }
     backends.watch(&threads, &health, &endings);
     let relay = Relay {
         creator,

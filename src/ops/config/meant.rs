@@ -98,6 +98,12 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
             );
         }
     }
+    if let (Some(public), Some(admin)) = (public_listen, admin_listen)
+        && is_one_place(public, admin)
+    {
+        let message = "must have a port of its own: public.listen has this one";
+        report("admin.listen", message.to_owned());
+    }
     let shards = shards(&written.node.shards, &mut report);
     let store = store(&written.store, &mut report);
     let node_id = set(&written.node.id).map_or_else(draw_node_id, str::to_owned);
@@ -204,6 +210,12 @@ fn address(key: &str, text: &str, report: &mut impl FnMut(&str, String)) -> Opti
         report(key, "must be ADDRESS:PORT, such as 127.0.0.1:8080 or [::1]:8080".to_owned());
     }
     parsed
+}
+
+/// Whether two listeners get in each other's way.
+fn is_one_place(a: SocketAddr, b: SocketAddr) -> bool {
+    let is_any = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || is_any)
 }
 
 /// Other words have been refused before.

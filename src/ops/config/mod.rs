@@ -62,7 +62,10 @@ impl Problem {
 }
 
 fn suggestion(key: Option<&str>) -> String {
-    key.map_or(String::new(), |key| format!("; did you mean {key}?"))
+    match key {
+        Some(key) => format!("; did you mean {key}?"),
+        None => "; `corecast check-config` without it prints every key".to_owned(),
+    }
 }
 
 /// Everything that is wrong with a configuration.
