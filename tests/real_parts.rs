@@ -4,13 +4,16 @@
 mod people;
 mod real;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use harness::browser::{self, Page};
 use harness::node::command;
 use harness::process::Process;
 use people::{User, close_all_partitions, say, tell};
-use real::{LONG, PARTITIONS, PROGRAM, is_missing, line, node, node_with, place, world};
+use real::{
+    LONG, PARTITIONS, PROGRAM, is_missing, line, node, node_with, place, wait_until_owned, world,
+};
 use scylla::client::session_builder::SessionBuilder;
 use serde_json::{Value, json};
 
@@ -114,6 +117,63 @@ fn no_record_stops_a_partition() {
     let behind = (1..=bad.len()).map(|id| format!("behind {id}"));
     let rest = ["packed", "sure", "many headers"].map(str::to_owned);
     assert_eq!(again, behind.chain(rest).collect::<Vec<_>>());
+}
+
+#[test]
+fn forged_fields_of_ours_cost_their_record_at_most() {
+    if is_missing() {
+        return;
+    }
+    let place = place();
+    let nodes = [node(&place), node(&place)];
+    wait_until_owned(&nodes.each_ref(), "both own some");
+    let mut streams = nodes.each_ref().map(|node| node.stream("userId=ann"));
+    // What only Corecast writes, in ann's partition and, as by another partitioner, in others'.
+    let taken = [
+        ("ann", json!({})),
+        ("ann", json!({"after": u64::MAX})),
+        ("ann", json!({"after": null})),
+        ("ann", json!({"attempt": u32::MAX})),
+        ("k1", json!({})),
+        ("k2", json!({"attempt": u32::MAX})),
+        ("k3", json!({"attempt": u32::MAX - 1})),
+        ("k4", json!({"after": u64::MAX})),
+        // Once more, in other attempts.
+        ("ann", json!({"attempt": 5})),
+        ("k5", json!({"attempt": 3})),
+    ];
+    let repeats = BTreeMap::from([(8, 0), (9, 4)]);
+    let refused = [
+        json!({"after": 1e30}),
+        json!({"after": -1}),
+        json!({"after": "7"}),
+        json!({"attempt": u64::from(u32::MAX) + 1}),
+        json!({"attempt": -1}),
+        json!({"attempt": "2"}),
+    ];
+    let said = |number: u64| format!("said {number}");
+    let lines = (0..).zip(&taken).map(|(number, (key, more))| {
+        let number = repeats.get(&number).copied().unwrap_or(number);
+        line(key, Some("ann"), number + 1, &said(number), more)
+    });
+    let bad = (100..).zip(&refused).map(|(id, more)| line("ann", Some("ann"), id, "bad", more));
+    let lines: String = lines.chain(bad).collect();
+    world().kafka.console_produce(&place.selected, &[], &lines);
+    let due: BTreeSet<String> = (0..8).map(said).collect();
+    for stream in &mut streams {
+        let got = due.iter().map(|_| stream.message().content().to_owned());
+        assert_eq!(got.collect::<BTreeSet<_>>(), due);
+    }
+    place.wait_for_no_lag(&world().kafka, 2);
+    nodes[0].create(&json!({"content": "end", "targetType": "SELECTED", "targetIds": ["ann"]}));
+    for stream in &mut streams {
+        assert_eq!(stream.message().content(), "end", "and nothing twice");
+    }
+    let dead = format!("{}-dlt", place.selected);
+    let letters = world().kafka.console_consume(&dead, refused.len());
+    // What the headers say takes lines of its own.
+    let bad = letters.iter().filter(|line| line.contains("\"message\":\"bad\""));
+    assert_eq!(bad.count(), refused.len(), "{letters:?}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::base::{
 };
 use crate::limits::{contract, log as limits};
 use crate::wire::archive::{Audience, MemberKind};
-use crate::wire::record::{DeliveryRecord, Parser, event_id};
+use crate::wire::record::{DeliveryRecord, Parser, event_id, explain};
 
 /// What nodes that share a log must agree about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,7 +101,7 @@ pub fn parse<'a>(
     if value.len() > limits::RECORD_VALUE_BYTES_MAX {
         return Err(BadRecord::TooLarge { bytes: value.len() });
     }
-    parser.parse(value).map_err(|error| BadRecord::Malformed(error.to_string()))
+    parser.parse(value).map_err(|error| BadRecord::Malformed(explain(value, &error)))
 }
 
 /// The key decides nothing: `userId` says whom a record is for.

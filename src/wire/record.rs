@@ -6,7 +6,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
-use simd_json::{Buffers, INPUT_PADDING, Tape, fill_tape_padded};
+use simd_json::{Buffers, ErrorType, INPUT_PADDING, Tape, fill_tape_padded};
 use uuid::Uuid;
 
 use super::plain;
@@ -121,6 +121,22 @@ impl Parser {
     }
 }
 
+/// Why a value is none, naming the field if it is one. Of an error of `Parser::parse`.
+pub fn explain(value: &[u8], error: &simd_json::Error) -> String {
+    let mut copy = value.to_vec();
+    // It is no JSON, and the parser knows where.
+    let Ok(tape) = simd_json::to_tape(&mut copy) else { return error.to_string() };
+    let mut deserializer = simd_json::Deserializer::from_tape(tape);
+    let found = serde_path_to_error::deserialize::<_, DeliveryRecord<'_>>(&mut deserializer);
+    let Err(found) = found else { return error.to_string() };
+    let reason = match found.inner().error() {
+        ErrorType::Serde(reason) => reason.clone(),
+        kind => format!("{kind:?}"),
+    };
+    let is_of_field = found.path().iter().next().is_some();
+    if is_of_field { format!("{}: {reason}", found.path()) } else { reason }
+}
+
 /// A record that Corecast writes.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -216,4 +232,30 @@ fn timestamp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<EpochM
         }
     }
     deserializer.deserialize_any(Visitor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_names_its_field() {
+        let said = |value: &str| {
+            let error = Parser::default().parse(value.as_bytes()).expect_err("it is bad");
+            explain(value.as_bytes(), &error)
+        };
+        for (value, starts) in [
+            (r#"{"broadcastId":1,"eventType":"CREATED","attempt":-1}"#, "attempt: "),
+            (r#"{"broadcastId":1,"eventType":"CREATED","after":"7"}"#, "after: "),
+            (r#"{"broadcastId":1,"eventType":"CREATED","targetIds":["a",5]}"#, "targetIds"),
+            (r#"{"broadcastId":"x","eventType":"CREATED"}"#, "broadcastId: "),
+        ] {
+            let said = said(value);
+            assert!(said.starts_with(starts) && !said.contains("character 0"), "{said}");
+        }
+        assert_eq!(said("{}"), "missing field `broadcastId`");
+        for value in ["no JSON", "[1", "[]", "7"] {
+            assert!(!said(value).is_empty(), "{value}");
+        }
+    }
 }
