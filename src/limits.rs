@@ -251,6 +251,16 @@ pub mod shard {
     pub const UNCONFIRMED_MAX: usize = 1_024;
     /// `retry:` of a stream, with jitter of half its length on top.
     pub const RETRY: Duration = Duration::from_secs(2);
+    /// Records of a partition that may be read again for a client that the ring has lost. Beyond
+    /// that it comes back for what the store keeps by then.
+    pub const REPLAY_RECORDS_MAX: u64 = 100_000;
+    /// Bytes that are read again at once, and how long reading them is tried.
+    pub const REREAD_BYTES: usize = 512 << 10;
+    pub const REREAD_TIME: Duration = Duration::from_secs(5);
+    /// How long those who replay wait for one whose socket takes nothing.
+    pub const REPLAY_PATIENCE: Duration = Duration::from_secs(1);
+    /// Of so many writes, one goes to a stream that replays, while others have something to write.
+    pub const REPLAY_SHARE: u32 = 4;
 }
 
 /// The executors of glommio.
@@ -578,6 +588,8 @@ pub mod keeping {
     /// How old a checkpoint may be that a backlog ends at. An older one is right as well, but what
     /// lies behind it has to be in the ring.
     pub const CHECKPOINT_AGE: Duration = Duration::from_millis(250);
+    /// The same where a newer one may reach up to the ring.
+    pub const CHECKPOINT_AGE_SHORT: Duration = Duration::from_millis(20);
     /// How far the clocks of those who append records may be apart, where only time tells what a
     /// client has had.
     pub const CLOCKS_DIFFER: Duration = Duration::from_secs(3_600);

@@ -183,7 +183,9 @@ fn a_lost_database_stops_creates_only() {
     let world = guard.as_mut().expect("made");
     world.start();
     let place = world.place();
-    let node = Node::launch(PROGRAM, &place.sets());
+    // A shard remembers little.
+    let sets = [place.sets(), vec!["limits.ring_frames_max=4"]].concat();
+    let node = Node::launch(PROGRAM, &sets);
     node.process.wait_for_line(LONG, |line| (line == "ready").then_some(()));
     let mut open = node.stream(ANN);
     let first = node.stream(ANN);
@@ -197,11 +199,21 @@ fn a_lost_database_stops_creates_only() {
     world.kafka.console_produce(&place.selected, &[], &record);
     assert_eq!(open.message().content(), "live");
     assert_beats(&mut open);
+    // What the ring has lost comes from the log.
+    let more: Vec<String> = (10..30).map(|number| format!("live {number}")).collect();
+    let lines = (10..).zip(&more).map(|(id, said)| line("ann", Some("ann"), id, said, &json!({})));
+    world.kafka.console_produce(&place.selected, &[], &lines.collect::<String>());
+    let seen = ["before", "live"].map(str::to_owned).into_iter().chain(more);
+    let seen: Vec<String> = seen.collect();
+    open = node.resume(ANN, &first);
+    assert_eq!(sorted(&mut open, seen.len()), seen);
+    assert!(node.metric("corecast_replays_total") > Some(0.0));
 
     world.start();
     wait_until_missing(&node, &[]);
     node.say("after");
     assert_eq!(open.message().content(), "after", "what was refused is not published");
     let mut back = node.resume(ANN, &first);
-    assert_eq!(sorted(&mut back, 3), ["after", "before", "live"]);
+    let all: Vec<String> = std::iter::once("after".to_owned()).chain(seen).collect();
+    assert_eq!(sorted(&mut back, all.len()), all);
 }

@@ -277,6 +277,7 @@ fn ask_by(kept: &KeptStore, roles: &[u64], presented: Option<Presented>) -> Opti
         user: UserId::new("somebody").expect("a user id"),
         members: roles.iter().map(role).collect(),
         read: Served { own_partition: 0, own: READ, group: [READ].into() },
+        ring: Served { own_partition: 0, own: 0, group: [0].into() },
         presented,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");

@@ -70,7 +70,15 @@ async fn who_asks_again_and_again_is_told_what_is_kept_for_him() {
     let user = UserId::new("ann").expect("a user id");
     let shape = embedded.log().shape().await.expect("it is embedded");
     let read = Served::nothing(&shape, &user);
-    let ask = Ask { shard: 0, key: 0, user, members: Vec::new(), read, presented: None };
+    let ask = Ask {
+        shard: 0,
+        key: 0,
+        user,
+        members: Vec::new(),
+        ring: read.clone(),
+        read,
+        presented: None,
+    };
     // Each time what is under way is given up.
     let mut asked = 0;
     let backlog = loop {

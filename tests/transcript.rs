@@ -11,10 +11,11 @@ use corecast::base::{
     BroadcastId, EpochMillis, LogIdentity, LogShape, Moment, Partition, Position, Topic, UserId,
 };
 use corecast::domain::{
-    Backlog, Candidate, CloseReason, Gap, KeptMessage, Membership, Open, Outcome, Reach,
-    RingLimits, SINCE_EVER, Served, StreamKey, Streams, StreamsOptions, Vector,
+    Backlog, Candidate, CloseReason, Gap, KeptMessage, Membership, Open, Outcome, Reach, ReadAgain,
+    RingLimits, SINCE_EVER, Served, StreamKey, Streams, StreamsOptions, Unread, Vector,
 };
-use corecast::wire::archive::{Archiver, Audience, Event, MemberKind};
+use corecast::limits::shard::REPLAY_RECORDS_MAX;
+use corecast::wire::archive::{Archiver, Audience, Event, MemberKind, SharedEvent};
 use corecast::wire::cursor::Cursor;
 use corecast::wire::frame::GapReason;
 use corecast::wire::head::STREAM_RESPONSE_HEAD;
@@ -77,18 +78,17 @@ impl Bench {
     }
 
     fn append(&mut self, partition: Partition, offset: u64, audience: Audience<'_>) {
-        let body = format!("event: MESSAGE\ndata: {{\"offset\":{offset}}}\n\n");
-        let event = Archiver::default().write(Event {
-            position: Position { partition, offset },
-            appended_at: NOON,
-            event_id: 1,
-            attempt: 0,
-            broadcast: BroadcastId::new(42).expect("small"),
-            expires_at: None,
-            audience,
-            body: body.as_bytes(),
-        });
-        self.streams.handle_events(&mut vec![event]);
+        self.streams.handle_events(&mut vec![event(partition, offset, audience)]);
+        self.write();
+    }
+
+    /// Reads again what is asked for: the first group partition, up to here.
+    fn reread(&mut self, next: u64) {
+        let reread = self.streams.poll_reread(self.now).expect("something is to be read again");
+        let from = reread.from.first().expect("of the first partition").1;
+        let events = (from..next).map(|offset| event(group(0), offset, Audience::Everyone));
+        let read = ReadAgain { events: events.collect(), next: vec![(group(0), next)] };
+        self.streams.handle_reread(reread.pass, Ok(read), self.now);
         self.write();
     }
 
@@ -109,6 +109,21 @@ impl Bench {
             self.streams.handle_written(key, Outcome::Took(bytes.len()), self.now);
         }
     }
+}
+
+fn event(partition: Partition, offset: u64, audience: Audience<'_>) -> SharedEvent {
+    let body = format!("event: MESSAGE\ndata: {{\"offset\":{offset}}}\n\n");
+    Archiver::default().write(Event {
+        position: Position { partition, offset },
+        appended_at: NOON,
+        event_id: u128::from(offset),
+        attempt: 0,
+        broadcast: BroadcastId::new(42).expect("small"),
+        expires_at: None,
+        is_passing: false,
+        audience,
+        body: body.as_bytes(),
+    })
 }
 
 fn group(index: u16) -> Partition {
@@ -190,11 +205,39 @@ fn a_client_that_comes_back_before_the_owners_do() {
     for offset in 1..=3 {
         bench.append(group(0), offset, Audience::Everyone);
     }
-    // What stands at 2 is neither in the ring nor durable yet: it comes back for that.
+    // What stands at 2 is neither in the ring nor durable yet: the log has it.
     let backlog = kept_behind(&bench, &cursor, 2);
     let (_, socket) = bench.open_with("alice", Some(&cursor), Some(backlog));
+    bench.reread(3);
+    assert_eq!(bench.streams.poll_reread(bench.now), None, "the ring has the rest");
+    bench.append(group(0), 4, Audience::Everyone);
+    check("from_the_log", &socket);
+}
+
+#[test]
+fn a_client_whom_neither_ring_nor_log_reach() {
+    let mut bench = Bench::new(1);
+    let cursor = cursor_of_a_lost_client(&mut bench);
+    for offset in 1..=3 {
+        bench.append(group(0), offset, Audience::Everyone);
+    }
+    // The log does not have it any more: it comes back for what is durable by then.
+    let backlog = kept_behind(&bench, &cursor, 2);
+    let (_, socket) = bench.open_with("alice", Some(&cursor), Some(backlog));
+    let reread = bench.streams.poll_reread(bench.now).expect("something is to be read again");
+    bench.streams.handle_reread(reread.pass, Err(Unread::Gone), bench.now);
+    bench.write();
     assert!(bench.streams.is_empty());
     check("continues", &socket);
+    // It is not even asked for what lies far back.
+    bench.append(group(0), 3 + REPLAY_RECORDS_MAX + 2, Audience::Everyone);
+    bench.append(group(0), 3 + REPLAY_RECORDS_MAX + 3, Audience::Everyone);
+    let backlog = kept_behind(&bench, &cursor, 2);
+    assert!(bench.streams.is_of_use(&backlog));
+    let (_, socket) = bench.open_with("alice", Some(&cursor), Some(backlog));
+    assert!(bench.streams.is_empty() && socket.borrow().ends_with(b"\n\n"));
+    let parsed = Cursor::parse(&cursor).expect("a cursor");
+    assert!(!bench.streams.may_replay(&parsed));
 }
 
 #[test]
@@ -222,10 +265,6 @@ fn a_log_that_goes_on_elsewhere() {
     assert!(bench.streams.is_empty(), "it is to come back for what the store keeps");
     bench.append(group(1), 50, Audience::Everyone);
     check("skipped", &socket);
-    let text = String::from_utf8(socket.borrow().clone()).expect("UTF-8");
-    let last = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back();
-    let backlog = kept_behind(&bench, last.expect("an id"), 2);
-    assert!(!bench.streams.is_of_use(&backlog), "it does not reach up to where the log goes on");
 }
 
 #[test]

@@ -21,8 +21,8 @@ use shards::{Places, Shards};
 use crate::admin::{AdminState, PublicCalls, serve_admin};
 use crate::base::{LogIdentity, LogShape};
 use crate::control::{
-    Creator, InboxDesk, KeptParts, KeptStore, Relay, Signals, Threads, Unfinished, inboxes,
-    run_reports,
+    Creator, InboxDesk, KeptParts, KeptStore, Relay, RereadDesk, Signals, Threads, Unfinished,
+    inboxes, rereads, run_reports,
 };
 use crate::edge::listen;
 use crate::ingest::kafka::OptionsError;
@@ -196,7 +196,9 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         room: Arc::default(),
     };
     if let Some(admin) = admin.pop() {
-        let reports = Reports { reports, bell: report_bell, desk: desk.clone() };
+        let (rereads, rereading) = rereads(log.clone(), lanes.clone());
+        threads.spawn(rereading.run());
+        let reports = Reports { reports, bell: report_bell, desk: desk.clone(), rereads };
         start_control(&threads, admin, state, reports, lanes.len(), &endings);
     }
     let owner = Owner {
@@ -263,6 +265,7 @@ struct Reports {
     reports: Receiver<FromShard>,
     bell: Arc<Doorbell>,
     desk: InboxDesk,
+    rereads: RereadDesk,
 }
 
 /// Starts the admin API, the shards' reports, and the wait for signals.
@@ -285,8 +288,8 @@ fn start_control(
     let calls = Arc::new(PublicCalls::new(state.clone(), Box::new(serving)));
     let ending = endings.clone();
     threads.spawn(async move {
-        let Reports { reports, bell, desk } = reports;
-        let ended = run_reports(reports, bell, calls, desk).await;
+        let Reports { reports, bell, desk, rereads } = reports;
+        let ended = run_reports(reports, bell, calls, (desk, rereads)).await;
         let _ = ending.send(Ending::Part(format!("the shards' reports stopped: {ended:?}")));
     });
     let ending = endings.clone();

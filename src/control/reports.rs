@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::inboxes::InboxDesk;
+use super::rereads::RereadDesk;
 use crate::lane::{Doorbell, FromShard, Receiver};
 use crate::limits::shard as limits;
 
@@ -25,7 +26,7 @@ pub async fn run_reports(
     reports: Receiver<FromShard>,
     bell: Arc<Doorbell>,
     handover: Arc<dyn Handover>,
-    desk: InboxDesk,
+    (desk, rereads): (InboxDesk, RereadDesk),
 ) -> std::io::Result<()> {
     // SAFETY: the doorbell owns its eventfd, never replaces it, and lives in `rings` by its Arc.
     let rings = unsafe { AsyncFd::register_with_interest(bell.clone(), Interest::READABLE)? };
@@ -35,6 +36,7 @@ pub async fn run_reports(
             match report {
                 FromShard::LongTurn { shard, took } => turns.take(shard, took, Instant::now()),
                 FromShard::Ask(ask) => desk.take_ask(*ask),
+                FromShard::Reread { shard, reread } => rereads.take(shard, reread),
                 FromShard::Notes(notes) => desk.take_notes(notes),
                 report => take(report, &*handover),
             }
@@ -72,7 +74,10 @@ fn take(report: FromShard, handover: &dyn Handover) {
             "record is not served by this release"
         ),
         // They were taken before.
-        FromShard::LongTurn { .. } | FromShard::Ask(_) | FromShard::Notes(_) => {}
+        FromShard::LongTurn { .. }
+        | FromShard::Ask(_)
+        | FromShard::Reread { .. }
+        | FromShard::Notes(_) => {}
     }
 }
 

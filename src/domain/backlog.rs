@@ -173,20 +173,28 @@ pub fn in_order(candidates: Vec<Candidate>) -> impl Iterator<Item = Candidate> {
         let partition = candidate.position.map(|position| position.partition);
         queues.entry(partition).or_default().push_back(candidate);
     }
-    let mut heads = BinaryHeap::new();
-    for (partition, queue) in &mut queues {
+    for queue in queues.values_mut() {
         queue.make_contiguous().sort_by_key(|candidate| match candidate.position {
             Some(position) => (position.offset, candidate.appended_at, candidate.broadcast),
             None => (0, candidate.appended_at, candidate.broadcast),
         });
-        heads.extend(queue.front().map(|head| Reverse((head.appended_at, *partition))));
     }
+    oldest_first(queues, |candidate| candidate.appended_at)
+}
+
+/// Merges queues that keep their order: the oldest head goes first.
+pub(super) fn oldest_first<Q: Ord + Copy, T>(
+    mut queues: BTreeMap<Q, VecDeque<T>>,
+    at: impl Fn(&T) -> EpochMillis,
+) -> impl Iterator<Item = T> {
+    let heads = queues.iter().filter_map(|(name, queue)| Some((at(queue.front()?), *name)));
+    let mut heads: BinaryHeap<_> = heads.map(Reverse).collect();
     std::iter::from_fn(move || {
-        let Reverse((_, partition)) = heads.pop()?;
-        let queue = queues.get_mut(&partition)?;
-        let candidate = queue.pop_front()?;
-        heads.extend(queue.front().map(|head| Reverse((head.appended_at, partition))));
-        Some(candidate)
+        let Reverse((_, name)) = heads.pop()?;
+        let queue = queues.get_mut(&name)?;
+        let item = queue.pop_front()?;
+        heads.extend(queue.front().map(|head| Reverse((at(head), name))));
+        Some(item)
     })
 }
 

@@ -85,6 +85,7 @@ impl Decoder {
             attempt: record.attempt.unwrap_or(0),
             broadcast: record.broadcast_id,
             expires_at: record.expires_at,
+            is_passing: record.is_fire_and_forget(),
             audience,
             body: &self.body,
         })))

@@ -155,6 +155,7 @@ mod tests {
             attempt: 0,
             broadcast: BroadcastId::new(1).expect("small"),
             expires_at: None,
+            is_passing: false,
             audience,
             body: b"event: MESSAGE\ndata: {}\n\n",
         })

@@ -205,6 +205,7 @@ mod tests {
             attempt: 0,
             broadcast: BroadcastId::new(1).expect("small"),
             expires_at: None,
+            is_passing: false,
             audience: Audience::Everyone,
             body: b"event: MESSAGE\ndata: {}\n\n",
         })

@@ -36,6 +36,7 @@ pub use repeats::Repeats;
 pub use ring::{Ring, RingLimits};
 pub use slab::Slab;
 pub use streams::{
-    CloseReason, Closed, Open, Outcome, StreamCounters, StreamKey, Streams, StreamsOptions, Write,
+    CloseReason, Closed, Open, Outcome, ReadAgain, Reread, StreamCounters, StreamKey, Streams,
+    StreamsOptions, Unread, Write,
 };
 pub use vector::{Served, Vector};

@@ -60,6 +60,14 @@ impl<'a> VectorRef<'a> {
         &self.offsets[..usize::from(self.groups)]
     }
 
+    pub fn next(self, partition: Partition) -> u64 {
+        match partition.topic {
+            Topic::Group => self.offsets[usize::from(partition.index)],
+            Topic::Selected => self.selected(partition.index),
+            Topic::SelectedDead | Topic::GroupDead => unreachable!("dead letters are not served"),
+        }
+    }
+
     pub fn selected(self, partition: u16) -> u64 {
         self.offsets[usize::from(self.groups) + usize::from(partition)]
     }

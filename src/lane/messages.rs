@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::base::{LogIdentity, Partition, Position, UserId};
-use crate::domain::{Backlog, Membership, Note, Presented, Served};
+use crate::domain::{Backlog, Membership, Note, Presented, Reread, Served, Unread};
 use crate::ports::Batch;
 
 /// The one kind of input of a shard.
@@ -26,6 +26,8 @@ pub enum ToShard {
     CaughtUp,
     /// What the store keeps for a user who is about to be served; `None`: not to be had now.
     Backlog { key: u64, backlog: Option<Box<Backlog>> },
+    /// What was read again of the log.
+    Reread { pass: u32, batches: Result<Vec<Batch>, Unread> },
     /// Tell the streams, end them, and stop.
     Drain { window: Duration },
 }
@@ -38,6 +40,8 @@ pub enum FromShard {
     /// What does the store keep for this user, and was the log ever where he says? Answered by
     /// `ToShard::Backlog`.
     Ask(Box<Ask>),
+    /// Read this again. Answered by `ToShard::Reread`.
+    Reread { shard: u16, reread: Reread },
     /// For the store to keep.
     Notes(Vec<Note>),
     /// A record that could not be decoded, and how many before it were not told of. The next one
@@ -63,5 +67,7 @@ pub struct Ask {
     pub members: Vec<Membership>,
     /// How far the shard has read the log: what lies before it has been there.
     pub read: Served,
+    /// From where on its ring has what is for the user.
+    pub ring: Served,
     pub presented: Option<Presented>,
 }

@@ -72,7 +72,7 @@ const GAUGES: [(&str, &str, Read); 5] = [
     ("serving", "1 while the shard serves streams", |probe| &probe.serving),
 ];
 
-const COUNTERS: [(&str, &str, Read); 22] = [
+const COUNTERS: [(&str, &str, Read); 24] = [
     ("streams_opened", "Streams that were opened", |probe| &probe.opened),
     ("streams_resumed", "Streams that came with a usable cursor", |probe| &probe.resumed),
     ("deliveries", "Frames of which the kernel took the last byte", |probe| &probe.deliveries),
@@ -100,6 +100,16 @@ const COUNTERS: [(&str, &str, Read); 22] = [
     ("unconfirmed_dropped", "Frames not followed until the peer had them", |probe| {
         &probe.unconfirmed_dropped
     }),
+    (
+        "replays",
+        "Times that a stream was served from the log, because the ring had lost its place",
+        |probe| &probe.replays,
+    ),
+    (
+        "reread_events",
+        "Events read again from the log, once for all streams that need them",
+        |probe| &probe.reread,
+    ),
     ("long_turns", "Turns of a shard that were too long", |probe| &probe.long_turns),
 ];
 

@@ -17,8 +17,8 @@ use super::probe::{self, Probe};
 use super::told::Told;
 use crate::base::{EpochMillis, Moment, Position};
 use crate::domain::{
-    Backlog, CloseReason, Decoder, Finding, Intake, Note, Open, Outcome, Passed, Served, Streams,
-    Taken,
+    Backlog, CloseReason, Decoder, Finding, Intake, Note, Open, Outcome, Passed, ReadAgain, Served,
+    Streams, Taken, Unread,
 };
 use crate::edge::{
     AccessRules, Arrival, Door, StreamRequest, Token, Visitor, head_of, read_stream_request, watch,
@@ -49,6 +49,8 @@ pub(super) struct Core {
     /// Sockets that streams may take, open, waiting or closing.
     pub streams_max: usize,
     pub is_serving: bool,
+    /// What is to be read again found no room in the lane.
+    pub owes_reread: bool,
     pub wall: EpochMillis,
     /// When the oldest event was appended whose fan-out is not finished.
     pub fanout_since: Option<EpochMillis>,
@@ -104,6 +106,39 @@ impl Core {
             passed
         });
         probe::add(&probe.events, events);
+    }
+
+    /// Takes what was read of the log again, for those whom the ring has lost. What is bad or not
+    /// served in it has been told before.
+    pub fn take_reread(&mut self, pass: u32, batches: Result<Vec<Batch>, Unread>, now: Moment) {
+        let batches = match batches {
+            Ok(batches) => batches,
+            Err(why) => return self.streams.handle_reread(pass, Err(why), now),
+        };
+        let (mut events, mut next) = (Vec::new(), Vec::new());
+        for batch in batches {
+            for record in batch.records {
+                let position = Position { partition: batch.partition, offset: record.offset };
+                let value = record.value.as_deref();
+                let found = self.decoder.decode_caught(position, record.appended_at, value);
+                if let Finding::Serve(event) = found {
+                    events.push(event);
+                }
+            }
+            next.push((batch.partition, batch.next));
+        }
+        self.streams.handle_reread(pass, Ok(ReadAgain { events, next }), now);
+    }
+
+    /// Asks for what is to be read again.
+    pub fn reread(&mut self, now: Moment) {
+        self.owes_reread = false;
+        if let Some(reread) = self.streams.poll_reread(now)
+            && !self.report(FromShard::Reread { shard: self.number, reread })
+        {
+            self.streams.handle_unasked();
+            self.owes_reread = true;
+        }
     }
 
     fn note_event(&mut self, appended_at: EpochMillis) {
@@ -208,14 +243,14 @@ impl Core {
             },
             None => None,
         };
-        let read = self.streams.read_for(user);
+        let reach = (self.streams.read_for(user), self.streams.ring_for(user));
         // What is known of the user goes first: a page that is loaded again has just gone.
         self.streams.handle_user_back(&handed.request.user, is_gone);
         self.keeping.look(set, &mut self.streams, now);
         self.keeping.tell(&self.reports);
         let handed = Box::new(handed);
         if let Err(handed) =
-            self.keeping.ask(self.number, handed, (read, presented), &self.reports, now)
+            self.keeping.ask(self.number, handed, (reach, presented), &self.reports, now)
         {
             self.refuse(door, set, *handed, now);
         }
@@ -232,7 +267,7 @@ impl Core {
         let Some(handed) = self.keeping.take(key) else { return };
         let is_of_use = |backlog: &Backlog| self.is_serving && self.streams.is_of_use(backlog);
         let Some(backlog) = backlog.filter(|backlog| is_of_use(backlog)) else {
-            return self.refuse(door, set, *handed, now);
+            return self.replay_or_refuse(door, set, *handed, now);
         };
         self.open_or_refuse(door, set, (*handed, Some(*backlog)), now);
     }
@@ -246,7 +281,7 @@ impl Core {
             let next =
                 if self.is_serving { self.keeping.take_late(now) } else { self.keeping.take_any() };
             let Some(handed) = next else { return };
-            self.refuse(door, set, *handed, now);
+            self.replay_or_refuse(door, set, *handed, now);
         }
     }
 
@@ -262,6 +297,22 @@ impl Core {
         if let Err(socket) = self.open(set, socket, request, backlog, now) {
             let answer = self.put_off(accepts_event_stream, &path);
             door.answer(set, socket, &answer, now);
+        }
+    }
+
+    /// The store can't say what it keeps. Who has a cursor needs only the log.
+    fn replay_or_refuse(
+        &mut self,
+        door: &mut Door,
+        set: BorrowedFd<'_>,
+        handed: Handed,
+        now: Moment,
+    ) {
+        let cursor = handed.request.cursor.as_ref();
+        if self.is_serving && cursor.is_some_and(|cursor| self.streams.may_replay(cursor)) {
+            self.open_or_refuse(door, set, (handed, None), now);
+        } else {
+            self.refuse(door, set, handed, now);
         }
     }
 

@@ -47,7 +47,7 @@ impl Keeping {
         &mut self,
         shard: u16,
         handed: Box<Handed>,
-        (read, presented): (Served, Option<Presented>),
+        ((read, ring), presented): ((Served, Served), Option<Presented>),
         reports: &Sender<FromShard>,
         now: Moment,
     ) -> Result<(), Box<Handed>> {
@@ -59,7 +59,7 @@ impl Keeping {
         let (user, members) = (handed.request.user.clone(), handed.request.members.clone());
         let index = self.waiting.insert(Waiting { handed, serial });
         let key = u64::from(serial) << 32 | u64::from(index);
-        let ask = Box::new(Ask { shard, key, user, members, read, presented });
+        let ask = Box::new(Ask { shard, key, user, members, read, ring, presented });
         if reports.try_send(FromShard::Ask(ask)).is_err() {
             return match self.waiting.remove(index) {
                 Some(waiting) => Err(waiting.handed),

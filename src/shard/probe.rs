@@ -26,7 +26,7 @@ probe! {
     streams, users, opened, resumed, deliveries, bytes, writes, joined, blocked, heartbeats, gaps,
     expired_skips, ring_frames, ring_bytes, events, bad_records, unserved_records, repeats,
     passed_waiting, streams_handed,
-    notes_dropped, unconfirmed_dropped,
+    notes_dropped, unconfirmed_dropped, replays, reread,
     accepted, heads_refused, heads_evicted, descriptors_exhausted, requests_refused, long_turns,
     /// 1 once the shard serves streams.
     serving,
@@ -46,6 +46,8 @@ impl Probe {
             (&self.gaps, streams.gaps),
             (&self.expired_skips, streams.expired_skips),
             (&self.unconfirmed_dropped, streams.unconfirmed_dropped),
+            (&self.replays, streams.replays),
+            (&self.reread, streams.reread),
             (&self.accepted, door.accepted),
             (&self.heads_refused, door.refused),
             (&self.heads_evicted, door.evicted),

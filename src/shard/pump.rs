@@ -76,6 +76,7 @@ impl<C: Clock> Shard<C> {
             probe: options.probe,
             streams_max: options.streams.streams_max,
             is_serving: false,
+            owes_reread: false,
             wall: clock.wall(),
             fanout_since: None,
         };
@@ -111,6 +112,9 @@ impl<C: Clock> Shard<C> {
                 Some(ToShard::Backlog { key, backlog }) => {
                     let (door, set) = (&mut self.door, self.set.as_fd());
                     self.core.take_backlog(door, set, (key, backlog), now);
+                }
+                Some(ToShard::Reread { pass, batches }) => {
+                    self.core.take_reread(pass, batches, now);
                 }
                 Some(ToShard::Drain { window }) => {
                     self.door.close();
@@ -191,7 +195,8 @@ impl<C: Clock> Shard<C> {
             Phase::Starting | Phase::Serving => None,
         };
         // Nobody rings when a full lane has room again.
-        let full = (self.core.intake.waiting() > 0 || self.owes_serving)
+        let is_owed = self.owes_serving || self.core.owes_reread;
+        let full = (self.core.intake.waiting() > 0 || is_owed)
             .then(|| self.clock.moment().plus(limits::FULL_LANE_WAIT));
         let kept = self.core.keeping.poll_timeout(self.clock.moment());
         let streams = self.core.streams.poll_timeout();
@@ -218,6 +223,7 @@ impl<C: Clock> Pump for Shard<C> {
         self.take_ready(ready, now);
         self.core.peers.flush(&mut self.core.intake);
         self.core.feed(now);
+        self.core.reread(now);
         self.core.look_after(&mut self.door, self.set.as_fd(), now);
         self.core.publish(&self.door);
         let took = began.elapsed();

@@ -48,6 +48,8 @@ pub struct Event<'a> {
     pub attempt: u32,
     pub broadcast: BroadcastId,
     pub expires_at: Option<EpochMillis>,
+    /// For who is here when it comes, and nobody else.
+    pub is_passing: bool,
     pub audience: Audience<'a>,
     /// The SSE frame without its `id` line: `event: NAME\ndata: {json}\n\n`.
     pub body: &'a [u8],
@@ -65,6 +67,7 @@ struct Stored<'a> {
     broadcast: u64,
     /// `u64::MAX`: never.
     expires_at: u64,
+    is_passing: bool,
     audience: u8,
     /// Empty unless the event is for one user.
     #[rkyv(with = InlineAsBox)]
@@ -150,6 +153,7 @@ impl Archiver {
             event_id: event.event_id,
             broadcast: event.broadcast.get(),
             expires_at: event.expires_at.map_or(u64::MAX, |at| at.0),
+            is_passing: event.is_passing,
             audience,
             user,
             names,
@@ -202,6 +206,11 @@ impl SharedEvent {
     pub fn expires_at(&self) -> Option<EpochMillis> {
         let at = self.stored().expires_at.to_native();
         (at != u64::MAX).then_some(EpochMillis(at))
+    }
+
+    /// Whether it is for who is here when it comes, and nobody else.
+    pub fn is_passing(&self) -> bool {
+        self.stored().is_passing
     }
 
     pub fn audience(&self) -> AudienceRef<'_> {
@@ -263,6 +272,7 @@ mod tests {
             attempt: 3,
             broadcast: BroadcastId::new(42).expect("small"),
             expires_at: None,
+            is_passing: false,
             audience,
             body: b"event: MESSAGE\ndata: {}\n\n",
         }

@@ -4,9 +4,13 @@
 //! the order of a real turn. The lanes are queues, and one thread reads the log for all shards.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use corecast::base::{LogShape, Moment, Partition, Sharding};
-use corecast::domain::{Closed, Intake, Passed, StreamKey, Streams, StreamsOptions, Taken, Vector};
+use corecast::domain::{
+    Closed, Intake, Passed, ReadAgain, Reread, StreamKey, Streams, StreamsOptions, Taken, Unread,
+    Vector,
+};
 use corecast::limits::log::REPEAT_RECORDS;
 use corecast::wire::archive::SharedEvent;
 
@@ -61,6 +65,8 @@ pub struct Shard {
     /// Streams that have ended, whose peer may still acknowledge something.
     pub closed: Vec<(Moment, Closed<Socket>)>,
     pub confirm_at: Option<Moment>,
+    /// What is being read again, and when that comes.
+    pub rereading: Option<(Moment, Reread)>,
     pub is_serving: bool,
     /// It does nothing until then.
     pub stands_until: Moment,
@@ -87,6 +93,7 @@ impl Node {
             sockets: Vec::new(),
             closed: Vec::new(),
             confirm_at: None,
+            rereading: None,
             is_serving: false,
             stands_until: now,
             has_turned: false,
@@ -239,6 +246,56 @@ fn served_from(log: &Log, partition: Partition) -> u64 {
 }
 
 impl Shard {
+    /// Asks for what is to be read again, and is answered some time: with a few records of each
+    /// partition, or not at all.
+    pub fn reread(
+        &mut self,
+        log: &Log,
+        has_faults: bool,
+        (now, random, seen): (Moment, &mut Random, &mut Seen),
+    ) {
+        if let Some((at, reread)) = self.rereading.take() {
+            if at > now {
+                self.rereading = Some((at, reread));
+            } else {
+                let is_trimmed =
+                    |(partition, from): &(Partition, u64)| *from < log.start(*partition);
+                let is_refused = reread.from.iter().any(is_trimmed);
+                seen.count("replays of what the log has trimmed", u64::from(is_refused));
+                if is_refused || has_faults && random.one_in(12) {
+                    seen.note("replays that were refused");
+                    let why = if is_refused { Unread::Gone } else { Unread::Away };
+                    self.streams.handle_reread(reread.pass, Err(why), now);
+                } else {
+                    let (mut events, mut next) = (Vec::new(), Vec::new());
+                    for (partition, from) in reread.from {
+                        let many = random.below(6);
+                        let mut read = from;
+                        let entries = log.entries(partition).iter();
+                        for entry in entries.filter(|entry| entry.offset >= from).take(many) {
+                            read = entry.offset + 1;
+                            events.extend(entry.event.clone());
+                        }
+                        if log.end(partition) <= read || many > 0 && read == from {
+                            read = read.max(log.end(partition));
+                        }
+                        next.push((partition, read));
+                    }
+                    seen.count("events read again", events.len() as u64);
+                    self.streams.handle_reread(reread.pass, Ok(ReadAgain { events, next }), now);
+                }
+            }
+        }
+        let Some(reread) = self.streams.poll_reread(now) else { return };
+        if has_faults && random.one_in(8) {
+            seen.note("rereads that found a full lane");
+            self.streams.handle_unasked();
+            return;
+        }
+        let slow = if has_faults { random.millis(1_500) } else { Duration::ZERO };
+        self.rereading = Some((now.plus(slow), reread));
+    }
+
     fn take_input(&mut self, input: Input, seen: &mut Seen) {
         let Self { streams, intake, .. } = self;
         match input {

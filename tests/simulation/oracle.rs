@@ -135,6 +135,9 @@ impl World {
         assert_eq!(sent.content, said.content, "seed {seed}: {position:?} says something else");
         let in_time = sent.expires_at.is_none_or(|at| block.begun_at < at.0);
         assert!(in_time, "seed {seed}: {position:?} was begun after its expiry");
+        let came_at = client.connection.as_ref().map(|connection| &connection.came_at);
+        let is_here = came_at.is_some_and(|at| at.next(position.partition) <= position.offset);
+        assert!(sent.is_kept || is_here, "seed {seed}: {position:?} came before client {number}");
         let id = block.id.as_ref().expect("MESSAGE has an id");
         let last = client.last_id.as_ref().expect("CONNECTED came first");
         let is_new = client.got.insert(position);
@@ -210,7 +213,8 @@ impl World {
             let client = &self.clients[number];
             let Some(connection) = client.connection.as_ref() else { continue };
             let shard = &self.nodes[connection.node].shards[connection.shard];
-            if client.is_slow || !shard.has_turned || client.last_id.is_none() {
+            let replays = shard.streams.replays(connection.key);
+            if client.is_slow || !shard.has_turned || client.last_id.is_none() || replays {
                 continue;
             }
             let (node, place) = (connection.node, connection.shard);

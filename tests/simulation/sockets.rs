@@ -116,6 +116,7 @@ impl World {
             user: client.user.clone(),
             members: members(&client.roles),
             read: self.nodes[node].shards[shard].streams.read_for(&client.user),
+            ring: self.nodes[node].shards[shard].streams.ring_for(&client.user),
             presented,
         });
         let until = self.now.plus(limits::ASK_TIME);
@@ -147,6 +148,7 @@ impl World {
             let is_late = self.faults.stalls && self.random.one_in(3);
             if asking.until <= self.now && !stands {
                 self.seen.note("asks that took too long");
+                self.replay(number, &asking);
             } else if stands || is_late || asking.answer.is_none() {
                 self.clients[number].asking = Some(asking);
             } else if let Some(backlog) = asking.answer.take() {
@@ -196,6 +198,19 @@ impl World {
         self.open(number, (asking.node, asking.shard), cursor, Some(backlog));
     }
 
+    /// The store does not answer: the log alone serves a client that has a cursor.
+    fn replay(&mut self, number: usize, asking: &Asking) {
+        let Some(cursor) = asking.forged.clone().or(self.clients[number].last_id.clone()) else {
+            return;
+        };
+        let streams = &self.nodes[asking.node].shards[asking.shard].streams;
+        if streams.may_replay(&cursor) {
+            assert!(asking.forged.is_none(), "seed {}: it is believed", self.seed);
+            self.seen.note("clients that the log served without the store");
+            self.open(number, (asking.node, asking.shard), Some(cursor), None);
+        }
+    }
+
     fn open(
         &mut self,
         number: usize,
@@ -219,6 +234,7 @@ impl World {
         };
         let from = from.expect("by one of them");
         let is_ahead = !from.is_within(vector.view());
+        let came_at = vector.clone();
         self.seen.count("clients ahead of the node", u64::from(is_ahead));
         let has_backlog = backlog.is_some();
         let is_to_note = backlog.as_ref().is_none_or(Backlog::was_served_before);
@@ -241,7 +257,12 @@ impl World {
         shard.sockets.push((key, socket.clone()));
         let client = &mut self.clients[number];
         client.parser = Parser::default();
-        client.connection = Some(Connection { node, shard: place, key, socket, has_backlog });
+        // What is for who is here was for who was here.
+        client
+            .missing
+            .retain(|at| self.truth.at(*at).is_kept || at.offset >= came_at.next(at.partition));
+        let shard = place;
+        client.connection = Some(Connection { node, shard, key, socket, has_backlog, came_at });
         let user = client.user.clone();
         if let Some(served) = presented {
             self.note(node, vec![Note::Presented { user, served }]);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use corecast::base::{EpochMillis, LogShape, Moment, Partition, Position, UserId};
-use corecast::domain::{CloseReason, RingLimits, StreamKey, StreamsOptions};
+use corecast::domain::{CloseReason, RingLimits, StreamKey, StreamsOptions, Vector};
 use corecast::ports::Bounds;
 use corecast::wire::cursor::Cursor;
 
@@ -98,6 +98,8 @@ pub struct Connection {
     pub socket: Socket,
     /// It gets what the store keeps first.
     pub has_backlog: bool,
+    /// What the shard had read when it came.
+    pub came_at: Vector,
 }
 
 pub struct World {
@@ -129,8 +131,10 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, faults: Faults) -> Self {
+    pub fn new(seed: u64, mut faults: Faults) -> Self {
         let mut random = Random::new(seed);
+        // Where the log was trimmed, it is not read again.
+        faults.trims &= random.one_in(2);
         let ring = RingLimits {
             frames: [8, 32, 4_096, 4_096][random.below(4)],
             bytes: [20_000, 1 << 20, 1 << 20][random.below(3)],
@@ -459,6 +463,8 @@ impl World {
         self.report_edges(node, place);
         self.nodes[node].pass_on(place, &mut self.seen);
         self.feed(node, place);
+        let with = (now, &mut self.random, &mut self.seen);
+        self.nodes[node].shards[place].reread(&self.log, self.faults.nodes, with);
         let notes = self.nodes[node].shards[place].look(now);
         self.note(node, notes);
     }
@@ -548,5 +554,6 @@ fn count(node: &Node, seen: &mut Seen) {
         seen.count("slow closes", counters.closed[CloseReason::Slow as usize]);
         let continued = counters.closed[CloseReason::Continues as usize];
         seen.count("streams that went on from the store", continued);
+        seen.count("streams that replayed", counters.replays);
     }
 }

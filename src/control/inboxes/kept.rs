@@ -58,7 +58,7 @@ impl KeptStore {
     /// Reads ahead what all users share, so that the first of them need not wait for it.
     pub async fn warm(&self) -> Result<(), Unavailable> {
         let shape = self.parts.log.shape().await?;
-        let checkpoint = self.checkpoints.get(&self.parts, &shape).await?;
+        let checkpoint = self.checkpoints.get(&self.parts, &shape, None).await?;
         let from = vec![0; usize::from(shape.group_partitions)];
         let range = (&from[..], &*checkpoint);
         let rows = self.groups.between(&self.parts, &shape, range, self.now()).await?;

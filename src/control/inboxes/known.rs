@@ -28,18 +28,23 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// As they were not long ago. With the log away, as they were last: a checkpoint that is too
-    /// low is right as well.
+    /// As they were not long ago, and newer ones where those do not reach up to what a ring has.
+    /// With the log away, as they were last: a checkpoint that is too low is right as well, but
+    /// what lies behind it is served to whoever had it.
     pub async fn get(
         &self,
         parts: &KeptParts,
         shape: &LogShape,
+        ring: Option<&Served>,
     ) -> Result<Arc<Checkpoint>, Unavailable> {
         let mut last = self.last.lock().await;
-        if let Some((at, known)) = &*last
-            && parts.clock.moment().since(*at) < limits::CHECKPOINT_AGE
-        {
-            return Ok(known.clone());
+        if let Some((at, known)) = &*last {
+            let reaches = |(partition, next)| known.get(&partition).is_some_and(|at| *at >= next);
+            let is_enough = ring.is_none_or(|ring| ring.places().all(reaches));
+            let age = if is_enough { limits::CHECKPOINT_AGE } else { limits::CHECKPOINT_AGE_SHORT };
+            if parts.clock.moment().since(*at) < age {
+                return Ok(known.clone());
+            }
         }
         match ask(parts, shape).await {
             Ok(checkpoint) => {

@@ -1,8 +1,9 @@
 //! A stream with a backlog: the kept messages go out first, one a write, with flagged ids.
 //!
 //! Until the last of them is out no id says what the shard has read: the client would take it for
-//! served. Where the ring does not reach down to what comes next, the stream ends, and its client
-//! comes back for it.
+//! served.
+
+use std::time::Duration;
 
 use super::feed::Undo;
 use super::{Streams, write_cursor};
@@ -50,11 +51,11 @@ impl<S> Streams<S> {
         self.plan.lead_bytes = private.lead.len();
     }
 
-    /// The ring does not reach down to where the stream stands: it ends, and its client comes back
-    /// for what the store keeps.
-    pub(super) fn plan_return(&mut self, index: u32) {
+    /// Neither ring nor log reach down to where the stream stands: it ends, and its client comes
+    /// back for what the store keeps.
+    pub(super) fn plan_return(&mut self, index: u32, after: Duration) {
         let Some(serial) = self.slab.get(index).map(|stream| stream.serial) else { return };
-        let retry = self.jittered(limits::BACKLOG_RETRY, serial, 100);
+        let retry = self.jittered(after, serial, 100);
         let Some(stream) = self.slab.get_mut(index) else { return };
         stream.state |= super::CLOSING | super::CONTINUES;
         let lead = &mut stream.private().lead;

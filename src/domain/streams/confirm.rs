@@ -110,7 +110,7 @@ impl<S> Streams<S> {
     /// How far it has been served, in whole frames; `None` while a backlog is not out, be it that
     /// the rest of it comes on another stream, or the ring has gone on without it.
     fn served_of(&self, stream: &Stream<S>) -> Option<Served> {
-        if stream.is(CONTINUES | CUT_OFF) {
+        if stream.is(CONTINUES) {
             return None;
         }
         let own_partition = self.users.get(stream.user).own_partition;
@@ -125,6 +125,9 @@ impl<S> Streams<S> {
             if pinned.is_some() {
                 at = at.checked_sub(1)?;
             }
+        }
+        if stream.is(CUT_OFF) {
+            return None;
         }
         (at >= self.ring.first()).then(|| Served::of(self.before(at), own_partition))
     }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use arrayvec::ArrayVec;
 
+use super::replay::Part;
 use super::timers::ticks;
 use super::{BEHIND, BLOCKED, CLOSING, CONTINUES, CUT_OFF, QUEUED, STALLED};
 use super::{CloseReason, Frame, Served, Stream, StreamKey, Streams, enqueue, write_id_line};
@@ -45,7 +46,7 @@ pub(super) struct Plan {
     /// Bytes of the stream's own that go first.
     pub(super) lead_bytes: usize,
     /// Where the stream stands once all of it is out.
-    end: u64,
+    pub(super) end: u64,
     /// The lead holds a frame that is built for this stream alone. What to go back to if no byte
     /// of it goes out, because the broadcast may have ended when the socket takes bytes again.
     pub(super) undo: Option<Undo>,
@@ -59,6 +60,8 @@ pub(super) enum Undo {
     Ahead { at: u64, ahead: Served },
     /// A kept message, and the progress before it.
     Backlog { message: KeptMessage, before: Served },
+    /// An event that was read again.
+    Reread { part: Part, ahead: Served },
 }
 
 #[derive(Debug)]
@@ -75,7 +78,7 @@ impl<S> Streams<S> {
     /// The next write, if any stream has one. Expired frames are skipped by `wall`.
     pub fn poll_write(&mut self, wall: EpochMillis) -> Option<Write<'_, S>> {
         loop {
-            let index = self.queue.pop_front()?;
+            let index = self.next_queued()?;
             let Some(stream) = self.slab.get_mut(index) else { continue };
             if !stream.is(QUEUED) {
                 continue; // An entry of an earlier stream in this place.
@@ -153,10 +156,15 @@ impl<S> Streams<S> {
             }
             return;
         }
-        let is_overtaken = stream.is(BEHIND) && self.plan.end < self.ring.first();
-        if is_overtaken || stream.is(CUT_OFF) {
+        if stream.is(CUT_OFF) {
             if is_free {
-                self.plan_return(index);
+                self.plan_replay(index, wall);
+            }
+            return;
+        }
+        if stream.is(BEHIND) && self.plan.end < self.ring.first() {
+            if is_free {
+                self.plan_return(index, limits::BACKLOG_RETRY);
             }
             return;
         }
@@ -177,6 +185,7 @@ impl<S> Streams<S> {
         let Some(stream) = self.slab.get(index) else { return };
         let user = self.users.get(stream.user);
         let until = stream.until;
+        let private = stream.private.as_deref();
         let scan_end = self.scan_end().min(until);
         // The lead takes one piece; a frame takes two.
         let room = FRAMES_MAX - usize::from(self.plan.lead_bytes > 0);
@@ -189,6 +198,9 @@ impl<S> Streams<S> {
             }
             if event.expires_at().is_some_and(|expires_at| expires_at <= wall) {
                 self.counters.expired_skips += 1;
+                continue;
+            }
+            if private.is_some_and(|private| private.is_over_for_it(event)) {
                 continue;
             }
             let Some(frame) = self.ring.frame(sequence) else { break };
@@ -215,7 +227,10 @@ impl<S> Streams<S> {
             let Some(event) = self.ring.event(self.plan.end) else { break };
             let after = self.ring.after(self.plan.end);
             self.plan.end += 1;
-            let due = !ahead.covers(event.position())
+            let is_over = event.is_passing()
+                && private.came_at.as_ref().is_some_and(|at| at.covers(event.position()));
+            let due = !is_over
+                && !ahead.covers(event.position())
                 && self.sets.admits(&event.audience(), &user.name, set)
                 && event.expires_at().is_none_or(|expires_at| expires_at > wall);
             if due {
@@ -307,7 +322,7 @@ impl<S> Streams<S> {
         }
         self.counters.deliveries += completed;
         self.counters.joined += completed.saturating_sub(1);
-        if stream.private.as_ref().is_some_and(|private| private.is_done()) {
+        if stream.private.as_ref().is_some_and(|private| private.is_over()) {
             stream.private = None;
         }
         all_out
@@ -324,9 +339,21 @@ impl<S> Streams<S> {
         }
         let has_backlog =
             stream.private.as_deref().is_some_and(|private| private.backlog.is_some());
-        if has_backlog || stream.is(CUT_OFF) {
+        if has_backlog {
             enqueue(stream, index, &mut self.queue);
             return;
+        }
+        if stream.is(CUT_OFF) {
+            self.enqueue_replay(index);
+            return;
+        }
+        if let Some(private) = stream.private.as_deref_mut()
+            && place >= self.ring.next()
+        {
+            private.came_at = None;
+            if private.is_over() {
+                stream.private = None;
+            }
         }
         if !stream.is(BEHIND) {
             return;
@@ -362,6 +389,10 @@ fn take_back<S>(stream: &mut Stream<S>, undo: Undo) {
     private.lead_row = None;
     match undo {
         Undo::Ahead { ahead, .. } => private.ahead = Some(ahead),
+        Undo::Reread { part, ahead } => {
+            private.part = part;
+            private.ahead = Some(ahead);
+        }
         Undo::Backlog { message, before } => {
             if let Some(backlog) = private.backlog.as_mut() {
                 backlog.messages.push_front(message);
@@ -373,7 +404,7 @@ fn take_back<S>(stream: &mut Stream<S>, undo: Undo) {
 
 /// The row of a targeted message. Nothing that is written says whether one is kept of it; where
 /// none is, noting its delivery makes none.
-fn row_of(event: &SharedEvent) -> Option<Row> {
+pub(super) fn row_of(event: &SharedEvent) -> Option<Row> {
     let is_targeted = matches!(event.audience(), AudienceRef::User(_));
     is_targeted.then(|| Row { broadcast: event.broadcast(), attempt: event.attempt() })
 }

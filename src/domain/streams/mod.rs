@@ -13,12 +13,13 @@
 
 mod backlog;
 mod confirm;
+mod entry;
 mod feed;
 mod open;
+mod replay;
 mod timers;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
 use std::time::Duration;
 
 use super::audience::{MemberSets, NOBODY, Users};
@@ -32,9 +33,14 @@ use crate::wire::archive::{AudienceRef, SharedEvent};
 use crate::wire::cursor::CursorParts;
 use crate::wire::frame;
 
+use entry::{
+    BEHIND, BLOCKED, CLOSING, CONTINUES, CUT_OFF, Private, QUEUED, STALLED, Stream, UNCONFIRMED,
+};
+
 pub use confirm::Closed;
 pub use feed::{Outcome, Write};
 pub use open::Open;
+pub use replay::{ReadAgain, Reread, Unread};
 use timers::spread;
 
 /// What one shard's streams are given at start.
@@ -112,77 +118,11 @@ pub struct StreamCounters {
     pub heartbeats: u64,
     pub gaps: u64,
     pub expired_skips: u64,
+    /// Streams that came to be served from the log, and events that were read again for them.
+    pub replays: u64,
+    pub reread: u64,
     /// Frames that were not followed until the peer acknowledged them: too many at a time.
     pub unconfirmed_dropped: u64,
-}
-
-/// One stream's entry. `S` is the socket; dropping it closes it.
-#[derive(Debug)]
-struct Stream<S> {
-    socket: S,
-    /// What only a stream needs that resumes, is stuck in a frame, or is being told something.
-    private: Option<Box<Private>>,
-    /// The next frame to look at; without meaning at the head.
-    at: u64,
-    /// No frame from here on is for it; without meaning at the head.
-    until: u64,
-    serial: u32,
-    user: u32,
-    next_of_user: u32,
-    set: u32,
-    place_in_set: u32,
-    /// Wheel ticks: the last write that took a byte; of a blocked stream, its last progress.
-    touched: u32,
-    state: u8,
-    /// Heartbeats since the last `id`.
-    heartbeats: u8,
-}
-
-const BEHIND: u8 = 1;
-const QUEUED: u8 = 2;
-const BLOCKED: u8 = 4;
-const CLOSING: u8 = 8;
-/// Blocked, and no byte went out since.
-const STALLED: u8 = 16;
-/// Its bytes are counted, because a targeted frame is not acknowledged.
-const UNCONFIRMED: u8 = 32;
-/// It ends because what comes next is in the store.
-const CONTINUES: u8 = 64;
-/// The ring does not reach down to where it stands: it ends as soon as its backlog is out.
-const CUT_OFF: u8 = 128;
-
-#[derive(Debug, Default)]
-struct Private {
-    /// Bytes of the stream's own, which go out before anything from the ring.
-    lead: Vec<u8>,
-    lead_out: usize,
-    /// The lead ends with this message.
-    lead_row: Option<Row>,
-    /// A frame of which only a part is out. The stream's place is behind it.
-    pinned: Option<(Rc<Frame>, usize)>,
-    /// Where the client stands, while any component of it is ahead of the ring at our place.
-    ahead: Option<Served>,
-    /// What goes out before anything from the ring.
-    backlog: Option<Box<Backlog>>,
-}
-
-impl Private {
-    fn is_done(&self) -> bool {
-        self.lead.is_empty()
-            && self.pinned.is_none()
-            && self.ahead.is_none()
-            && self.backlog.is_none()
-    }
-}
-
-impl<S> Stream<S> {
-    fn is(&self, flag: u8) -> bool {
-        self.state & flag != 0
-    }
-
-    fn private(&mut self) -> &mut Private {
-        self.private.get_or_insert_default()
-    }
 }
 
 /// All streams of one shard, its ring, and its positions.
@@ -197,6 +137,11 @@ pub struct Streams<S> {
     wheel: Wheel,
     /// Streams that have something to write and, as far as is known, a socket that takes it.
     queue: VecDeque<u32>,
+    /// Of these, those that replay, as far as that is known.
+    replay_queue: VecDeque<u32>,
+    /// Counts who is given the next turn.
+    turns: u32,
+    replay: replay::Replay,
     plan: feed::Plan,
     /// Streams with frames that no peer has acknowledged yet.
     unconfirmed: BTreeMap<u32, confirm::Unconfirmed>,
@@ -220,6 +165,9 @@ impl<S> Streams<S> {
             sets: MemberSets::default(),
             wheel: Wheel::new(now),
             queue: VecDeque::new(),
+            replay_queue: VecDeque::new(),
+            turns: 0,
+            replay: replay::Replay::new(),
             plan: feed::Plan::default(),
             unconfirmed: BTreeMap::new(),
             closed: VecDeque::new(),
@@ -383,7 +331,7 @@ impl<S> Streams<S> {
 
     /// Whether `poll_write` may have something.
     pub fn wants_to_write(&self) -> bool {
-        !self.queue.is_empty()
+        !self.queue.is_empty() || !self.replay_queue.is_empty()
     }
 
     /// Tells every stream that the node goes, spread over `window`, and ends it after that. Those
@@ -418,6 +366,7 @@ impl<S> Streams<S> {
             moved.place_in_set = stream.place_in_set;
         }
         self.counters.closed[reason as usize] += 1;
+        self.replay.handle_gone(stream.part());
         let (user, next_of_user) = (stream.user, stream.next_of_user);
         self.say_farewell(index, stream);
         self.unchain(user, index, next_of_user);

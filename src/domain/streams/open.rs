@@ -21,8 +21,8 @@ pub struct Open<'a, S> {
     pub members: &'a [Membership],
     /// Names it among the user's streams, as the client spells it.
     pub connection: &'a str,
-    /// What the client presented, if it was a cursor. One that `beyond_ring` asks about counts only
-    /// with the answer.
+    /// What the client presented, if it was a cursor. One that `beyond_ring` asks about counts with
+    /// the answer, or if it `may_replay`.
     pub cursor: Option<Cursor>,
     /// What the store keeps for the user.
     pub backlog: Option<Backlog>,
@@ -66,10 +66,13 @@ impl<S> Streams<S> {
         write_cursor(&shape, &mut lead, &presented, presented_at, is_progress);
         frame::write_connected(&mut lead, open.connection, wall);
         let at = self.ring.place_of(&served);
-        let cut_off = if self.reaches(&served) { 0 } else { CUT_OFF };
+        let is_cut_off = !self.reaches(&served);
+        let cut_off = if is_cut_off { CUT_OFF } else { 0 };
         let behind = if at < self.ring.next() { BEHIND } else { 0 };
-        let ahead = (!served.is_within(self.before(at))).then_some(served);
-        let private = Private { lead, ahead, backlog, ..Private::default() };
+        let is_ahead = is_cut_off || !served.is_within(self.before(at));
+        let ahead = is_ahead.then_some(served);
+        let came_at = (at < self.ring.next() || is_cut_off).then(|| self.read_for(open.user));
+        let private = Private { lead, ahead, backlog, came_at, ..Private::default() };
         let index = self.slab.insert(Stream {
             socket: open.socket,
             private: Some(Box::new(private)),
@@ -126,20 +129,32 @@ impl<S> Streams<S> {
         Some(Presented { served, at: cursor.at(), since, replaced, is_in_ring })
     }
 
+    /// Whether the log alone may serve what comes behind this cursor, or is likely to.
+    pub fn may_replay(&self, cursor: &Cursor) -> bool {
+        let served = Served::from(cursor);
+        let is_of_log = self.replaced(cursor).is_none() && !cursor.backlog;
+        is_of_log && served.is_within(self.vector.view()) && self.is_near(&served)
+    }
+
     /// How far the log has been read here, for this user.
     pub fn read_for(&self, user: &UserId) -> Served {
         Served::of(self.vector.view(), self.options.shape.partition_of_user(user.as_str()))
     }
 
-    /// Whether a client gets further by this backlog. If not, the owners are behind the ring, and
-    /// it is put off.
+    /// From where on the ring has what is for this user.
+    pub fn ring_for(&self, user: &UserId) -> Served {
+        Served::of(self.ring.base(), self.options.shape.partition_of_user(user.as_str()))
+    }
+
+    /// Whether a client gets further by this backlog. If not, the owners are far behind the ring,
+    /// and it is put off.
     pub fn is_of_use(&self, backlog: &Backlog) -> bool {
         let is_told = !backlog.messages.is_empty() || backlog.replaced.is_some();
-        is_told || self.reaches(&backlog.checkpoint)
+        is_told || self.reaches(&backlog.checkpoint) || self.is_near(&backlog.checkpoint)
     }
 
     /// Whether nothing lies between this and the ring.
-    fn reaches(&self, served: &Served) -> bool {
+    pub(super) fn reaches(&self, served: &Served) -> bool {
         served.covers_all(self.ring.base())
     }
 
@@ -150,7 +165,7 @@ impl<S> Streams<S> {
         let cursor =
             cursor.filter(|cursor| self.knows(cursor, open.user)).filter(|cursor| match backlog {
                 Some(backlog) => backlog.is_resumed && self.replaced(cursor) == backlog.replaced,
-                None => self.beyond_ring(cursor).is_none(),
+                None => self.beyond_ring(cursor).is_none() || self.may_replay(cursor),
             });
         let here = || Served::of(self.vector.view(), self.users.get(user).own_partition);
         let last = match backlog {

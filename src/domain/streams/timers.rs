@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use super::{BLOCKED, CloseReason, QUEUED, SERIAL_MASK, Served, Streams, enqueue, write_id_line};
+use super::{
+    BLOCKED, CUT_OFF, CloseReason, QUEUED, SERIAL_MASK, Served, Streams, enqueue, write_id_line,
+};
 use crate::base::{EpochMillis, Moment};
 use crate::limits::shard as limits;
 use crate::wire::frame;
@@ -37,7 +39,7 @@ impl<S> Streams<S> {
 
     /// When `handle_timers` has to be called next. `None`: nothing will be due.
     pub fn poll_timeout(&self) -> Option<Moment> {
-        self.wheel.next_deadline()
+        [self.wheel.next_deadline(), self.replay.poll_timeout()].into_iter().flatten().min()
     }
 
     /// A `retry:` for a stream that is put off; differs from call to call.
@@ -51,7 +53,9 @@ impl<S> Streams<S> {
         let Some(stream) = self.slab.get_mut(index) else { return };
         stream.heartbeats = stream.heartbeats.saturating_add(1);
         let has_backlog = stream.private.as_ref().is_some_and(|private| private.backlog.is_some());
-        if stream.heartbeats >= limits::HEARTBEATS_PER_ID && !has_backlog {
+        // Who has not come to the ring has not been served what has been read here.
+        let is_at_ring = !has_backlog && !stream.is(CUT_OFF);
+        if stream.heartbeats >= limits::HEARTBEATS_PER_ID && is_at_ring {
             stream.heartbeats = 0;
             let own_partition = self.users.get(stream.user).own_partition;
             let mut served = match stream.private.as_ref().and_then(|private| private.ahead.clone())

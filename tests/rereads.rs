@@ -1,0 +1,302 @@
+//! Streams that the ring has lost: the log is read once for all of them, and neither a slow one
+//! among them nor their number holds up anybody else.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use corecast::base::{
+    BroadcastId, EpochMillis, LogIdentity, LogShape, Moment, Partition, Position, Topic, UserId,
+};
+use corecast::domain::{
+    Open, Outcome, ReadAgain, Reread, RingLimits, StreamKey, Streams, StreamsOptions, Unread,
+    Vector,
+};
+use corecast::limits::log::REPEAT_RECORDS;
+use corecast::limits::shard::{REPLAY_PATIENCE, REPLAY_SHARE};
+use corecast::wire::archive::{Archiver, Audience, Event, SharedEvent};
+use corecast::wire::cursor::{Cursor, CursorParts};
+
+const SHAPE: LogShape =
+    LogShape { identity: LogIdentity([1, 2, 3]), selected_partitions: 1, group_partitions: 1 };
+const GROUP: Partition = Partition { topic: Topic::Group, index: 0 };
+const NOON: EpochMillis = EpochMillis(1_795_608_000_000);
+/// Events that the ring holds.
+const RING: u64 = 4;
+
+#[derive(Default, Debug)]
+struct Kernel {
+    bytes: Vec<u8>,
+    is_full: bool,
+}
+
+type Socket = Rc<RefCell<Kernel>>;
+
+struct Bench {
+    streams: Streams<Socket>,
+    now: Moment,
+    /// What of the log was read again, from where.
+    reread: Vec<u64>,
+    /// Whose writes there were, in order.
+    writes: Vec<StreamKey>,
+}
+
+impl Bench {
+    /// A shard that has read so many events, all for everybody.
+    fn new(events: u64) -> Self {
+        let options = StreamsOptions {
+            shape: SHAPE,
+            ring: RingLimits { frames: RING as usize, bytes: 1 << 20 },
+            streams_max: 2_000,
+            heartbeat: Duration::from_secs(25),
+            write_progress: Duration::from_secs(30),
+            seed: 1,
+        };
+        let now = Moment(1_000_000);
+        let streams = Streams::new(options, Vector::new(&SHAPE), now);
+        let mut bench = Self { streams, now, reread: Vec::new(), writes: Vec::new() };
+        for offset in 0..events {
+            bench.streams.handle_events(&mut vec![event(offset, offset)]);
+        }
+        bench
+    }
+
+    /// A stream that has been served everything before this offset.
+    fn open(&mut self, user: &str, served: u64) -> (StreamKey, Socket) {
+        let mut text = Vec::new();
+        let parts = CursorParts {
+            shape: SHAPE,
+            at: NOON,
+            backlog: false,
+            own_partition: 0,
+            own: 0,
+            group: &[served],
+            offset_max: served,
+        };
+        parts.write(&mut text);
+        let text = String::from_utf8(text).expect("base64");
+        let socket = Socket::default();
+        let opened = self.streams.handle_open(
+            Open {
+                socket: socket.clone(),
+                user: &UserId::new(user).expect("a user id"),
+                members: &[],
+                connection: "tab",
+                cursor: Some(Cursor::parse(&text).expect("a cursor")),
+                backlog: None,
+                response_head: b"",
+            },
+            self.now,
+            NOON,
+        );
+        (opened.expect("room"), socket)
+    }
+
+    fn write(&mut self) {
+        loop {
+            let Some(write) = self.streams.poll_write(NOON) else { return };
+            let (key, socket) = (write.key, write.socket.clone());
+            let bytes: Vec<u8> =
+                write.pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+            drop(write);
+            let mut kernel = socket.borrow_mut();
+            let outcome = if kernel.is_full {
+                Outcome::Full
+            } else {
+                kernel.bytes.extend_from_slice(&bytes);
+                self.writes.push(key);
+                Outcome::Took(bytes.len())
+            };
+            drop(kernel);
+            self.streams.handle_written(key, outcome, self.now);
+        }
+    }
+
+    /// Reads again what is asked for, a part of so many records at a time, until nothing is.
+    fn replay(&mut self, part: u64) {
+        loop {
+            self.write();
+            let Some(Reread { pass, from }) = self.streams.poll_reread(self.now) else { return };
+            let [(GROUP, from)] = from[..] else { panic!("one partition has events: {from:?}") };
+            self.reread.push(from);
+            let next = from + part;
+            let events = (from..next).map(|offset| event(offset, offset)).collect();
+            self.streams.handle_reread(pass, Ok(read(events, next)), self.now);
+        }
+    }
+}
+
+fn event(offset: u64, id: u64) -> SharedEvent {
+    let body = format!("event: MESSAGE\ndata: {{\"offset\":{offset}}}\n\n");
+    Archiver::default().write(Event {
+        position: Position { partition: GROUP, offset },
+        appended_at: NOON,
+        event_id: u128::from(id),
+        attempt: 0,
+        broadcast: BroadcastId::new(42).expect("small"),
+        expires_at: None,
+        is_passing: false,
+        audience: Audience::Everyone,
+        body: body.as_bytes(),
+    })
+}
+
+fn read(events: Vec<SharedEvent>, next: u64) -> ReadAgain {
+    ReadAgain { events, next: vec![(GROUP, next)] }
+}
+
+/// The offsets of what came, in order.
+fn offsets(socket: &Socket) -> Vec<u64> {
+    let text = String::from_utf8(socket.borrow().bytes.clone()).expect("UTF-8");
+    let data = text.lines().filter_map(|line| line.strip_prefix("data: {\"offset\":"));
+    data.map(|rest| rest.trim_end_matches('}').parse().expect("a number")).collect()
+}
+
+#[test]
+fn what_many_need_is_read_once() {
+    let mut bench = Bench::new(1_000);
+    let sockets: Vec<_> = (0..500_u64)
+        .map(|number| (number, bench.open(&format!("user-{number}"), number).1))
+        .collect();
+    bench.replay(100);
+    for (served, socket) in &sockets {
+        assert_eq!(offsets(socket), (*served..1_000).collect::<Vec<_>>(), "from {served}");
+    }
+    assert_eq!(bench.reread, (0..10).map(|part| part * 100).collect::<Vec<_>>());
+    // Who comes while a pass is under way joins it, if it has not come by.
+    let mut bench = Bench::new(1_000);
+    let (_, first) = bench.open("first", 0);
+    bench.write();
+    let reread = bench.streams.poll_reread(bench.now).expect("it is behind");
+    let (_, later) = bench.open("later", 300);
+    bench.write();
+    let events = (0..200).map(|offset| event(offset, offset)).collect();
+    bench.streams.handle_reread(reread.pass, Ok(read(events, 200)), bench.now);
+    let (_, earlier) = bench.open("earlier", 50);
+    bench.replay(200);
+    for (served, socket) in [(0, first), (300, later), (50, earlier)] {
+        assert_eq!(offsets(&socket), (served..1_000).collect::<Vec<_>>(), "from {served}");
+    }
+    // One was too late for it, and had a pass of its own.
+    assert_eq!(bench.reread, [200, 400, 600, 800, 0, 200, 400, 600, 800]);
+}
+
+#[test]
+fn one_whose_socket_is_full_holds_up_nobody() {
+    let mut bench = Bench::new(1_000);
+    let (slow_key, slow) = bench.open("slow", 0);
+    let (_, quick) = bench.open("quick", 0);
+    bench.write();
+    slow.borrow_mut().is_full = true;
+    bench.replay(100);
+    assert_eq!(offsets(&quick), (0..100).collect::<Vec<_>>(), "it waits for the slow one");
+    assert_eq!(bench.streams.poll_timeout(), Some(bench.now.plus(REPLAY_PATIENCE)));
+    bench.now = bench.now.plus(REPLAY_PATIENCE);
+    bench.replay(100);
+    assert_eq!(offsets(&quick), (0..1_000).collect::<Vec<_>>(), "but not for ever");
+    assert_eq!(offsets(&slow), Vec::<u64>::new());
+    // It goes on where it stands, once it takes something again.
+    slow.borrow_mut().is_full = false;
+    bench.streams.handle_writable(slow_key);
+    bench.replay(100);
+    assert_eq!(offsets(&slow), (0..1_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn those_that_replay_leave_the_others_their_turns() {
+    let mut bench = Bench::new(1_000);
+    for number in 0..100 {
+        bench.open(&format!("late-{number}"), 0);
+    }
+    bench.write();
+    let reread = bench.streams.poll_reread(bench.now).expect("they are behind");
+    let events = (0..100).map(|offset| event(offset, offset)).collect();
+    bench.streams.handle_reread(reread.pass, Ok(read(events, 100)), bench.now);
+    let live: Vec<_> =
+        (0..10).map(|number| bench.open(&format!("live-{number}"), 1_000).0).collect();
+    bench.writes.clear();
+    bench.write();
+    let last = bench.writes.iter().rposition(|key| live.contains(key)).expect("CONNECTED");
+    let most = live.len() * REPLAY_SHARE as usize / (REPLAY_SHARE as usize - 1) + 1;
+    assert!(last <= most, "the last of them had the {last}th write of {}", bench.writes.len());
+}
+
+#[test]
+fn what_repeats_another_is_not_served_again_from_the_log() {
+    // Event 7 stands at 10 once more, and at 900 event 899.
+    let id = |offset: u64| match offset {
+        10 => 7,
+        900 => 899,
+        other => other,
+    };
+    for served in [0, 8, 50] {
+        let mut bench = Bench::new(1_000);
+        let (_, socket) = bench.open("late", served);
+        bench.write();
+        let mut first = None;
+        while let Some(Reread { pass, from }) = bench.streams.poll_reread(bench.now) {
+            first.get_or_insert(from[0].1);
+            let (from, next) = (from[0].1, (from[0].1 + 300).min(1_000));
+            let events = (from..next).map(|offset| event(offset, id(offset))).collect();
+            bench.streams.handle_reread(pass, Ok(read(events, next)), bench.now);
+            bench.write();
+        }
+        assert_eq!(first, Some(0), "a window of repeats before what is served");
+        let due = (served..1_000).filter(|offset| ![10, 900].contains(offset));
+        assert_eq!(offsets(&socket), due.collect::<Vec<_>>(), "from {served}");
+    }
+    const { assert!(REPEAT_RECORDS > 1_000) };
+}
+
+#[test]
+fn what_is_not_to_be_had_ends_the_streams_and_the_next_come_in() {
+    for (why, soon) in [(Unread::Gone, true), (Unread::Away, false)] {
+        let mut bench = Bench::new(1_000);
+        let sockets: Vec<_> =
+            (0..3).map(|number| bench.open(&format!("user-{number}"), 0).1).collect();
+        bench.write();
+        let reread = bench.streams.poll_reread(bench.now).expect("they are behind");
+        bench.streams.handle_reread(reread.pass, Err(why), bench.now);
+        bench.write();
+        assert!(bench.streams.is_empty());
+        for socket in &sockets {
+            let text = String::from_utf8(socket.borrow().bytes.clone()).expect("UTF-8");
+            let retries = text.lines().filter_map(|line| line.strip_prefix("retry: "));
+            let retries: Vec<u64> = retries.map(|retry| retry.parse().expect("one")).collect();
+            assert_eq!((retries.len(), retries[1] < 1_000), (2, soon), "{why:?}: {retries:?}");
+        }
+        let (_, next) = bench.open("next", 990);
+        bench.replay(100);
+        assert_eq!(offsets(&next), (990..1_000).collect::<Vec<_>>());
+        // An answer to what nobody waits for any more changes nothing.
+        bench.streams.handle_reread(reread.pass, Err(why), bench.now);
+        assert_eq!(bench.streams.len(), 1);
+    }
+}
+
+#[test]
+fn the_ring_may_go_on_while_they_replay() {
+    let mut bench = Bench::new(1_000);
+    let (key, socket) = bench.open("late", 0);
+    let mut appended = 1_000;
+    let mut rounds = BTreeMap::new();
+    for round in 0.. {
+        bench.write();
+        // Two for each that is read again, until far on.
+        if appended < 1_400 {
+            for _ in 0..20 {
+                bench.streams.handle_events(&mut vec![event(appended, appended)]);
+                appended += 1;
+            }
+        }
+        let Some(Reread { pass, from }) = bench.streams.poll_reread(bench.now) else { break };
+        rounds.insert(round, from[0].1);
+        let (from, next) = (from[0].1, from[0].1 + 40);
+        let events = (from..next).map(|offset| event(offset, offset)).collect();
+        bench.streams.handle_reread(pass, Ok(read(events, next)), bench.now);
+    }
+    bench.write();
+    assert!(!bench.streams.replays(key), "it has come to the ring: {rounds:?}");
+    assert_eq!(offsets(&socket), (0..appended).collect::<Vec<_>>());
+}
