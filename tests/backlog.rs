@@ -43,6 +43,8 @@ struct Stub {
     groups: u64,
     /// Rows below this stand in a log that is no more, and as many group rows that are for all.
     old_rows: u64,
+    /// Rows below this stand in a partition that was the user's before there were more of them.
+    moved_rows: u64,
     content_bytes: usize,
     /// How far the row of this offset has come, and how its broadcast stands.
     stands: BTreeMap<u64, (Delivery, Status)>,
@@ -139,7 +141,10 @@ impl Inbox for Stub {
             broadcast: BroadcastId::new(offset).expect("small"),
             place: Some(Place {
                 log: if offset < self.old_rows { OLD.identity } else { SHAPE.identity },
-                position: Position { partition: own(), offset },
+                position: Position {
+                    partition: Partition { index: u16::from(offset < self.moved_rows), ..own() },
+                    offset,
+                },
                 appended_at: EpochMillis(offset),
             }),
             progress: Progress { attempt: 0, delivery: self.stands(offset).0 },
@@ -444,6 +449,28 @@ fn a_cursor_from_ahead_of_the_log_is_served_by_time() {
         found.sort_unstable();
         assert_eq!(found, sorted[1..], "in the middle of it");
     }
+}
+
+#[test]
+fn what_stands_in_the_partition_that_was_the_users_is_served() {
+    let pending = [2, 8, 90].map(|offset| (offset, (Delivery::Pending, Status::Active)));
+    let stub = Stub { rows: 100, moved_rows: 50, stands: pending.into(), ..Stub::default() };
+    let stub = Arc::new(stub);
+    let ids = |backlog: &Backlog| {
+        let ids = backlog.messages.iter().map(|message| message.candidate.broadcast.get());
+        ids.collect::<Vec<_>>()
+    };
+    // Without a cursor what waits; nothing is taken for delivered because its offset is low.
+    let fresh = ask(&stub, None).expect("it is there");
+    assert_eq!(ids(&fresh), [2, 8, 90]);
+    assert!(stub.delivered.lock().expect("nobody panicked").is_empty());
+    // With one from before, what was delivered of late as well: nothing tells whether to it.
+    let cursor = Presented { since: EpochMillis(40), ..presented((60, 0), None) };
+    let resumed = ask_by(&kept(&stub), &[], Some(cursor)).expect("it is there");
+    let due: Vec<u64> = [2, 8].into_iter().chain(40..50).chain(60..100).collect();
+    let mut found = ids(&resumed);
+    found.sort_unstable();
+    assert_eq!(found, due);
 }
 
 #[test]

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use harness::browser::{self, Page};
-use harness::node::command;
+use harness::node::{Node, command};
 use harness::process::Process;
+use harness::sse::Stream;
 use people::{User, close_all_partitions, say, tell};
 use real::{
     LONG, PARTITIONS, PROGRAM, is_missing, line, node, node_with, place, wait_until_owned, world,
@@ -320,6 +321,49 @@ fn partitions_that_are_added_are_told_of_and_cost_no_stream() {
     }
     node.say("still served");
     assert_eq!(stream.message().content(), "still served");
+}
+
+#[test]
+fn what_waits_and_what_a_cursor_says_outlives_more_partitions() {
+    if is_missing() {
+        return;
+    }
+    let place = place();
+    let mut node = node(&place);
+    let users: Vec<String> = (0..12).map(|number| format!("user-{number}")).collect();
+    let query = |user: &str| format!("userId={user}");
+    let to_each = |node: &Node, content: &str| {
+        node.create(&json!({"content": content, "targetType": "SELECTED", "targetIds": users}));
+    };
+    let mut streams: Vec<_> = users.iter().map(|user| node.stream(&query(user))).collect();
+    to_each(&node, "seen");
+    streams.iter_mut().for_each(|stream| assert_eq!(stream.message().content(), "seen"));
+    // The first half keeps its cursors, the other half begins anew.
+    let cursors: Vec<_> = streams.iter().map(|stream| stream.last_id.clone()).collect();
+    drop(streams);
+    to_each(&node, "waits");
+    node.wait_until_kept();
+    node.terminate();
+    let more = (PARTITIONS + 4).to_string();
+    for topic in [&place.selected, &place.group] {
+        world().kafka.topics(&["--alter", "--topic", topic, "--partitions", &more]);
+    }
+    let node = node_with(&place, &[&format!("log.partitions={more}")]);
+    to_each(&node, "new");
+    // What came of late may come again to who has another partition now.
+    let check = |stream: &mut Stream, user: &str| {
+        let mut got = stream.contents_until("new");
+        got.retain(|content| content != "seen");
+        assert_eq!(got, ["waits"], "{user}");
+    };
+    for (user, cursor) in users.iter().zip(&cursors).take(users.len() / 2) {
+        let cursor = cursor.as_deref().expect("a message has one");
+        let mut stream = node.stream_with(&query(user), &[("last-event-id", cursor)]);
+        check(&mut stream, user);
+    }
+    for user in &users[users.len() / 2..] {
+        check(&mut node.stream(&query(user)), user);
+    }
 }
 
 #[test]

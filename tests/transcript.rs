@@ -281,7 +281,9 @@ fn a_client_of_a_log_that_was_replaced() {
     bench.append(group(0), 1, Audience::Everyone);
     let parsed = Cursor::parse(&cursor).expect("a cursor");
     let user = UserId::new("alice").expect("a user id");
-    assert!(bench.streams.knows(&parsed, &user) && bench.streams.beyond_ring(&parsed).is_some());
+    assert!(
+        bench.streams.knows(&parsed, &user) && bench.streams.beyond_ring(&parsed, &user).is_some()
+    );
     let shape = LogShape { identity, ..SHAPE };
     let progress = Served::nothing(&shape, &user);
     let mut checkpoint = progress.clone();
@@ -296,10 +298,14 @@ fn a_client_of_a_log_that_was_replaced() {
     check("replaced", &socket);
 }
 
+fn alice() -> UserId {
+    UserId::new("alice").expect("a user id")
+}
+
 /// What the store keeps behind this cursor, of the first group partition, below a checkpoint.
 fn kept_behind(bench: &Bench, cursor: &str, checkpoint: u64) -> Backlog {
     let cursor = Cursor::parse(cursor).expect("a cursor");
-    let presented = bench.streams.beyond_ring(&cursor).expect("the ring has lost some");
+    let presented = bench.streams.beyond_ring(&cursor, &alice()).expect("the ring has lost some");
     let (progress, since) = (presented.served, presented.since);
     let first = progress.group[0];
     let mut end = progress.clone();
@@ -319,4 +325,41 @@ fn kept(offset: u64) -> KeptMessage {
         expires_at: None,
         body: format!("event: MESSAGE\ndata: {{\"offset\":{offset}}}\n\n").into_bytes().into(),
     }
+}
+
+#[test]
+fn a_cursor_from_before_there_were_more_partitions() {
+    let old = LogShape { selected_partitions: 2, group_partitions: 1, ..SHAPE };
+    let served = |user: &str| {
+        let user = UserId::new(user).expect("a user id");
+        let own_partition = old.partition_of_user(user.as_str());
+        let group = [7].into();
+        let at = NOON.0 as u32 / 3_600_000;
+        let hours = at;
+        Cursor { shape: old, hours, backlog: false, own_partition, own: 9, group }
+    };
+    let mut bench = Bench::new(10);
+    bench.append(group(0), 6, Audience::Everyone);
+    let mut moved = 0;
+    for user in (0..20).map(|number| format!("user-{number}")) {
+        let cursor = served(&user);
+        let user = UserId::new(&user).expect("a user id");
+        assert!(bench.streams.knows(&cursor, &user));
+        let now = bench.streams.served_by(&cursor, &user);
+        assert_eq!(now.group[0], 7, "what it knows counts");
+        assert!(now.group[1..].iter().all(|next| *next == 0), "and of new ones it had nothing");
+        let own = SHAPE.partition_of_user(user.as_str());
+        let has_moved = own != cursor.own_partition;
+        assert_eq!((now.own_partition, now.own), (own, if has_moved { 0 } else { 9 }));
+        let asked = bench.streams.beyond_ring(&cursor, &user).expect("9 is ahead, 0 is moved");
+        assert_eq!(asked.since != SINCE_EVER, has_moved, "only time tells of the old one");
+        moved += usize::from(has_moved);
+    }
+    assert!((1..20).contains(&moved), "some have moved: {moved}");
+    // A topic never gets fewer: such a cursor is nobody's.
+    let more = LogShape { group_partitions: SHAPE.group_partitions + 1, ..SHAPE };
+    let own_partition = more.partition_of_user("alice");
+    let group = vec![0; usize::from(more.group_partitions)].into();
+    let cursor = Cursor { shape: more, hours: 0, backlog: false, own_partition, own: 0, group };
+    assert!(!bench.streams.knows(&cursor, &alice()));
 }

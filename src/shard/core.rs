@@ -17,7 +17,7 @@ use super::probe::{self, Probe};
 use super::told::Told;
 use crate::base::{EpochMillis, Moment, Position};
 use crate::domain::{
-    Backlog, CloseReason, Decoder, Finding, Intake, Note, Open, Outcome, Passed, ReadAgain, Served,
+    Backlog, CloseReason, Decoder, Finding, Intake, Note, Open, Outcome, Passed, ReadAgain,
     Streams, Taken, Unread,
 };
 use crate::edge::{
@@ -183,7 +183,8 @@ impl Core {
         let connection = connection.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         // What a backlog covers has been noted where it was made.
         let is_to_note = backlog.as_ref().is_none_or(Backlog::was_served_before);
-        let presented = request.cursor.as_ref().filter(|_| is_to_note).map(Served::from);
+        let presented = request.cursor.as_ref().filter(|_| is_to_note);
+        let presented = presented.map(|cursor| self.streams.served_by(cursor, &request.user));
         let open = Open {
             socket,
             user: &request.user,
@@ -237,7 +238,7 @@ impl Core {
         let user = &request.user;
         request.cursor = request.cursor.take().filter(|cursor| self.streams.knows(cursor, user));
         let presented = match &request.cursor {
-            Some(cursor) => match self.streams.beyond_ring(cursor) {
+            Some(cursor) => match self.streams.beyond_ring(cursor, user) {
                 None => return self.open_or_refuse(door, set, (handed, None), now),
                 beyond => beyond,
             },

@@ -57,17 +57,19 @@ impl World {
             self.clients[number].last_id = None;
         }
         let shard = usize::from(owner);
+        let user = &self.clients[number].user.clone();
         let Some(cursor) = self.clients[number].last_id.clone() else {
             return self.ask(number, (node, shard), None, None);
         };
         if self.faults.forgeries && cursor.shape == self.shape && self.random.one_in(12) {
             self.seen.note("cursors from ahead of the log");
             let forged = self.forge(cursor);
-            let presented = self.nodes[node].shards[shard].streams.beyond_ring(&forged);
+            let presented = self.nodes[node].shards[shard].streams.beyond_ring(&forged, user);
             assert!(presented.is_some(), "seed {}: {forged:?} is not asked about", self.seed);
             return self.ask(number, (node, shard), presented, Some(forged));
         }
-        let Some(presented) = self.nodes[node].shards[shard].streams.beyond_ring(&cursor) else {
+        let Some(presented) = self.nodes[node].shards[shard].streams.beyond_ring(&cursor, user)
+        else {
             return self.open(number, (node, shard), Some(cursor), None);
         };
         let what = match (cursor.backlog, cursor.hours) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::known::{Checkpoint, Known};
 use super::{KeptStore, Unavailable};
-use crate::base::{EpochMillis, LogShape, Topic, UserId};
+use crate::base::{EpochMillis, LogShape, Partition, Topic, UserId};
 use crate::domain::{
     Backlog, Candidate, Gap, KeptMessage, Membership, Presented, Reach, Row, SINCE_EVER, Served,
     in_order,
@@ -64,7 +64,8 @@ pub async fn build(
     let Rows { found, is_cut: is_inbox_cut } = rows(kept, &ask.user).await?;
     let last = found.last().and_then(|row| row.place);
     for row in found {
-        let candidate = candidate(&row, shape);
+        let candidate = candidate(&row, shape, &reach.progress);
+        let is_of_log = row.place.is_some_and(|place| place.log == shape.identity);
         let is_pending = row.progress.delivery == Delivery::Pending;
         // Delivered since this backlog began, or to whomever: this client may not have it.
         let delivered_at = row.delivered_at.unwrap_or(SINCE_EVER);
@@ -75,7 +76,7 @@ pub async fn build(
             }
             Some(position) if !reach.checkpoint.covers(position) => {}
             // No progress tells how many of these are out, so what the peer has acknowledged is.
-            None if replaced.is_some() || !is_pending => {}
+            None if replaced.is_some() || (!is_pending && !is_of_log) => {}
             _ if is_pending || is_doubtful => candidates.push(candidate),
             _ => {}
         }
@@ -141,7 +142,7 @@ pub async fn rows_before(
     rows.retain(|row| row.progress.delivery == Delivery::Pending);
     let reached = rows
         .iter()
-        .map(|row| candidate(row, shape))
+        .map(|row| candidate(row, shape, served))
         .filter(|candidate| candidate.position.is_some_and(|position| served.covers(position)));
     Ok(reached.filter_map(|candidate| candidate.row).collect())
 }
@@ -220,11 +221,13 @@ async fn rows(kept: &KeptStore, user: &UserId) -> Result<Rows, StoreError> {
     }
 }
 
-fn candidate(row: &InboxRow, shape: &LogShape) -> Candidate {
+fn candidate(row: &InboxRow, shape: &LogShape, served: &Served) -> Candidate {
     let place = row.place.filter(|place| place.log == shape.identity);
+    // Where another partition was the user's before the topic got more of them, no cursor reaches.
+    let is_own = |at: &Partition| at.topic == Topic::Group || at.index == served.own_partition;
     Candidate {
         broadcast: row.broadcast,
-        position: place.map(|place| place.position),
+        position: place.map(|place| place.position).filter(|at| is_own(&at.partition)),
         appended_at: row.place.map_or(EpochMillis(0), |place| place.appended_at),
         row: Some(Row { broadcast: row.broadcast, attempt: row.progress.attempt }),
     }

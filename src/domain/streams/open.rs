@@ -8,6 +8,7 @@ use crate::base::{EpochMillis, LogShape, Moment, UserId};
 use crate::domain::Membership;
 use crate::domain::backlog::{Backlog, Presented, SINCE_EVER};
 use crate::domain::vector::Served;
+use crate::limits::keeping::CLOCKS_DIFFER;
 use crate::limits::shard as limits;
 use crate::wire::cursor::Cursor;
 use crate::wire::frame;
@@ -104,10 +105,27 @@ impl<S> Streams<S> {
         self.users.enter(user.as_str(), own_partition)
     }
 
-    /// Whether the cursor is one for this user, of this log or of one that it has replaced.
+    /// Whether the cursor is one for this user: of this log, perhaps when it had fewer partitions,
+    /// or of one that it has replaced.
     pub fn knows(&self, cursor: &Cursor, user: &UserId) -> bool {
-        let is_usable = cursor.shape == self.options.shape || self.replaced(cursor).is_some();
+        let (then, now) = (&cursor.shape, &self.options.shape);
+        let has_grown = then.group_partitions <= now.group_partitions
+            && then.selected_partitions <= now.selected_partitions;
+        let is_usable = has_grown || self.replaced(cursor).is_some();
         is_usable && cursor.own_partition == cursor.shape.partition_of_user(user.as_str())
+    }
+
+    /// What a client of this log has been served that presents this cursor: of partitions that it
+    /// does not know nothing, and of its user's nothing either if he has another one now.
+    pub fn served_by(&self, cursor: &Cursor, user: &UserId) -> Served {
+        if cursor.shape == self.options.shape {
+            return Served::from(cursor);
+        }
+        let mut served = Served::nothing(&self.options.shape, user);
+        for (partition, next) in Served::from(cursor).places() {
+            served.raise(partition, next);
+        }
+        served
     }
 
     /// The log of the cursor, if it is another one.
@@ -118,21 +136,31 @@ impl<S> Streams<S> {
 
     /// What log and store are to be asked about for a client that presents this cursor. `None`: it
     /// is within what has been read here, and all that comes next is in the ring.
-    pub fn beyond_ring(&self, cursor: &Cursor) -> Option<Presented> {
-        let served = Served::from(cursor);
+    pub fn beyond_ring(&self, cursor: &Cursor, user: &UserId) -> Option<Presented> {
         let replaced = self.replaced(cursor);
-        let is_in_ring = replaced.is_none() && !cursor.backlog && self.reaches(&served);
+        let served = match replaced {
+            Some(_) => Served::from(cursor),
+            None => self.served_by(cursor, user),
+        };
+        // What he had in the partition that was his, only time tells.
+        let has_moved = replaced.is_none() && served.own_partition != cursor.own_partition;
+        let is_whole = replaced.is_none() && !cursor.backlog && !has_moved;
+        let is_in_ring = is_whole && self.reaches(&served);
         if is_in_ring && served.is_within(self.vector.view()) {
             return None;
         }
-        let since = if cursor.backlog { cursor.at() } else { SINCE_EVER };
+        let since = match (cursor.backlog, has_moved) {
+            (true, _) => cursor.at(),
+            (false, true) => cursor.at().minus(CLOCKS_DIFFER),
+            (false, false) => SINCE_EVER,
+        };
         Some(Presented { served, at: cursor.at(), since, replaced, is_in_ring })
     }
 
     /// Whether the log alone may serve what comes behind this cursor, or is likely to.
     pub fn may_replay(&self, cursor: &Cursor) -> bool {
         let served = Served::from(cursor);
-        let is_of_log = self.replaced(cursor).is_none() && !cursor.backlog;
+        let is_of_log = cursor.shape == self.options.shape && !cursor.backlog;
         is_of_log && served.is_within(self.vector.view()) && self.is_near(&served)
     }
 
@@ -165,7 +193,7 @@ impl<S> Streams<S> {
         let cursor =
             cursor.filter(|cursor| self.knows(cursor, open.user)).filter(|cursor| match backlog {
                 Some(backlog) => backlog.is_resumed && self.replaced(cursor) == backlog.replaced,
-                None => self.beyond_ring(cursor).is_none() || self.may_replay(cursor),
+                None => self.beyond_ring(cursor, open.user).is_none() || self.may_replay(cursor),
             });
         let here = || Served::of(self.vector.view(), self.users.get(user).own_partition);
         let last = match backlog {
@@ -175,9 +203,9 @@ impl<S> Streams<S> {
         let checkpoint = last.map(|backlog| backlog.checkpoint.clone());
         if let Some(cursor) = cursor {
             let presented = Served::from(cursor);
-            let is_of_log = cursor.shape == self.options.shape;
-            let served =
-                checkpoint.or_else(|| is_of_log.then(|| presented.clone())).unwrap_or_else(here);
+            let is_of_log = self.replaced(cursor).is_none();
+            let of_log = || is_of_log.then(|| self.served_by(cursor, open.user));
+            let served = checkpoint.or_else(of_log).unwrap_or_else(here);
             return Start {
                 shape: cursor.shape,
                 presented,
