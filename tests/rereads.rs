@@ -276,6 +276,28 @@ fn what_is_not_to_be_had_ends_the_streams_and_the_next_come_in() {
 }
 
 #[test]
+fn no_heartbeat_passes_what_is_still_to_come() {
+    let mut bench = Bench::new(1_000);
+    let (_, socket) = bench.open("late", 100);
+    bench.write();
+    let reread = bench.streams.poll_reread(bench.now).expect("it is behind");
+    // Of more than ten of them, one says where a stream stands.
+    for _ in 0..12 {
+        bench.now = bench.now.plus(Duration::from_secs(25));
+        bench.streams.handle_timers(bench.now, NOON);
+        bench.write();
+    }
+    let text = String::from_utf8(socket.borrow().bytes.clone()).expect("UTF-8");
+    let ids = text.lines().filter_map(|line| line.strip_prefix("id: "));
+    let served: Vec<u64> = ids.map(|id| Cursor::parse(id).expect("a cursor").group[0]).collect();
+    assert_eq!(served, [100], "that of CONNECTED: {text}");
+    let events = (0..1_000).map(|offset| event(offset, offset)).collect();
+    bench.streams.handle_reread(reread.pass, Ok(read(events, 1_000)), bench.now);
+    bench.write();
+    assert_eq!(offsets(&socket), (100..1_000).collect::<Vec<_>>());
+}
+
+#[test]
 fn the_ring_may_go_on_while_they_replay() {
     let mut bench = Bench::new(1_000);
     let (key, socket) = bench.open("late", 0);
