@@ -50,6 +50,7 @@ struct Stub {
     stands: BTreeMap<u64, (Delivery, Status)>,
     is_away: bool,
     is_log_away: bool,
+    checkpoint: Option<u64>,
     bounds_asked: AtomicUsize,
     /// The cursor that is stored, of the group partition.
     stored: Option<u64>,
@@ -109,7 +110,8 @@ impl Ownership for Stub {
     }
 
     async fn checkpoints(&self) -> Result<BTreeMap<Partition, u64>, LogError> {
-        Ok(SHAPE.all_partitions().map(|partition| (partition, CHECKPOINT)).collect())
+        let checkpoint = self.checkpoint.unwrap_or(CHECKPOINT);
+        Ok(SHAPE.all_partitions().map(|partition| (partition, checkpoint)).collect())
     }
 
     async fn commit(&self, _: &[Mark]) -> Result<Vec<Commit>, LogError> {
@@ -494,6 +496,21 @@ fn the_log_is_asked_only_about_what_nobody_knows() {
     let cursor = |own| Some(presented((own, 0), None));
     assert!(ask_by(&self::kept(&stub), &[], cursor(READ)).is_some());
     assert!(ask_by(&self::kept(&stub), &[], cursor(READ + 1)).is_none());
+}
+
+#[test]
+fn a_checkpoint_from_ahead_of_the_log_is_nobodys() {
+    for (checkpoint, counts) in [(END, END), (END + 1, 0)] {
+        let pending = [(7, (Delivery::Pending, Status::Active))];
+        let stub = Stub { checkpoint: Some(checkpoint), rows: 9, groups: 9, ..Stub::default() };
+        let stub = Arc::new(Stub { stands: pending.into(), ..stub });
+        let kept = kept(&stub);
+        let backlog = ask_by(&kept, &[3], None).expect("it is there");
+        // Of what is not known to be kept, the log tells.
+        let due: &[u64] = if counts > 0 { &[3, 7] } else { &[] };
+        assert_eq!(offsets(&backlog), due, "at {checkpoint}");
+        assert_eq!((backlog.checkpoint.own, &*backlog.checkpoint.group), (counts, &[counts][..]));
+    }
 }
 
 #[test]

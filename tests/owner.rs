@@ -14,8 +14,8 @@ use corecast::base::{LogShape, Partition, Position, Topic, UserId};
 use corecast::limits::owner as limits;
 use corecast::owner::{Keeper, LogNames, Owner, leaving};
 use corecast::ports::{
-    Batch, Clock, Header, LogError, NewRecord, Owned, Ownership, Record, StoreError, SystemClock,
-    TimedBy, join_all,
+    Batch, Clock, Header, LogError, Mark, NewRecord, Owned, Ownership, Record, StoreError,
+    SystemClock, TimedBy, join_all,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use fakes::{Call, Gated};
@@ -335,4 +335,41 @@ async fn a_few_parts_are_written_at_a_time_whatever_is_owned() {
     let kept = join_all(batches.map(|batch| keeper.keep(batch)));
     tokio::time::timeout(LONG, kept).await.expect("durable in time");
     assert_eq!(seen.load(Ordering::Relaxed), limits::PARTS_AT_ONCE);
+}
+
+#[tokio::test]
+async fn an_offset_from_ahead_of_the_log_is_nobodys() {
+    let (embedded, _folder) = embedded();
+    let record = NewRecord {
+        topic: Topic::Selected,
+        key: Bytes::from_static(b"ann"),
+        value: message(1),
+        headers: Vec::new(),
+    };
+    let place = embedded.log().append(vec![record]).await.expect("appended")[0];
+    let owner = owner(&embedded);
+    let (ownership, counters) = (owner.ownership.clone(), owner.counters.clone());
+    let taking_part = ownership.clone();
+    tokio::spawn(async move { taking_part.run(&|_| ()).await });
+    let owned = ownership.owned(&Owned::new()).await;
+    // Whoever it was that committed it.
+    let tenure = owned[&place.partition];
+    let ahead = Mark { partition: place.partition, tenure, next: 50 };
+    ownership.commit(&[ahead]).await.expect("embedded");
+    let (_leaver, leaving) = leaving();
+    tokio::spawn(owner.run(leaving));
+    let is_kept = async {
+        loop {
+            let checkpoints = ownership.checkpoints().await.expect("embedded");
+            if checkpoints.get(&place.partition) == Some(&(place.offset + 1)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, is_kept).await.expect("it is committed how far all is durable");
+    let user = UserId::new("ann").expect("a user id");
+    let rows = embedded.inbox().inbox(&user, None, 10).await.expect("embedded");
+    assert_eq!(rows.len(), 1, "what stood below that offset is kept");
+    assert_eq!(counters.skipped_records.load(Ordering::Relaxed), 0);
 }

@@ -11,7 +11,7 @@ use corecast::base::{EpochMillis, Partition, Position, Topic, UserId};
 use corecast::control::{KeptParts, KeptStore};
 use corecast::domain::Served;
 use corecast::lane::Ask;
-use corecast::ports::{Commit, GroupRow, Mark, Owned, Place, SystemClock};
+use corecast::ports::{Commit, GroupRow, Mark, MovedRecord, Owned, Place, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use fakes::{Call, Gated};
 use store::{at_once, broadcast, id_at, now};
@@ -39,6 +39,10 @@ async fn keep_broadcasts(embedded: &Embedded) {
     })
     .await;
     embedded.inbox().write_group(&rows).await.expect("embedded");
+    // The log has been so far; what its records say is of no matter here.
+    let record = MovedRecord { to: partition, key: None, value: None, headers: Vec::new() };
+    let records = vec![record; rows.len()];
+    embedded.log().append_moved(records).await.expect("embedded");
     let ownership = embedded.ownership(true);
     let taking_part = ownership.clone();
     tokio::spawn(async move { taking_part.run(&|_| ()).await });

@@ -316,20 +316,35 @@ impl Owner {
         }
     }
 
-    /// The log does not hold what is to be kept: it was trimmed, or it is another one.
+    /// The log does not hold what is to be kept. It was trimmed; or the offset is nobody's:
+    /// somebody has committed it, the log has lost its end, or a topic of dead letters, of which no
+    /// cursor knows, was made anew. What was kept of it nobody knows then, and keeping it again
+    /// does no harm.
     fn skip(&self, work: &mut Work, wanted: Want, bounds: Bounds) {
-        // No cursor knows of a topic of dead letters, so that may have been made anew meanwhile.
-        let is_replaced = wanted.partition.topic.is_dead() && wanted.offset > bounds.end;
-        let next = bounds.start.max(if is_replaced { 0 } else { wanted.offset.min(bounds.end) });
+        let next = bounds.start;
         if !work.holdings.skip(wanted.partition, next) {
+            return;
+        }
+        let (topic, partition) = (wanted.partition.topic.name(), wanted.partition.index);
+        let (from, to, end) = (wanted.offset, next, bounds.end);
+        if wanted.offset > bounds.end {
+            tracing::error!(
+                topic,
+                partition,
+                from,
+                to,
+                end,
+                "the offset that is committed is ahead of the log's end; all that the log holds is \
+                 kept again"
+            );
             return;
         }
         counters::add(&self.counters.skipped_records, next.abs_diff(wanted.offset));
         tracing::error!(
-            topic = wanted.partition.topic.name(),
-            partition = wanted.partition.index,
-            from = wanted.offset,
-            to = next,
+            topic,
+            partition,
+            from,
+            to,
             "the log no longer holds what was not yet kept, going on where it does"
         );
     }

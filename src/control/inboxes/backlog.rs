@@ -52,7 +52,7 @@ pub async fn build(
     let known = match replaced {
         // What it held is in the store, or nowhere.
         Some(_) => Arc::new(shape.all_partitions().map(|of| (of, OFFSET_MAX)).collect()),
-        None => kept.checkpoints.get(&kept.parts, shape, Some(&ask.ring)).await?,
+        None => kept.checkpoint(shape, (&ask.read, Some(&ask.ring))).await?,
     };
     let mut reach = reach(kept, ask, basis, (shape, &known)).await?;
     let doubted_since = match basis {

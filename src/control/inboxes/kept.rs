@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backlog::{self, Basis};
-use super::known::{Checkpoints, Contents, Ends, Groups};
+use super::known::{Checkpoint, Checkpoints, Contents, Ends, Groups};
 use crate::base::{BroadcastId, EpochMillis, LogShape, UserId};
 use crate::domain::{Backlog, KeptMessage, Note, Presented, Reach, Row, SINCE_EVER, Served};
 use crate::lane::Ask;
@@ -58,13 +58,33 @@ impl KeptStore {
     /// Reads ahead what all users share, so that the first of them need not wait for it.
     pub async fn warm(&self) -> Result<(), Unavailable> {
         let shape = self.parts.log.shape().await?;
-        let checkpoint = self.checkpoints.get(&self.parts, &shape, None).await?;
+        let group = vec![0; usize::from(shape.group_partitions)].into();
+        let nothing = Served { own_partition: 0, own: 0, group };
+        let checkpoint = self.checkpoint(&shape, (&nothing, None)).await?;
         let from = vec![0; usize::from(shape.group_partitions)];
         let range = (&from[..], &*checkpoint);
         let rows = self.groups.between(&self.parts, &shape, range, self.now()).await?;
         let ids: Vec<_> = rows.iter().map(|row| row.broadcast).collect();
         self.contents.addressees(&self.parts, &ids).await?;
         Ok(())
+    }
+
+    /// Up to where everything is durable that is for this user. A checkpoint from ahead of the
+    /// log's end is nobody's, until the owner has kept all of the log again.
+    pub(super) async fn checkpoint(
+        &self,
+        shape: &LogShape,
+        (read, ring): (&Served, Option<&Served>),
+    ) -> Result<Arc<Checkpoint>, Unavailable> {
+        let mut known = self.checkpoints.get(&self.parts, shape, ring).await?;
+        for (partition, _) in read.places() {
+            let next = known.get(&partition).copied().unwrap_or(0);
+            if !self.ends.have_been(&self.parts, (partition, next), read).await? {
+                tracing::debug!(?partition, next, "a checkpoint is ahead of the log");
+                Arc::make_mut(&mut known).insert(partition, 0);
+            }
+        }
+        Ok(known)
     }
 
     /// What waits for a user. What the presented progress covers is noted first.
