@@ -86,12 +86,6 @@ const MUTATIONS: &[Mutation] = &[
         from: "let done = self.park(&row).await;",
         to: "let done = Ok(()); let _ = self.park(&row);",
     },
-    Mutation {
-        name: "a record is published again without knowing where it stood",
-        file: "src/ports/rooms.rs",
-        from: "Ok(Some(room.checkpoint))",
-        to: "Ok(Some(room.checkpoint + 100_000))",
-    },
 ];
 
 fn root() -> PathBuf {
