@@ -56,6 +56,16 @@ fn message(broadcast: usize) -> Bytes {
     value.into()
 }
 
+/// The record of such a message.
+fn record() -> NewRecord {
+    NewRecord {
+        topic: Topic::Selected,
+        key: Bytes::from_static(b"ann"),
+        value: message(1),
+        headers: Vec::new(),
+    }
+}
+
 fn embedded() -> (Embedded, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 3 };
@@ -76,13 +86,7 @@ struct Bench {
 impl Bench {
     async fn start() -> Self {
         let (embedded, folder) = embedded();
-        let record = NewRecord {
-            topic: Topic::Selected,
-            key: Bytes::from_static(b"ann"),
-            value: message(1),
-            headers: Vec::new(),
-        };
-        let place = embedded.log().append(vec![record]).await.expect("appended")[0];
+        let place = embedded.log().append(vec![record()]).await.expect("appended")[0];
         let (gate, gated) = watch::channel(Gate::Holds);
         let (ask, asked) = watch::channel(0);
         let inbox = Gated::new(embedded.inbox(), move |call| {
@@ -340,13 +344,7 @@ async fn a_few_parts_are_written_at_a_time_whatever_is_owned() {
 #[tokio::test]
 async fn an_offset_from_ahead_of_the_log_is_nobodys() {
     let (embedded, _folder) = embedded();
-    let record = NewRecord {
-        topic: Topic::Selected,
-        key: Bytes::from_static(b"ann"),
-        value: message(1),
-        headers: Vec::new(),
-    };
-    let place = embedded.log().append(vec![record]).await.expect("appended")[0];
+    let place = embedded.log().append(vec![record()]).await.expect("appended")[0];
     let owner = owner(&embedded);
     let (ownership, counters) = (owner.ownership.clone(), owner.counters.clone());
     let taking_part = ownership.clone();

@@ -69,12 +69,6 @@ impl Private {
             && self.backlog.is_none()
     }
 
-    /// Whether the event was for who was here before the stream was.
-    pub fn is_over_for_it(&self, event: &SharedEvent) -> bool {
-        event.is_passing()
-            && self.came_at.as_ref().is_some_and(|came_at| came_at.covers(event.position()))
-    }
-
     /// Whether nothing of it is needed any more.
     pub fn is_over(&self) -> bool {
         self.came_at.is_none() && self.is_done()
@@ -93,4 +87,10 @@ impl<S> Stream<S> {
     pub fn private(&mut self) -> &mut Private {
         self.private.get_or_insert_default()
     }
+}
+
+/// Whether the event is for who was here when it came, and a stream that found so much read was
+/// not.
+pub(super) fn is_past(event: &SharedEvent, came_at: Option<&Served>) -> bool {
+    event.is_passing() && came_at.is_some_and(|came_at| came_at.covers(event.position()))
 }

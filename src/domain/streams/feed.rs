@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use arrayvec::ArrayVec;
 
+use super::entry::is_past;
 use super::replay::Part;
 use super::timers::ticks;
 use super::{BEHIND, BLOCKED, CLOSING, CONTINUES, CUT_OFF, QUEUED, STALLED};
@@ -186,6 +187,7 @@ impl<S> Streams<S> {
         let user = self.users.get(stream.user);
         let until = stream.until;
         let private = stream.private.as_deref();
+        let came_at = private.and_then(|private| private.came_at.as_ref());
         let scan_end = self.scan_end().min(until);
         // The lead takes one piece; a frame takes two.
         let room = FRAMES_MAX - usize::from(self.plan.lead_bytes > 0);
@@ -200,7 +202,7 @@ impl<S> Streams<S> {
                 self.counters.expired_skips += 1;
                 continue;
             }
-            if private.is_some_and(|private| private.is_over_for_it(event)) {
+            if is_past(event, came_at) {
                 continue;
             }
             let Some(frame) = self.ring.frame(sequence) else { break };
@@ -227,9 +229,7 @@ impl<S> Streams<S> {
             let Some(event) = self.ring.event(self.plan.end) else { break };
             let after = self.ring.after(self.plan.end);
             self.plan.end += 1;
-            let is_over = event.is_passing()
-                && private.came_at.as_ref().is_some_and(|at| at.covers(event.position()));
-            let due = !is_over
+            let due = !is_past(event, private.came_at.as_ref())
                 && !ahead.covers(event.position())
                 && self.sets.admits(&event.audience(), &user.name, set)
                 && event.expires_at().is_none_or(|expires_at| expires_at > wall);

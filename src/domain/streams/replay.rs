@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::entry::is_past;
 use super::feed::{Undo, row_of};
 use super::{BEHIND, BLOCKED, CUT_OFF, Stream, StreamKey, Streams, enqueue};
 use crate::base::{EpochMillis, LogShape, Moment, Partition};
@@ -291,9 +292,7 @@ impl<S> Streams<S> {
         let Some(ahead) = private.ahead.as_mut() else { return };
         for (place, event) in pass.events.iter().enumerate().skip(first) {
             let position = event.position();
-            let is_over = event.is_passing()
-                && private.came_at.as_ref().is_some_and(|at| at.covers(position));
-            let is_due = !is_over
+            let is_due = !is_past(event, private.came_at.as_ref())
                 && !ahead.covers(position)
                 && sets.admits(&event.audience(), &user.name, set)
                 && event.expires_at().is_none_or(|expires_at| expires_at > wall);
