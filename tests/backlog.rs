@@ -188,6 +188,8 @@ impl Inbox for Stub {
 
     async fn contents(&self, ids: &[BroadcastId]) -> Result<Vec<Option<Content>>, StoreError> {
         self.contents_read.fetch_add(ids.len(), Ordering::Relaxed);
+        // Whoever asks beside this one comes between.
+        tokio::task::yield_now().await;
         let content = |id: &BroadcastId| {
             let target = match id.get().checked_sub(GROUP_FIRST) {
                 None => Target { r#type: TargetType::Selected, ids: Vec::new() },
@@ -277,8 +279,12 @@ fn presented((own, group): (u64, u64), replaced: Option<LogShape>) -> Presented 
 }
 
 fn ask_by(kept: &KeptStore, roles: &[u64], presented: Option<Presented>) -> Option<Backlog> {
+    run(kept.backlog(&asked(roles, presented))).ok()
+}
+
+fn asked(roles: &[u64], presented: Option<Presented>) -> Ask {
     let role = |role: &u64| Membership { kind: MemberKind::Role, name: role.to_string().into() };
-    let ask = Ask {
+    Ask {
         shard: 0,
         key: 0,
         user: UserId::new("somebody").expect("a user id"),
@@ -286,9 +292,11 @@ fn ask_by(kept: &KeptStore, roles: &[u64], presented: Option<Presented>) -> Opti
         read: Served { own_partition: 0, own: READ, group: [READ].into() },
         ring: Served { own_partition: 0, own: 0, group: [0].into() },
         presented,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    runtime.block_on(kept.backlog(&ask)).ok()
+    }
+}
+
+fn run<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
 }
 
 fn offsets(backlog: &Backlog) -> Vec<u64> {
@@ -372,6 +380,22 @@ fn whom_a_group_broadcast_is_for_is_read_once() {
     let theirs = [3, 700, 1_400, 1_999];
     assert!(read(&theirs) <= theirs.len(), "who gets some reads no others");
     assert_eq!(read(&theirs), 0, "what is asked for again is still known");
+}
+
+/// A crowd at a node that has just started.
+#[test]
+fn what_many_ask_for_at_once_is_read_once() {
+    const GROUPS: u64 = 1_050;
+    let stub = Arc::new(Stub { groups: GROUPS, ..Stub::default() });
+    let kept = kept(&stub);
+    let ask = asked(&[], None);
+    let asks = || kept.backlog(&ask);
+    let (warm, one, two, three) = run(async { tokio::join!(kept.warm(), asks(), asks(), asks()) });
+    warm.expect("the store is there");
+    for backlog in [one, two, three] {
+        assert!(backlog.expect("the store is there").messages.is_empty());
+    }
+    assert_eq!(stub.contents_read.load(Ordering::Relaxed), GROUPS as usize);
 }
 
 /// A piece of them is read, not all that waits.

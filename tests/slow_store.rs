@@ -5,13 +5,16 @@ mod fakes;
 mod store;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use corecast::base::{EpochMillis, Partition, Position, Topic, UserId};
-use corecast::control::{KeptParts, KeptStore};
+use corecast::control::{KeptParts, KeptStore, inboxes};
 use corecast::domain::Served;
 use corecast::lane::Ask;
-use corecast::ports::{Commit, GroupRow, Mark, MovedRecord, Owned, Place, SystemClock};
+use corecast::ports::{
+    Commit, GroupRow, Inbox, Mark, MovedRecord, Owned, Place, StoreError, SystemClock,
+};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use fakes::{Call, Gated};
 use store::{at_once, broadcast, id_at, now};
@@ -51,6 +54,55 @@ async fn keep_broadcasts(embedded: &Embedded) {
     assert_eq!(ownership.commit(&[mark]).await.expect("embedded"), [Commit::Done]);
 }
 
+fn kept(embedded: &Embedded, inbox: Arc<dyn Inbox>) -> KeptStore {
+    KeptStore::new(KeptParts {
+        log: embedded.log(),
+        ownership: embedded.ownership(true),
+        inbox,
+        clock: Arc::new(SystemClock),
+        retention: Duration::from_secs(3_600),
+        messages_max: 1_000,
+    })
+}
+
+/// A node that has just started. Load balancers send it nobody as long as it is not ready.
+#[tokio::test]
+async fn a_node_is_ready_once_it_has_read_what_all_share() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 1 };
+    let embedded = Embedded::open(&options, Arc::new(SystemClock)).expect("opens");
+    keep_broadcasts(&embedded).await;
+    let (read, failures) = (Arc::<AtomicUsize>::default(), Arc::new(AtomicUsize::new(2)));
+    let count = read.clone();
+    let failing = Gated::new(embedded.inbox(), move |call| {
+        let (read, failures) = (count.clone(), failures.clone());
+        async move {
+            let Call::Contents(contents) = call else { return Ok(()) };
+            tokio::time::sleep(CONTENT).await;
+            if read.load(Ordering::Relaxed) > 0
+                && failures
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                    .is_ok()
+            {
+                return Err(StoreError::Away("as told".to_owned()));
+            }
+            read.fetch_add(contents, Ordering::Relaxed);
+            Ok(())
+        }
+    });
+    let (desk, inboxes) = inboxes(kept(&embedded, failing), Vec::new(), Arc::default());
+    let (warmed, is_warm) = tokio::sync::oneshot::channel();
+    let read_by_then = read.clone();
+    let running = tokio::spawn(inboxes.run(move || {
+        warmed.send(read_by_then.load(Ordering::Relaxed)).expect("somebody waits");
+    }));
+    let found =
+        tokio::time::timeout(Duration::from_secs(20), is_warm).await.expect("it gets there");
+    assert_eq!(found.expect("it is said"), usize::try_from(BROADCASTS).expect("few"));
+    drop(desk);
+    running.await.expect("it ends with its desk");
+}
+
 #[tokio::test]
 async fn who_asks_again_and_again_is_told_what_is_kept_for_him() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -63,14 +115,7 @@ async fn who_asks_again_and_again_is_told_what_is_kept_for_him() {
         }
         Ok(())
     });
-    let kept = KeptStore::new(KeptParts {
-        log: embedded.log(),
-        ownership: embedded.ownership(true),
-        inbox: slow,
-        clock: Arc::new(SystemClock),
-        retention: Duration::from_secs(3_600),
-        messages_max: 1_000,
-    });
+    let kept = kept(&embedded, slow);
     let user = UserId::new("ann").expect("a user id");
     let shape = embedded.log().shape().await.expect("it is embedded");
     let read = Served::nothing(&shape, &user);

@@ -185,7 +185,8 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         messages_max: limits::keeping::BACKLOG_MESSAGES_MAX,
     });
     let (desk, inboxes) = inboxes(kept, lanes.clone(), notes_dropped);
-    threads.spawn(inboxes.run());
+    let health_of_inboxes = health.clone();
+    threads.spawn(inboxes.run(move || say_if_ready(health_of_inboxes.found(Part::Inboxes))));
     let state = AdminState {
         creator: creator.clone(),
         store,

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub enum Part {
     Log,
     Store,
+    /// What all users share has been read from the store, so that none of them waits for it.
+    Inboxes,
     Shards,
     /// Taking part in owning partitions.
     Ownership,
@@ -20,6 +22,7 @@ impl Part {
         match self {
             Self::Log => "log",
             Self::Store => "store",
+            Self::Inboxes => "inboxes",
             Self::Shards => "shards",
             Self::Ownership => "ownership",
             Self::Node => "node",
@@ -36,7 +39,7 @@ pub struct Health {
 impl Health {
     /// Nothing is there yet.
     pub fn starting() -> Self {
-        let parts = [Part::Log, Part::Store, Part::Shards, Part::Ownership];
+        let parts = [Part::Log, Part::Store, Part::Inboxes, Part::Shards, Part::Ownership];
         let missing = parts.into_iter().map(|part| (part, "starting".to_owned())).collect();
         Self { missing: Arc::new(Mutex::new(missing)) }
     }
@@ -70,7 +73,7 @@ mod tests {
     fn ready_once_every_part_is_there() {
         let health = Health::starting();
         assert!(!health.found(Part::Log) && !health.found(Part::Store));
-        assert!(!health.found(Part::Ownership));
+        assert!(!health.found(Part::Ownership) && !health.found(Part::Inboxes));
         assert!(health.found(Part::Shards));
         assert!(health.missing().is_empty());
         health.lost(Part::Log, "no broker answers");

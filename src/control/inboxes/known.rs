@@ -146,6 +146,8 @@ impl Addressees {
 pub struct Contents {
     known: Mutex<Remembered<Known>>,
     addressees: Mutex<Remembered<Addressees>>,
+    /// Whose turn it is to read addressees.
+    turns: tokio::sync::Mutex<()>,
 }
 
 type Found<T> = HashMap<BroadcastId, Arc<T>>;
@@ -155,6 +157,7 @@ impl Default for Contents {
         Self {
             known: Mutex::new(Remembered::new(limits::CONTENTS_BYTES_MAX)),
             addressees: Mutex::new(Remembered::new(limits::ADDRESSEES_BYTES_MAX)),
+            turns: tokio::sync::Mutex::default(),
         }
     }
 }
@@ -171,14 +174,20 @@ impl Contents {
         Ok(found)
     }
 
-    /// For whom those are that exist.
+    /// For whom those are that exist. A crowd that asks for the same at once takes turns in reading
+    /// it, and nothing is read twice.
     pub async fn addressees(
         &self,
         parts: &KeptParts,
         ids: &[BroadcastId],
     ) -> Result<Found<Addressees>, StoreError> {
         let (mut found, missing) = lock(&self.addressees).get(ids);
-        self.read(parts, &missing, |id, _, named| drop(found.insert(id, named))).await?;
+        for ids in missing.chunks(limits::CONTENTS_READ) {
+            let _turn = self.turns.lock().await;
+            let (known, missing) = lock(&self.addressees).get(ids);
+            found.extend(known);
+            self.read(parts, &missing, |id, _, named| drop(found.insert(id, named))).await?;
+        }
         Ok(found)
     }
 

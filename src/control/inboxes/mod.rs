@@ -159,8 +159,9 @@ pub fn inboxes(
 }
 
 impl Inboxes {
-    /// Works until every desk is gone.
-    pub async fn run(self) {
+    /// Works until every desk is gone. `warmed`: what all users share has been read; until then who
+    /// connects may be put off.
+    pub async fn run(self, warmed: impl FnOnce() + Send + 'static) {
         let inboxes = Arc::new(self);
         let mut workers = tokio::task::JoinSet::new();
         let reader = inboxes.clone();
@@ -170,6 +171,7 @@ impl Inboxes {
                 tracing::debug!(%error, "what all users share can't be read ahead");
                 tokio::time::sleep(backoff.wait()).await;
             }
+            warmed();
         });
         for _ in 0..limits::ASKS_AT_ONCE {
             let inboxes = inboxes.clone();
