@@ -1,0 +1,250 @@
+//! Whether the simulator would notice. In a copy of the sources every guard here gets a switch, and
+//! with each of them off in turn the simulation must fail: an oracle that lets one of them go is no
+//! oracle. A guard whose text is not found has moved, and its entry with it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+/// One guard: its file, what stands there, and what stands there in the copy. `OFF` is whether it
+/// is switched off.
+struct Mutation {
+    name: &'static str,
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+}
+
+/// By this variable one is told which guard is off.
+const SWITCH: &str = "GUARD_OFF";
+/// Put into the copy's `src/lib.rs`.
+const IS_OFF: &str = r#"
+pub fn is_off(guard: &str) -> bool {
+    static OFF: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    OFF.get_or_init(|| std::env::var("GUARD_OFF").ok()).as_deref() == Some(guard)
+}
+"#;
+
+const MUTATIONS: &[Mutation] = &[
+    Mutation {
+        name: "live from the shard's own position, not from the cursor's",
+        file: "src/domain/streams/open.rs",
+        from: "let is_ahead = is_cut_off || !served.is_within(self.before(at));",
+        to: "let is_ahead = is_cut_off || !OFF && !served.is_within(self.before(at));",
+    },
+    Mutation {
+        name: "the backlog ends behind the checkpoint",
+        file: "src/control/inboxes/backlog.rs",
+        from: "checkpoint.raise(*partition, *next));",
+        to: "checkpoint.raise(*partition, *next + if OFF { 3 } else { 0 }));",
+    },
+    Mutation {
+        name: "repeats are not recognised",
+        file: "src/domain/repeats.rs",
+        from: "        seen.push_back(new);\n        is_repeat\n",
+        to: "        seen.push_back(new);\n        is_repeat && !OFF\n",
+    },
+    Mutation {
+        name: "nobody is asked whether a replayed event is for him",
+        file: "src/domain/streams/replay.rs",
+        from: "&& sets.admits(&event.audience(), &user.name, set)",
+        to: "&& (OFF || sets.admits(&event.audience(), &user.name, set))",
+    },
+    Mutation {
+        name: "a stored cursor is ahead of the socket",
+        file: "src/domain/streams/confirm.rs",
+        from: "let served = user.zip(self.served.filter(|_| unsent == 0));",
+        to: "let served = user.zip(self.served.filter(|_| OFF || unsent == 0));",
+    },
+    Mutation {
+        name: "what the peer has not acknowledged counts as delivered",
+        file: "src/domain/streams/confirm.rs",
+        from: "let acknowledged = self.written.saturating_sub(unsent);",
+        to: "let acknowledged = self.written.saturating_sub(if OFF { 0 } else { unsent });",
+    },
+    Mutation {
+        name: "a cursor from ahead of the log is believed",
+        file: "src/control/inboxes/kept.rs",
+        from: "if !self.ends.have_been(&self.parts, place, &ask.read).await? {",
+        to: "if !OFF && !self.ends.have_been(&self.parts, place, &ask.read).await? {",
+    },
+    Mutation {
+        name: "a pass takes in who stands behind what it serves",
+        file: "src/domain/streams/replay.rs",
+        from: "has(&self.from) && has(&self.read)",
+        to: "has(&self.from) && has(&self.read) || OFF && has(&self.from)",
+    },
+    Mutation {
+        name: "what is for who is here is replayed",
+        file: "src/domain/streams/entry.rs",
+        from: "    event.is_passing() && came_at",
+        to: "    !OFF && event.is_passing() && came_at",
+    },
+    Mutation {
+        name: "expired frames are sent",
+        file: "src/domain/streams/feed.rs",
+        from: "if event.expires_at().is_some_and(|expires_at| expires_at <= wall) {",
+        to: "if event.expires_at().is_some_and(|expires_at| expires_at <= wall && !OFF) {",
+    },
+    Mutation {
+        name: "offsets are committed before their rows are durable",
+        file: "src/owner/held.rs",
+        from: "tenure: held.tenure, next: held.done })",
+        to: "tenure: held.tenure, next: if OFF { held.next } else { held.done } })",
+    },
+    Mutation {
+        name: "the store serves also what lies behind the checkpoint",
+        file: "src/control/inboxes/backlog.rs",
+        from: "Some(position) if !reach.checkpoint.covers(position) => {}",
+        to: "Some(position) if !OFF && !reach.checkpoint.covers(position) => {}",
+    },
+    Mutation {
+        name: "without a cursor what was delivered comes again",
+        file: "src/control/inboxes/backlog.rs",
+        from: "_ if is_pending || is_doubtful => candidates",
+        to: "_ if OFF || is_pending || is_doubtful => candidates",
+    },
+    Mutation {
+        name: "parked records are acknowledged without their row",
+        file: "src/owner/keep.rs",
+        from: "let done = self.park(&row).await;",
+        to: "let done = if OFF { Ok(()) } else { self.park(&row).await };",
+    },
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A copy of what is needed to build and run the simulation. It stands in one place, so that what is
+/// built of it replaces what was built of the last one.
+struct Copied(PathBuf);
+
+impl Copied {
+    fn new() -> Self {
+        let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("with-switches");
+        if copy.exists() {
+            std::fs::remove_dir_all(&copy).expect("removed");
+        }
+        std::fs::create_dir_all(&copy).expect("a folder");
+        for name in ["Cargo.toml", "Cargo.lock", "src", "tests", "bench", "loadtest", "config"] {
+            copy_all(&root().join(name), &copy.join(name));
+        }
+        let manifest = copy.join("Cargo.toml");
+        let text = std::fs::read_to_string(&manifest).expect("a file");
+        std::fs::write(&manifest, without_programs(&text)).expect("written");
+        std::fs::remove_file(copy.join("src/main.rs")).expect("it was copied");
+        let copy = Self(copy);
+        copy.change("src/lib.rs", |text| text + IS_OFF);
+        for mutation in MUTATIONS {
+            copy.change(mutation.file, |text| mutation.apply(&text));
+        }
+        copy
+    }
+
+    fn change(&self, file: &str, change: impl FnOnce(String) -> String) {
+        let path = self.0.join(file);
+        let text = std::fs::read_to_string(&path).expect("a source file");
+        std::fs::write(path, change(text)).expect("written");
+    }
+
+    /// Builds the simulation of this copy. What others have written was built for the tests, and is
+    /// taken from there.
+    fn build(&self) -> PathBuf {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder");
+        let cargo = std::env::var_os("CARGO").expect("cargo runs the tests");
+        let mut command = Command::new(cargo);
+        // Build scripts would run again for what cargo has told this test of its own package.
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy();
+            if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+                command.env_remove(&*name);
+            }
+        }
+        let mut building = command
+            .args(["test", "--offline", "--no-run", "--test", "simulation"])
+            .args(["--message-format", "json-render-diagnostics"])
+            .args(["--config", "profile.dev.package.corecast.debug=0"])
+            .current_dir(&self.0)
+            .env("CARGO_TARGET_DIR", target)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("cargo starts");
+        let said = BufReader::new(building.stdout.take().expect("it is piped"));
+        let mut built = None;
+        for line in said.lines() {
+            let line: Value = serde_json::from_str(&line.expect("text")).expect("JSON");
+            if let Some(path) = line["executable"].as_str() {
+                built = Some(PathBuf::from(path));
+            }
+        }
+        assert!(building.wait().expect("it ends").success(), "the copy can't be built");
+        built.expect("a test program")
+    }
+}
+
+impl Mutation {
+    fn apply(&self, text: &str) -> String {
+        let Self { name, file, from, to } = self;
+        assert_eq!(text.matches(from).count(), 1, "{name}: its guard stands once in {file}");
+        text.replace(from, &to.replace("OFF", &format!("crate::is_off({name:?})")))
+    }
+}
+
+/// Runs the simulation; what it said if it failed.
+fn simulate(program: &Path, seeds: u32, off: Option<&str>) -> Result<(), String> {
+    let mut command = Command::new(program);
+    command.arg("nothing_is_lost").env("SIMULATION_SEEDS", seeds.to_string());
+    if let Some(name) = off {
+        command.env(SWITCH, name);
+    }
+    let ran = command.output().expect("it starts");
+    if ran.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned())
+}
+
+/// The manifest with no program in it: cargo would put the one of the copy in the place of ours,
+/// and whatever runs behind this test would try a mutated one.
+fn without_programs(manifest: &str) -> String {
+    let ours = "[[bin]]\nname = \"corecast\"\npath = \"src/main.rs\"\nbench = false\n";
+    let default = "default-run = \"corecast\"\n";
+    for text in [ours, default] {
+        assert_eq!(manifest.matches(text).count(), 1, "{text:?} stands once in Cargo.toml");
+    }
+    manifest.replace(ours, "").replace(default, "")
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    if from.is_dir() {
+        std::fs::create_dir_all(to).expect("a folder");
+        for entry in std::fs::read_dir(from).expect("a folder") {
+            let name = entry.expect("an entry").file_name();
+            copy_all(&from.join(&name), &to.join(&name));
+        }
+    } else {
+        std::fs::copy(from, to).expect("copied");
+    }
+}
+
+#[test]
+fn every_guard_that_is_switched_off_is_noticed() {
+    let copy = Copied::new();
+    let program = copy.build();
+    simulate(&program, 20, None).expect("with every guard on it passes");
+    let mut unnoticed = Vec::new();
+    for Mutation { name, .. } in MUTATIONS {
+        // Not so many that all must have happened that may.
+        match simulate(&program, 199, Some(name)) {
+            Ok(()) => unnoticed.push(name),
+            Err(said) => {
+                let mut lines = said.lines().skip_while(|line| !line.contains("panicked at "));
+                println!("{name}: {}", lines.nth(1).unwrap_or(&said));
+            }
+        }
+    }
+    assert!(unnoticed.is_empty(), "not noticed: {unnoticed:#?}");
+}
