@@ -194,6 +194,11 @@ pub mod shard {
     pub const RING_FRAMES_MAX: usize = 65_536;
     pub const RING_BYTES_MAX: usize = 64 << 20;
     const _: () = assert!(RING_FRAMES_MAX as u64 >= log::WARM_RECORDS);
+    /// Frames that a ring has lost and of which it is remembered where they stood: a stream whose
+    /// reader is further behind has to come back. And what changed from one of them to the next,
+    /// 16 bytes each: twice for a frame, as records for other shards come between.
+    pub const PAST_FRAMES_MAX: usize = 65_536;
+    pub const PAST_CHANGES_MAX: usize = 2 * PAST_FRAMES_MAX;
     /// Streams of one shard. A process has 20,000 descriptors on a default machine, a tuned one
     /// a million; beyond this a shard's idle work passes 2 % of a core.
     pub const STREAMS_MAX: usize = 250_000;

@@ -77,6 +77,12 @@ const MUTATIONS: &[Mutation] = &[
         to: "has(&self.from) && has(&self.read) || OFF && has(&self.from)",
     },
     Mutation {
+        name: "a reader that was overtaken goes on where the ring begins",
+        file: "src/domain/streams/replay.rs",
+        from: "self.ring.long_before(stream.at) else",
+        to: "self.ring.long_before(if OFF { self.ring.first() } else { stream.at }) else",
+    },
+    Mutation {
         name: "what is for who is here is replayed",
         file: "src/domain/streams/entry.rs",
         from: "    event.is_passing() && came_at",
@@ -118,8 +124,8 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A copy of what is needed to build and run the simulation. It stands in one place, so that what is
-/// built of it replaces what was built of the last one.
+/// A copy of what is needed to build and run the simulation. It stands in one place, so that what
+/// is built of it replaces what was built of the last one.
 struct Copied(PathBuf);
 
 impl Copied {

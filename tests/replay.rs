@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 on_each_runtime!(
     a_cursor_from_before_the_ring_gets_what_came_after_it,
-    a_reader_that_the_ring_overtakes_goes_on_from_the_store,
+    a_reader_that_the_ring_overtakes_goes_on_from_the_log,
     a_forged_cursor_gets_what_is_for_its_user_once,
     what_is_for_who_is_here_is_not_replayed,
 );
@@ -186,7 +186,7 @@ fn a_cursor_from_before_the_ring_gets_what_came_after_it(runtime: Runtime) {
     assert_eq!(node.metric("corecast_gaps_total"), Some(0.0));
 }
 
-fn a_reader_that_the_ring_overtakes_goes_on_from_the_store(runtime: Runtime) {
+fn a_reader_that_the_ring_overtakes_goes_on_from_the_log(runtime: Runtime) {
     let node = start(runtime);
     let mut slow = Client { is_narrow: true, ..Client::new(&node, None) };
     slow.stream = slow.open();
@@ -208,7 +208,8 @@ fn a_reader_that_the_ring_overtakes_goes_on_from_the_store(runtime: Runtime) {
     let seen: Vec<_> = slow.messages(said).iter().map(number).collect();
     let all: Vec<_> = (0..said).map(Some).collect();
     assert_eq!(seen, all, "in order, nothing lost, nothing twice");
-    assert!(slow.ended > 0, "he was overtaken");
+    assert_eq!(node.metric("corecast_replays_total"), Some(1.0), "he was overtaken");
+    assert_eq!(slow.ended, 0, "and goes on where he is");
     assert_eq!(node.metric("corecast_gaps_total"), Some(0.0));
 }
 

@@ -14,7 +14,7 @@ use corecast::domain::{
     Vector,
 };
 use corecast::limits::log::REPEAT_RECORDS;
-use corecast::limits::shard::{REPLAY_PATIENCE, REPLAY_SHARE};
+use corecast::limits::shard::{PAST_FRAMES_MAX, REPLAY_PATIENCE, REPLAY_SHARE};
 use corecast::wire::archive::{Archiver, Audience, Event, SharedEvent};
 use corecast::wire::cursor::{Cursor, CursorParts};
 
@@ -153,6 +153,13 @@ fn offsets(socket: &Socket) -> Vec<u64> {
     data.map(|rest| rest.trim_end_matches('}').parse().expect("a number")).collect()
 }
 
+/// How far it was served, by the ids that came, in order.
+fn served(socket: &Socket) -> Vec<u64> {
+    let text = String::from_utf8(socket.borrow().bytes.clone()).expect("UTF-8");
+    let ids = text.lines().filter_map(|line| line.strip_prefix("id: "));
+    ids.map(|id| Cursor::parse(id).expect("a cursor").group[0]).collect()
+}
+
 #[test]
 fn what_many_need_is_read_once() {
     let mut bench = Bench::new(1_000);
@@ -287,10 +294,7 @@ fn no_heartbeat_passes_what_is_still_to_come() {
         bench.streams.handle_timers(bench.now, NOON);
         bench.write();
     }
-    let text = String::from_utf8(socket.borrow().bytes.clone()).expect("UTF-8");
-    let ids = text.lines().filter_map(|line| line.strip_prefix("id: "));
-    let served: Vec<u64> = ids.map(|id| Cursor::parse(id).expect("a cursor").group[0]).collect();
-    assert_eq!(served, [100], "that of CONNECTED: {text}");
+    assert_eq!(served(&socket), [100], "that of CONNECTED");
     let events = (0..1_000).map(|offset| event(offset, offset)).collect();
     bench.streams.handle_reread(reread.pass, Ok(read(events, 1_000)), bench.now);
     bench.write();
@@ -321,4 +325,58 @@ fn the_ring_may_go_on_while_they_replay() {
     bench.write();
     assert!(!bench.streams.replays(key), "it has come to the ring: {rounds:?}");
     assert_eq!(offsets(&socket), (0..appended).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_reader_that_the_ring_overtakes_goes_on_where_it_is() {
+    let mut bench = Bench::new(500);
+    let (key, socket) = bench.open("slow", 500);
+    let (_, quick) = bench.open("quick", 500);
+    let come = |bench: &mut Bench, offsets: std::ops::Range<u64>| {
+        for offset in offsets {
+            bench.streams.handle_events(&mut vec![event(offset, offset)]);
+            bench.write();
+        }
+    };
+    come(&mut bench, 500..510);
+    socket.borrow_mut().is_full = true;
+    // Records of which nothing is for this shard come between, and ids say so.
+    bench.streams.handle_position(GROUP, 600);
+    come(&mut bench, 600..700);
+    assert!(bench.streams.poll_reread(bench.now).is_none(), "its socket takes nothing");
+    socket.borrow_mut().is_full = false;
+    bench.streams.handle_writable(key);
+    bench.write();
+    while let Some(Reread { pass, from }) = bench.streams.poll_reread(bench.now) {
+        let next = 700.min(from[0].1 + 40);
+        let here = (from[0].1..next).filter(|offset| !(510..600).contains(offset));
+        let events = here.map(|offset| event(offset, offset)).collect();
+        bench.streams.handle_reread(pass, Ok(read(events, next)), bench.now);
+        bench.write();
+    }
+    come(&mut bench, 700..710);
+    let all: Vec<_> = (500..510).chain(600..710).collect();
+    assert_eq!(offsets(&socket), all);
+    assert_eq!(offsets(&quick), all);
+    assert!(bench.streams.contains(key) && !bench.streams.replays(key));
+    let ids = served(&socket);
+    assert!(ids.is_sorted(), "{ids:?}");
+    assert_eq!(ids.last(), Some(&710));
+}
+
+#[test]
+fn who_was_overtaken_too_long_ago_comes_back() {
+    let mut bench = Bench::new(10);
+    let (key, socket) = bench.open("slow", 10);
+    bench.write();
+    socket.borrow_mut().is_full = true;
+    let all = 10 + 2 * PAST_FRAMES_MAX as u64;
+    for offset in 10..all {
+        bench.streams.handle_events(&mut vec![event(offset, offset)]);
+        bench.write();
+    }
+    socket.borrow_mut().is_full = false;
+    bench.streams.handle_writable(key);
+    bench.write();
+    assert!(!bench.streams.contains(key), "nobody knows where it stood");
 }

@@ -196,6 +196,11 @@ impl Ring {
         self.history.before(sequence)
     }
 
+    /// The same of an event that the ring has lost; `None`: too long ago.
+    pub fn long_before(&self, sequence: u64) -> Option<Vector> {
+        self.history.long_before(sequence)
+    }
+
     /// Positions with this event of the ring included.
     pub fn after(&self, sequence: u64) -> VectorRef<'_> {
         self.history.before(sequence + 1)

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::base::{LogShape, Partition, Position, Topic, UserId};
+use crate::limits::shard as limits;
 use crate::wire::cursor::Cursor;
 
 /// The next offset of every partition, group topic first.
@@ -79,7 +80,8 @@ impl<'a> VectorRef<'a> {
 }
 
 /// The vectors before every frame of a ring, by the frames' sequence numbers: each is appended once
-/// and read in place, in blocks, so that a record costs no allocation here.
+/// and read in place, in blocks, so that a record costs no allocation here. Of frames that the ring
+/// has lost not long ago, it is remembered what changed from one to the next.
 #[derive(Debug)]
 pub struct History {
     width: usize,
@@ -87,15 +89,60 @@ pub struct History {
     blocks: VecDeque<Vec<u64>>,
     /// Sequence number of the first vector of the front block.
     first: u64,
+    /// The blocks before that one.
+    past: VecDeque<PastBlock>,
+    /// Changes in all of them.
+    past_changes: usize,
 }
 
 const BLOCK: u64 = 64;
+
+/// What a block is remembered by.
+#[derive(Debug)]
+struct PastBlock {
+    first: Box<[u64]>,
+    changes: Vec<Change>,
+}
+
+/// From the vector of this place in the block on, this component is that.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    place: u16,
+    slot: u16,
+    next: u64,
+}
+
+impl PastBlock {
+    fn of(vectors: &[u64], width: usize) -> Self {
+        let mut changes = Vec::new();
+        let pairs = vectors.chunks_exact(width).zip(vectors[width..].chunks_exact(width));
+        for (place, (before, after)) in (1..).zip(pairs) {
+            for (slot, (before, next)) in (0..).zip(before.iter().zip(after)) {
+                if before != next {
+                    changes.push(Change { place, slot, next: *next });
+                }
+            }
+        }
+        changes.shrink_to_fit();
+        Self { first: vectors[..width].into(), changes }
+    }
+
+    fn vector(&self, place: u64) -> Box<[u64]> {
+        let mut offsets = self.first.clone();
+        for change in self.changes.iter().take_while(|change| u64::from(change.place) <= place) {
+            offsets[usize::from(change.slot)] = change.next;
+        }
+        offsets
+    }
+}
 
 impl History {
     /// Holds one vector: that before the frame `first`.
     pub fn new(first: u64, base: &Vector) -> Self {
         let width = base.offsets.len();
-        let mut history = Self { width, groups: base.groups, blocks: VecDeque::new(), first };
+        let groups = base.groups;
+        let (blocks, past) = (VecDeque::new(), VecDeque::new());
+        let mut history = Self { width, groups, blocks, first, past, past_changes: 0 };
         history.push(base);
         history
     }
@@ -122,11 +169,32 @@ impl History {
         VectorRef { offsets, groups: self.groups }
     }
 
+    /// The vector before a frame that the ring has lost, or has; `None`: it is too long ago.
+    pub fn long_before(&self, sequence: u64) -> Option<Vector> {
+        let offsets = if sequence >= self.first {
+            self.before(sequence).offsets.into()
+        } else {
+            let back = (self.first - sequence - 1) / BLOCK + 1;
+            let index = self.past.len().checked_sub(usize::try_from(back).ok()?)?;
+            self.past[index].vector(back * BLOCK - (self.first - sequence))
+        };
+        Some(Vector { offsets, groups: self.groups })
+    }
+
     /// No frame before this one is in the ring any more.
     pub fn forget(&mut self, sequence: u64) {
         while self.first + BLOCK <= sequence {
-            self.blocks.pop_front();
+            let Some(block) = self.blocks.pop_front() else { return };
             self.first += BLOCK;
+            let block = PastBlock::of(&block, self.width);
+            self.past_changes += block.changes.len();
+            self.past.push_back(block);
+        }
+        while self.past.len() > limits::PAST_FRAMES_MAX / BLOCK as usize
+            || self.past_changes > limits::PAST_CHANGES_MAX
+        {
+            let Some(block) = self.past.pop_front() else { return };
+            self.past_changes -= block.changes.len();
         }
     }
 }
@@ -261,6 +329,38 @@ mod tests {
             }
             assert!(history.blocks.len() as u64 <= 2 + 100 / BLOCK, "{}", history.blocks.len());
         }
+    }
+
+    #[test]
+    fn the_history_remembers_vectors_of_frames_that_the_ring_has_lost() {
+        let mut vector = Vector::new(&SHAPE);
+        let mut history = History::new(7, &vector);
+        let mut all = vec![vector.clone()];
+        for step in 0..3 * limits::PAST_FRAMES_MAX as u64 {
+            // Often one component rises, at times none or all of them.
+            let slots = if step % 97 == 0 { 0..2 } else { 0..u16::from(step % 5 != 0) };
+            slots.for_each(|slot| vector.advance(group(slot), step));
+            history.push(&vector);
+            all.push(vector.clone());
+            // The ring holds ten frames.
+            history.forget((all.len() as u64 + 6).saturating_sub(10).max(7));
+            if !step.is_multiple_of(1_009) {
+                continue;
+            }
+            for back in [0, 5, 10, 11, 63, 64, 65, 127, 128, 129, 1_000, 50_000] {
+                let Some(place) = (all.len() - 1).checked_sub(back) else { break };
+                let sequence = 7 + place as u64;
+                assert_eq!(history.long_before(sequence).as_ref(), all.get(place), "{back}");
+            }
+        }
+        assert_eq!(history.long_before(7), None, "that is too long ago");
+        assert!(history.past.len() as u64 * BLOCK <= limits::PAST_FRAMES_MAX as u64);
+        for step in 0..2 * limits::PAST_CHANGES_MAX as u64 {
+            (0..2).for_each(|slot| vector.advance(group(slot), u64::MAX / 2 + step));
+            history.push(&vector);
+            history.forget(7 + all.len() as u64 + step - 10);
+        }
+        assert!(history.past_changes <= limits::PAST_CHANGES_MAX);
     }
 
     #[test]

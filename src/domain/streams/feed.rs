@@ -165,7 +165,7 @@ impl<S> Streams<S> {
         }
         if stream.is(BEHIND) && self.plan.end < self.ring.first() {
             if is_free {
-                self.plan_return(index, limits::BACKLOG_RETRY);
+                self.plan_overtaken(index, wall);
             }
             return;
         }

@@ -249,6 +249,24 @@ impl<S> Streams<S> {
         }
     }
 
+    /// The ring has lost what comes next of a stream that reads slowly: it goes on from the log, if
+    /// it is known where it stands.
+    pub(super) fn plan_overtaken(&mut self, index: u32, wall: EpochMillis) {
+        let Some(stream) = self.slab.get_mut(index) else { return };
+        let Some(vector) = self.ring.long_before(stream.at) else {
+            return self.plan_return(index, limits::BACKLOG_RETRY);
+        };
+        stream.state |= CUT_OFF;
+        let own_partition = self.users.get(stream.user).own_partition;
+        let mut served = Served::of(vector.view(), own_partition);
+        let private = stream.private();
+        for (partition, next) in private.ahead.iter().flat_map(Served::places) {
+            served.raise(partition, next);
+        }
+        private.ahead = Some(served);
+        self.plan_replay(index, wall);
+    }
+
     /// Queues the stream if `plan_replay` would do something for it.
     pub(super) fn enqueue_replay(&mut self, index: u32) {
         let number = self.replay.pass.as_ref().map(|pass| pass.number);
