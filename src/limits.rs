@@ -259,13 +259,23 @@ pub mod shard {
     /// Records of a partition that may be read again for a client that the ring has lost. Beyond
     /// that it comes back for what the store keeps by then.
     pub const REPLAY_RECORDS_MAX: u64 = 100_000;
-    /// Bytes that are read again at once, and how long reading them is tried.
-    pub const REREAD_BYTES: usize = 512 << 10;
-    pub const REREAD_TIME: Duration = Duration::from_secs(5);
     /// How long those who replay wait for one whose socket takes nothing.
     pub const REPLAY_PATIENCE: Duration = Duration::from_secs(1);
     /// Of so many writes, one goes to a stream that replays, while others have something to write.
     pub const REPLAY_SHARE: u32 = 4;
+}
+
+/// Reading the log again.
+pub mod rereads {
+    use super::Duration;
+
+    /// Bytes that are read at once, and how long that is tried.
+    pub const BYTES: usize = 512 << 10;
+    pub const TIME: Duration = Duration::from_secs(5);
+    /// What was read last is kept for the other shards of the node, which are not always equally
+    /// far: some parts of it, for a while.
+    pub const RECENT_BYTES_MAX: usize = 16 * BYTES;
+    pub const RECENT_TIME: Duration = Duration::from_secs(5);
 }
 
 /// The executors of glommio.

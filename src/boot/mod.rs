@@ -166,6 +166,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     lanes.push((report.name(), report.refusals()));
     let (probes, runtimes) = (shards.probes, shards.runtimes);
     let notes_dropped = Arc::<AtomicU64>::default();
+    let records_reread = Arc::<AtomicU64>::default();
     let owner = owner_counters.clone();
     let sources = Sources {
         shards: probes,
@@ -173,6 +174,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         log_lag: log_lag.clone(),
         owner,
         notes_dropped: notes_dropped.clone(),
+        records_reread: records_reread.clone(),
         lanes,
     };
     let lanes = shards.lanes;
@@ -197,7 +199,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         room: Arc::default(),
     };
     if let Some(admin) = admin.pop() {
-        let (rereads, rereading) = rereads(log.clone(), lanes.clone());
+        let (rereads, rereading) = rereads(log.clone(), lanes.clone(), records_reread);
         threads.spawn(rereading.run());
         let reports = Reports { reports, bell: report_bell, desk: desk.clone(), rereads };
         start_control(&threads, admin, state, reports, lanes.len(), &endings);

@@ -33,6 +33,7 @@ pub struct Sources {
     pub owner: Arc<OwnerCounters>,
     /// Notes of what reached users for which the control threads had no room.
     pub notes_dropped: Arc<AtomicU64>,
+    pub records_reread: Arc<AtomicU64>,
     /// The lanes; those of one name are counted together.
     pub lanes: Vec<(&'static str, Arc<Refusals>)>,
 }
@@ -107,7 +108,7 @@ const COUNTERS: [(&str, &str, Read); 24] = [
     ),
     (
         "reread_events",
-        "Events read again from the log, once for all streams that need them",
+        "Events of records read again from the log, once for all streams of a shard",
         |probe| &probe.reread,
     ),
     ("long_turns", "Turns of a shard that were too long", |probe| &probe.long_turns),
@@ -175,6 +176,11 @@ impl Collector for Sources {
             ("row_retries", "Writes of such rows that have to be done again", retries),
             ("commits_lost", "Commits refused because the partition had gone", commits_lost),
             ("notes_lost", "Notes of what reached users that found no room", &*self.notes_dropped),
+            (
+                "records_reread",
+                "Records read again from the log, once for all shards that need them",
+                &*self.records_reread,
+            ),
             ("skipped_records", "Offsets that the log lost before they were kept", skipped_records),
             ("dead_letter_rows", "Dead letters read back, whoever wrote them", dead_letter_rows),
             (
