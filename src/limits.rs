@@ -194,9 +194,9 @@ pub mod shard {
     pub const RING_FRAMES_MAX: usize = 65_536;
     pub const RING_BYTES_MAX: usize = 64 << 20;
     const _: () = assert!(RING_FRAMES_MAX as u64 >= log::WARM_RECORDS);
-    /// Frames that a ring has lost and of which it is remembered where they stood: a stream whose
-    /// reader is further behind has to come back. And what changed from one of them to the next,
-    /// 16 bytes each: twice for a frame, as records for other shards come between.
+    /// Frames that a ring has lost and of which it is remembered where they stood, some bytes each:
+    /// a stream whose reader is further behind has to come back. And what changed from one of them
+    /// to the next, 16 bytes each: twice for a frame, as records for other shards come between.
     pub const PAST_FRAMES_MAX: usize = 65_536;
     pub const PAST_CHANGES_MAX: usize = 2 * PAST_FRAMES_MAX;
     /// Streams of one shard. A process has 20,000 descriptors on a default machine, a tuned one
@@ -440,6 +440,9 @@ pub mod inbox {
     /// Stored cursors of users who stay away are forgotten after 400 days: they have been past all
     /// that is kept for a year.
     pub const CURSOR_KEEP: Duration = Duration::from_secs(400 * DAY_S);
+    /// Holes of one log that are read: each costs an operator an error in the log, so there are
+    /// few.
+    pub const HOLES_READ: usize = 10_000;
 }
 
 /// Dead letters as rows.

@@ -11,13 +11,15 @@ use corecast::base::{
     TargetType, Topic, UserId,
 };
 use corecast::control::{KeptParts, KeptStore};
-use corecast::domain::{Backlog, Broadcast, Membership, Presented, SINCE_EVER, Served, Target};
+use corecast::domain::{
+    Backlog, Broadcast, KeptMessage, Membership, Presented, SINCE_EVER, Served, Target, What,
+};
 use corecast::lane::Ask;
 use corecast::limits::keeping as limits;
 use corecast::ports::{
-    Batch, Bounds, Commit, Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Log, LogError,
-    Mark, MovedRecord, NewRecord, Owned, Ownership, Place, Progress, Standing, StoreError,
-    SystemClock, Want,
+    Batch, Bounds, Commit, Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Log,
+    LogError, Mark, MovedRecord, NewRecord, Owned, Ownership, Place, Progress, Standing,
+    StoreError, SystemClock, Want,
 };
 use corecast::wire::archive::MemberKind;
 use corecast::wire::frame::GapReason;
@@ -54,6 +56,7 @@ struct Stub {
     bounds_asked: AtomicUsize,
     /// The cursor that is stored, of the group partition.
     stored: Option<u64>,
+    holes: Vec<Hole>,
     rows_read: AtomicUsize,
     contents_read: AtomicUsize,
     delivered: Mutex<Vec<u64>>,
@@ -180,6 +183,14 @@ impl Inbox for Stub {
         };
         let end = if log == OLD.identity { self.old_rows } else { self.groups };
         Ok((from..end).take(limit).map(row).collect())
+    }
+
+    async fn write_holes(&self, _: LogIdentity, _: &[Hole]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn holes(&self, log: LogIdentity) -> Result<Vec<Hole>, StoreError> {
+        Ok(if log == SHAPE.identity { self.holes.clone() } else { Vec::new() })
     }
 
     async fn write_contents(&self, _: &[Broadcast]) -> Result<(), StoreError> {
@@ -432,8 +443,47 @@ fn of_a_log_that_is_no_more_comes_what_is_kept_and_then_all_of_this_one() {
         None,
     );
     let fresh = fresh.expect("the store is there");
-    let ids = fresh.messages.iter().map(|message| message.candidate.broadcast.get());
+    let ids = fresh
+        .messages
+        .iter()
+        .filter_map(|message| message.candidate.what.broadcast().map(BroadcastId::get));
     assert_eq!(ids.collect::<Vec<_>>(), [1, 4, 9]);
+}
+
+/// Word of it goes out before anything that lies behind it, once for what several have noted.
+#[test]
+fn what_the_log_has_lost_is_told_of_behind_a_cursor() {
+    let hole = |partition, from, to| Hole { partition, from, to, noted_at: EpochMillis(77) };
+    let others = Partition { topic: Topic::Selected, index: 1 };
+    let holes = vec![
+        hole(own(), 20, 30),
+        hole(own(), 25, 40),
+        hole(own(), 50, 52),
+        // Of another user, and of what is not durable yet.
+        hole(others, 0, 90),
+        hole(group(), CHECKPOINT + 1, CHECKPOINT + 2),
+    ];
+    let stands = (20..40).map(|offset| (offset, (Delivery::Failed, Status::Cancelled)));
+    let stub = Stub { rows: 60, holes, stands: stands.collect(), ..Stub::default() };
+    let stub = Arc::new(stub);
+    let told = |cursor| {
+        let backlog = ask(&stub, cursor).expect("the store is there");
+        let told = |message: &KeptMessage| match message.candidate.what {
+            What::Gap(gap) => Some((message.candidate.position?.offset, gap.reason)),
+            What::Message(_) => None,
+        };
+        let order: Vec<u64> = offsets(&backlog);
+        assert!(order.is_sorted(), "{order:?}");
+        backlog.messages.iter().filter_map(told).collect::<Vec<_>>()
+    };
+    // Rows 50 and 51 are kept all the same: it is told before them.
+    let both = [(20, GapReason::Retention), (50, GapReason::Retention)];
+    assert_eq!(told(Some(0)), both);
+    assert_eq!(told(Some(19)), both);
+    assert_eq!(told(Some(39)).len(), 2, "the end of it is behind this cursor");
+    assert_eq!(told(Some(40)), both[1..]);
+    assert_eq!(told(Some(52)), []);
+    assert_eq!(told(None), [], "nobody says what he had");
 }
 
 #[test]
@@ -483,7 +533,10 @@ fn what_stands_in_the_partition_that_was_the_users_is_served() {
     let stub = Stub { rows: 100, moved_rows: 50, stands: pending.into(), ..Stub::default() };
     let stub = Arc::new(stub);
     let ids = |backlog: &Backlog| {
-        let ids = backlog.messages.iter().map(|message| message.candidate.broadcast.get());
+        let ids = backlog
+            .messages
+            .iter()
+            .filter_map(|message| message.candidate.what.broadcast().map(BroadcastId::get));
         ids.collect::<Vec<_>>()
     };
     // Without a cursor what waits; nothing is taken for delivered because its offset is low.

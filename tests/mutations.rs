@@ -79,8 +79,8 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "a reader that was overtaken goes on where the ring begins",
         file: "src/domain/streams/replay.rs",
-        from: "self.ring.long_before(stream.at) else",
-        to: "self.ring.long_before(if OFF { self.ring.first() } else { stream.at }) else",
+        from: "self.ring.read_before(stream.at) else",
+        to: "self.ring.read_before(if OFF { self.ring.first() } else { stream.at }) else",
     },
     Mutation {
         name: "what is for who is here is replayed",
@@ -105,6 +105,18 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/control/inboxes/backlog.rs",
         from: "Some(position) if !reach.checkpoint.covers(position) => {}",
         to: "Some(position) if !OFF && !reach.checkpoint.covers(position) => {}",
+    },
+    Mutation {
+        name: "what the log has lost is passed over in silence",
+        file: "src/control/inboxes/backlog.rs",
+        from: "is_before && reach.checkpoint.covers_up_to",
+        to: "!OFF && is_before && reach.checkpoint.covers_up_to",
+    },
+    Mutation {
+        name: "offsets are committed beyond what the log has lost, and nothing notes that",
+        file: "src/owner/keep.rs",
+        from: "if !holes.is_empty() {",
+        to: "if !OFF && !holes.is_empty() {",
     },
     Mutation {
         name: "without a cursor what was delivered comes again",

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use corecast::base::{LogShape, Partition, Position, Topic, UserId};
 use corecast::limits::owner as limits;
 use corecast::owner::{Keeper, LogNames, Owner, leaving};
 use corecast::ports::{
-    Batch, Clock, Header, LogError, Mark, NewRecord, Owned, Ownership, Record, StoreError,
-    SystemClock, TimedBy, join_all,
+    Batch, Bounds, Clock, Header, Hole, Log, LogError, Mark, MovedRecord, NewRecord, Owned,
+    Ownership, Record, StoreError, SystemClock, TimedBy, Want, join_all,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use fakes::{Call, Gated};
@@ -339,6 +340,82 @@ async fn a_few_parts_are_written_at_a_time_whatever_is_owned() {
     let kept = join_all(batches.map(|batch| keeper.keep(batch)));
     tokio::time::timeout(LONG, kept).await.expect("durable in time");
     assert_eq!(seen.load(Ordering::Relaxed), limits::PARTS_AT_ONCE);
+}
+
+/// A log that begins at offset 9 of each partition, and has nothing behind that.
+struct Trimmed(Arc<dyn Log>);
+
+#[async_trait]
+impl Log for Trimmed {
+    async fn shape(&self) -> Result<LogShape, LogError> {
+        self.0.shape().await
+    }
+
+    async fn bounds(&self, _: Partition) -> Result<Bounds, LogError> {
+        Ok(Bounds { start: 9, end: 9 })
+    }
+
+    async fn append(&self, _: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
+        unreachable!("nothing is created")
+    }
+
+    async fn append_moved(&self, _: Vec<MovedRecord>) -> Result<Vec<Position>, LogError> {
+        unreachable!("nothing is parked")
+    }
+
+    async fn fetch(&self, wants: &[Want], _: usize, _: Duration) -> Result<Vec<Batch>, LogError> {
+        match wants.iter().find(|want| want.offset < 9) {
+            Some(want) => {
+                let bounds = Bounds { start: 9, end: 9 };
+                Err(LogError::OutOfRange { wanted: *want, bounds })
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_log_has_lost_is_noted_before_an_offset_beyond_it_is_committed() {
+    let (embedded, _folder) = embedded();
+    let (gate, gated) = watch::channel(false);
+    let inbox = Gated::new(embedded.inbox(), move |call| {
+        let mut gate = gated.clone();
+        async move {
+            assert_eq!(call, Call::WriteHoles);
+            gate.wait_for(|is_open| *is_open).await.expect("a test");
+            Ok(())
+        }
+    });
+    let owner = Owner { log: Arc::new(Trimmed(embedded.log())), inbox, ..owner(&embedded) };
+    let ownership = owner.ownership.clone();
+    let taking_part = ownership.clone();
+    tokio::spawn(async move { taking_part.run(&|_| ()).await });
+    let owned = ownership.owned(&Owned::new()).await;
+    let selected = Partition { topic: Topic::Selected, index: 1 };
+    let group = Partition { topic: Topic::Group, index: 0 };
+    let mark = Mark { partition: selected, tenure: owned[&selected], next: 4 };
+    ownership.commit(&[mark]).await.expect("embedded");
+    let (_leaver, leaving) = leaving();
+    tokio::spawn(owner.run(leaving));
+    let committed = async |partition| {
+        let checkpoints = ownership.checkpoints().await.expect("embedded");
+        checkpoints.get(&partition).copied()
+    };
+    tokio::time::sleep(4 * limits::COMMIT_PACE).await;
+    assert_eq!((committed(selected).await, committed(group).await), (Some(4), None));
+    gate.send_replace(true);
+    let is_noted = async {
+        while committed(selected).await != Some(9) || committed(group).await != Some(9) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, is_noted).await.expect("it goes on");
+    let log = embedded.log().shape().await.expect("embedded").identity;
+    let holes = embedded.inbox().holes(log).await.expect("embedded");
+    let said = |hole: &Hole| (hole.partition, hole.from, hole.to);
+    assert_eq!(holes.len(), 6, "of three partitions of either topic: {holes:?}");
+    assert!(holes.iter().any(|hole| said(hole) == (selected, 4, 9)), "{holes:?}");
+    assert!(holes.iter().any(|hole| said(hole) == (group, 0, 9)), "{holes:?}");
 }
 
 #[tokio::test]

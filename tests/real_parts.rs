@@ -324,6 +324,67 @@ fn partitions_that_are_added_are_told_of_and_cost_no_stream() {
 }
 
 #[test]
+fn what_the_log_lost_before_it_was_kept_is_told_of() {
+    if is_missing() {
+        return;
+    }
+    let place = place();
+    let mut node = node(&place);
+    let mut ann = node.stream("userId=ann");
+    node.say("before");
+    node.create(&json!({"content": "ann's", "targetType": "SELECTED", "targetIds": ["ann"]}));
+    let mut had = [ann.message(), ann.message()].map(|event| event.content().to_owned());
+    had.sort();
+    assert_eq!(had, ["ann's", "before"]);
+    place.wait_for_no_lag(&world().kafka, 1);
+    node.process.kill();
+
+    // Nobody owns the partitions; what comes now is past the log's time before somebody does.
+    let everybody = json!({"targetType": "ALL"});
+    let to_ann = |id, content| line("ann", Some("ann"), id, content, &json!({}));
+    let to_all = |id, content| line("k", None, id, content, &everybody);
+    world().kafka.console_produce(&place.selected, &[], &to_ann(1, "lost"));
+    world().kafka.console_produce(&place.group, &[], &to_all(2, "lost"));
+    let mut java = world().kafka.java_producer();
+    for topic in [&place.selected, &place.group] {
+        for partition in 0..PARTITIONS {
+            // Up to its end.
+            java.say(&["trim", topic, &partition.to_string(), "-1"]);
+        }
+    }
+    world().kafka.console_produce(&place.selected, &[], &to_ann(3, "ann's, kept"));
+    world().kafka.console_produce(&place.group, &[], &to_all(4, "kept"));
+    node.start_again();
+    place.wait_for_no_lag(&world().kafka, 1);
+
+    let mut back = node.resume("userId=ann", &ann);
+    let (mut gaps, mut kept) = (0, Vec::new());
+    while kept.len() < 2 {
+        let event = back.next_event().expect("it stays open");
+        match &*event.name {
+            "GAP" => {
+                assert_eq!(event.data["reason"], "RETENTION");
+                assert!(event.id.is_some());
+                gaps += 1;
+            }
+            "MESSAGE" => kept.push(event.content().to_owned()),
+            other => panic!("unexpected event {other}"),
+        }
+    }
+    kept.sort();
+    assert_eq!(kept, ["ann's, kept", "kept"]);
+    assert_eq!(gaps, 2, "of her own partition, and of the group's");
+    // Who has been told is not told again, and who never had any of it is not told at all.
+    let mut again = node.resume("userId=ann", &back);
+    let mut ben = node.stream("userId=ben");
+    assert_eq!(ben.contents_until("kept"), ["before"]);
+    node.say("end");
+    assert_eq!(again.message().content(), "end");
+    assert_eq!(back.message().content(), "end");
+    assert_eq!(ben.message().content(), "end");
+}
+
+#[test]
 fn what_waits_and_what_a_cursor_says_outlives_more_partitions() {
     if is_missing() {
         return;

@@ -37,6 +37,9 @@ fn is_missing() -> bool {
     missing.is_some()
 }
 
+/// The layout that this release makes.
+const LAYOUT: i32 = 5;
+
 /// What nodes that are killed have to be.
 const DURABLE: Setup = Setup { passwords: false, tls: false, durable_tables: true };
 
@@ -304,6 +307,7 @@ fn older_keyspaces_are_brought_up(cluster: &Cassandra, raw: &Session) {
         "group_message",
         "group_bucket",
         "stored_cursor",
+        "hole",
         "dead_letter",
         "dead_letter_part",
         "dead_letter_id",
@@ -329,7 +333,7 @@ fn older_keyspaces_are_brought_up(cluster: &Cassandra, raw: &Session) {
     let layout = format!(
         "SELECT CAST(layout AS text) FROM {keyspace}.corecast_schema WHERE part = 'schema'"
     );
-    assert_eq!(texts(raw, &layout), ["4"]);
+    assert_eq!(texts(raw, &layout), [LAYOUT.to_string()]);
     let oldest = layout.replace("layout AS", "oldest AS");
     assert_eq!(texts(raw, &oldest), ["1"], "a node of the first release may start again");
     let made =
@@ -362,8 +366,9 @@ fn newer_keyspaces_are_judged(cluster: &Cassandra, raw: &Session) {
         change(
             raw,
             &format!(
-                "UPDATE {keyspace}.corecast_schema SET layout = 5, oldest = {oldest} \
-             WHERE part = 'schema' IF EXISTS"
+                "UPDATE {keyspace}.corecast_schema SET layout = {}, oldest = {oldest} \
+             WHERE part = 'schema' IF EXISTS",
+                LAYOUT + 1
             ),
         );
     };
@@ -380,11 +385,12 @@ fn newer_keyspaces_are_judged(cluster: &Cassandra, raw: &Session) {
         assert_eq!(again.expect("serving"), Claim::Taken);
     }
     existing(&*before.store, 2);
-    newer(4);
+    newer(LAYOUT);
     Running::start(options.clone()).wait_until(is_serving);
-    newer(5);
+    newer(LAYOUT + 1);
     let ended = Running::start(options.clone()).wait_for_end();
-    assert!(matches!(ended, OpenError::Newer { stored: 5, oldest: 5, ours: 4, .. }), "{ended}");
+    let OpenError::Newer { stored, oldest, ours, .. } = ended else { panic!("{ended}") };
+    assert_eq!((stored, oldest, ours), (LAYOUT + 1, LAYOUT + 1, LAYOUT));
     assert_advice(&ended, &["newer release", "run the newer release"]);
 }
 

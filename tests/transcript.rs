@@ -12,7 +12,7 @@ use corecast::base::{
 };
 use corecast::domain::{
     Backlog, Candidate, CloseReason, Gap, KeptMessage, Membership, Open, Outcome, Reach, ReadAgain,
-    RingLimits, SINCE_EVER, Served, StreamKey, Streams, StreamsOptions, Unread, Vector,
+    RingLimits, SINCE_EVER, Served, StreamKey, Streams, StreamsOptions, Unread, Vector, What,
 };
 use corecast::limits::shard::REPLAY_RECORDS_MAX;
 use corecast::wire::archive::{Archiver, Audience, Event, MemberKind, SharedEvent};
@@ -317,7 +317,7 @@ fn kept_behind(bench: &Bench, cursor: &str, checkpoint: u64) -> Backlog {
 fn kept(offset: u64) -> KeptMessage {
     KeptMessage {
         candidate: Candidate {
-            broadcast: BroadcastId::new(42).expect("small"),
+            what: What::Message(BroadcastId::new(42).expect("small")),
             position: Some(Position { partition: group(0), offset }),
             appended_at: NOON,
             row: None,

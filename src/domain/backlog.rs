@@ -13,16 +13,33 @@ use super::vector::Served;
 use crate::base::{BroadcastId, EpochMillis, LogShape, Partition, Position, UserId};
 use crate::wire::frame::GapReason;
 
-/// A message that may belong to a backlog.
+/// A message that may belong to a backlog, or word of one that can't be had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Candidate {
-    pub broadcast: BroadcastId,
+    pub what: What,
     /// `None` in a log that is no more: such messages have an order of their own, and no cursor
     /// tells how many of them are out.
     pub position: Option<Position>,
     pub appended_at: EpochMillis,
     /// Whose row is to say that it has been delivered; `None` for a group audience.
     pub row: Option<Row>,
+}
+
+/// What stands at a place of a backlog.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum What {
+    Message(BroadcastId),
+    /// Not all that stood before this place was kept.
+    Gap(Gap),
+}
+
+impl What {
+    pub fn broadcast(self) -> Option<BroadcastId> {
+        match self {
+            Self::Message(broadcast) => Some(broadcast),
+            Self::Gap(_) => None,
+        }
+    }
 }
 
 /// One message of a backlog, with what it says.
@@ -159,7 +176,8 @@ impl Backlog {
             }
             let mut served = self.progress.clone();
             if let Some(position) = message.candidate.position {
-                served.raise(position.partition, position.offset + 1);
+                let is_message = matches!(message.candidate.what, What::Message(_));
+                served.raise(position.partition, position.offset + u64::from(is_message));
             }
             return Some((message, served));
         }
@@ -174,9 +192,10 @@ pub fn in_order(candidates: Vec<Candidate>) -> impl Iterator<Item = Candidate> {
         queues.entry(partition).or_default().push_back(candidate);
     }
     for queue in queues.values_mut() {
-        queue.make_contiguous().sort_by_key(|candidate| match candidate.position {
-            Some(position) => (position.offset, candidate.appended_at, candidate.broadcast),
-            None => (0, candidate.appended_at, candidate.broadcast),
+        // A gap goes out before what stands at its end.
+        queue.make_contiguous().sort_by_key(|Candidate { what, position, appended_at, .. }| {
+            let offset = position.map_or(0, |position| position.offset);
+            (offset, matches!(what, What::Message(_)), *appended_at, what.broadcast())
         });
     }
     oldest_first(queues, |candidate| candidate.appended_at)
@@ -209,7 +228,12 @@ mod tests {
             offset,
         });
         let broadcast = BroadcastId::new(at).expect("small");
-        Candidate { broadcast, position, appended_at: EpochMillis(at), row: None }
+        Candidate {
+            what: What::Message(broadcast),
+            position,
+            appended_at: EpochMillis(at),
+            row: None,
+        }
     }
 
     #[test]

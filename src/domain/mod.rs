@@ -23,7 +23,7 @@ mod wheel;
 
 pub use audience::Membership;
 pub use backlog::{
-    Backlog, Candidate, Gap, KeptMessage, Note, Presented, Reach, Row, SINCE_EVER, in_order,
+    Backlog, Candidate, Gap, KeptMessage, Note, Presented, Reach, Row, SINCE_EVER, What, in_order,
 };
 pub use broadcast::{Broadcast, Target};
 pub use decode::{Decoder, Finding};

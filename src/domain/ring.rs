@@ -10,7 +10,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::vector::{History, Served, Vector, VectorRef};
-use crate::base::{LogShape, Topic};
+use crate::base::{LogShape, Partition, Topic};
+use crate::limits::shard::PAST_FRAMES_MAX;
 use crate::wire::archive::{AudienceRef, SharedEvent};
 use crate::wire::cursor::CursorParts;
 
@@ -103,6 +104,8 @@ pub struct Ring {
     /// Sequence number of the front entry.
     first: u64,
     history: History,
+    /// Where the events stood that it has lost last.
+    past: VecDeque<Partition>,
     bytes: usize,
 }
 
@@ -110,7 +113,8 @@ impl Ring {
     /// Empty, standing at `base`.
     pub fn new(shape: LogShape, limits: RingLimits, base: &Vector) -> Self {
         let history = History::new(0, base);
-        Self { shape, limits, entries: VecDeque::new(), first: 0, history, bytes: 0 }
+        let (entries, past) = (VecDeque::new(), VecDeque::new());
+        Self { shape, limits, entries, first: 0, history, past, bytes: 0 }
     }
 
     /// The positions with the next event included, which `push` will append.
@@ -142,6 +146,7 @@ impl Ring {
         self.first = self.next();
         self.entries.clear();
         self.bytes = 0;
+        self.past.clear();
         self.history = History::new(self.first, base);
     }
 
@@ -196,9 +201,19 @@ impl Ring {
         self.history.before(sequence)
     }
 
-    /// The same of an event that the ring has lost; `None`: too long ago.
-    pub fn long_before(&self, sequence: u64) -> Option<Vector> {
-        self.history.long_before(sequence)
+    /// What had been read when this event came, which is in the ring, or not any more; `None`: too
+    /// long ago. Whoever stands before it may have been told so much.
+    pub fn read_before(&self, sequence: u64) -> Option<Vector> {
+        let partition = match self.event(sequence) {
+            Some(event) => event.partition(),
+            None => {
+                let back = usize::try_from(self.first.checked_sub(sequence)?).ok()?;
+                *self.past.get(self.past.len().checked_sub(back)?)?
+            }
+        };
+        let mut vector = self.history.long_before(sequence + 1)?;
+        vector.step_back(partition);
+        Some(vector)
     }
 
     /// Positions with this event of the ring included.
@@ -215,6 +230,59 @@ impl Ring {
             self.bytes -= entry.bytes(&self.shape);
             self.first += 1;
             self.history.forget(self.first);
+            if self.past.len() == PAST_FRAMES_MAX {
+                self.past.pop_front();
+            }
+            self.past.push_back(entry.event.partition());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{BroadcastId, EpochMillis, LogIdentity, Position};
+    use crate::wire::archive::{Archiver, Audience, Event};
+
+    const SHAPE: LogShape =
+        LogShape { identity: LogIdentity([1, 2, 3]), selected_partitions: 1, group_partitions: 2 };
+
+    fn event(position: Position) -> SharedEvent {
+        Archiver::default().write(Event {
+            position,
+            appended_at: EpochMillis(0),
+            event_id: 0,
+            attempt: 0,
+            broadcast: BroadcastId::new(42).expect("small"),
+            expires_at: None,
+            is_passing: false,
+            audience: Audience::Everyone,
+            body: b"event: MESSAGE\n\n",
+        })
+    }
+
+    #[test]
+    fn what_had_been_read_when_an_event_came_is_known_long_after() {
+        let mut vector = Vector::new(&SHAPE);
+        let mut ring = Ring::new(SHAPE, RingLimits { frames: 4, bytes: 1 << 20 }, &vector);
+        let mut read = Vec::new();
+        for number in 0..PAST_FRAMES_MAX as u64 + 1_000 {
+            // Records for other shards come between, in either partition.
+            let partition = Partition { topic: Topic::Group, index: (number % 2) as u16 };
+            let other = Partition { topic: Topic::Group, index: (number / 2 % 2) as u16 };
+            vector.advance(other, vector.next(other) + number % 3);
+            read.push(vector.clone());
+            let offset = vector.next(partition);
+            vector.advance(partition, offset + 1);
+            ring.push_positions(&vector);
+            ring.push(event(Position { partition, offset }));
+        }
+        let next = ring.next();
+        for back in [1, 4, 5, 6, 70, 1_000, 10_000] {
+            let found = ring.read_before(next - back);
+            assert_eq!(found.as_ref(), read.get((next - back) as usize), "{back} back");
+        }
+        assert_eq!(ring.read_before(next), None, "nothing stands there");
+        assert_eq!(ring.read_before(10), None, "too long ago");
     }
 }

@@ -33,6 +33,12 @@ impl Vector {
         self.offsets[slot] = self.offsets[slot].max(next);
     }
 
+    /// To before the last record of a partition.
+    pub fn step_back(&mut self, partition: Partition) {
+        let slot = self.slot(partition);
+        self.offsets[slot] = self.offsets[slot].saturating_sub(1);
+    }
+
     pub fn view(&self) -> VectorRef<'_> {
         VectorRef { offsets: &self.offsets, groups: self.groups }
     }

@@ -68,11 +68,12 @@ impl Holdings {
         self.owned.keys().filter(is_new).copied().collect()
     }
 
-    /// Begins with a partition that came, at its checkpoint; without one all that is there is to
-    /// be done.
+    /// Begins with a partition that came, at its checkpoint. Without one all is to be done that was
+    /// ever there; of dead letters, what is there.
     pub fn handle_start(&mut self, partition: Partition, checkpoint: Option<u64>, bounds: Bounds) {
         let Some(tenure) = self.owned.get(&partition).copied() else { return };
-        let next = checkpoint.unwrap_or(bounds.start);
+        let first = if partition.topic.is_dead() { bounds.start } else { 0 };
+        let next = checkpoint.unwrap_or(first);
         let (done, committed, end) = (next, next, bounds.end);
         let held = Held { tenure, next, done, committed, end, is_in_work: false };
         self.held.insert(partition, held);
@@ -94,6 +95,18 @@ impl Holdings {
         held.is_in_work = true;
         held.end = batch.end;
         Some(Kept { partition: batch.partition, tenure: held.tenure, from, next: batch.next })
+    }
+
+    /// The log has lost what was to be kept next, up to there: takes the hole into work; what it is
+    /// once it is noted.
+    pub fn handle_hole(&mut self, partition: Partition, to: u64) -> Option<Kept> {
+        let held = self.held.get_mut(&partition)?;
+        if held.is_in_work || to <= held.next {
+            return None;
+        }
+        let from = std::mem::replace(&mut held.next, to);
+        held.is_in_work = true;
+        Some(Kept { partition, tenure: held.tenure, from, next: to })
     }
 
     /// A batch is durable. Of one from before a skip, or before the partition was begun anew,
@@ -136,7 +149,8 @@ impl Holdings {
         }
     }
 
-    /// The log goes on at `next`: it was trimmed, or it is another one. Whether it is held.
+    /// The log goes on at `next`: it is another one, or what it lost is nobody's. Whether it is
+    /// held.
     pub fn skip(&mut self, partition: Partition, next: u64) -> bool {
         let Some(held) = self.held.get_mut(&partition) else { return false };
         held.next = next;

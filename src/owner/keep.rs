@@ -16,8 +16,8 @@ use crate::domain::{Aside, Assessor, Broadcast, Effect, Kept, Rules, Unserved};
 use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
 use crate::limits::{owner as limits, parking};
 use crate::ports::{
-    Backoff, Batch, Clock, Delivery, GroupRow, Inbox, InboxWrite, Parked, Parking, Place, Progress,
-    Record, StoreError, join_all,
+    Backoff, Batch, Clock, Delivery, GroupRow, Hole, Inbox, InboxWrite, Parked, Parking, Place,
+    Progress, Record, StoreError, join_all,
 };
 
 /// Shared by the work on all partitions. `assess` and `write` are one try, without a clock to wait
@@ -46,6 +46,7 @@ pub struct Rows {
     groups: Vec<GroupRow>,
     /// Events without an inbox row that were published again.
     served: Vec<Uuid>,
+    holes: Vec<Hole>,
     parked: Vec<Parked>,
     /// To be parked again, unless they stand where they are served.
     late: Vec<(Aside, Parked)>,
@@ -74,9 +75,27 @@ impl Keeper {
         let mut rows = self.assess(&batch);
         drop(batch); // Its bytes may be many, and the store away.
         let (kept, parked) = (rows.messages.len() + rows.groups.len(), rows.parked.len());
+        self.write_all(&mut rows).await;
+        add(&self.counters.rows, kept as u64);
+        add(&self.counters.parked, parked as u64);
+        self.dead.keep(&rows.dead).await;
+    }
+
+    /// Notes what the log has lost. Returns once that is durable.
+    pub async fn keep_hole(&self, partition: Partition, (from, to): (u64, u64)) {
+        self.write_all(&mut self.hole(partition, (from, to))).await;
+    }
+
+    /// What is to be written of a hole.
+    pub fn hole(&self, partition: Partition, (from, to): (u64, u64)) -> Rows {
+        let noted_at = self.clock.wall();
+        Rows { holes: vec![Hole { partition, from, to, noted_at }], ..Rows::default() }
+    }
+
+    async fn write_all(&self, rows: &mut Rows) {
         let mut left = rows.left();
         let mut backoff = Backoff::new(limits::RETRY_WAIT_FIRST, limits::RETRY_WAIT_MAX);
-        while let Err(error) = self.write(&mut rows).await {
+        while let Err(error) = self.write(rows).await {
             add(&self.counters.retries, 1);
             match &error {
                 StoreError::Away(reason) => tracing::debug!(reason, "rows have to wait"),
@@ -89,14 +108,15 @@ impl Keeper {
             }
             tokio::time::sleep(backoff.wait()).await;
         }
-        add(&self.counters.rows, kept as u64);
-        add(&self.counters.parked, parked as u64);
-        self.dead.keep(&rows.dead).await;
     }
 
     /// All of it that goes into the store. After an error, `rows` are what is left.
     pub async fn write(&self, rows: &mut Rows) -> Result<(), StoreError> {
-        let Rows { contents, messages, groups, served, parked, late, dead: _ } = rows;
+        let Rows { contents, messages, groups, served, holes, parked, late, dead: _ } = rows;
+        if !holes.is_empty() {
+            self.inbox.write_holes(self.rules.shape.identity, holes).await?;
+            holes.clear();
+        }
         // A row says nothing without its content.
         while !contents.is_empty() {
             let _turn = self.turns.acquire().await;
@@ -228,8 +248,9 @@ impl Keeper {
 impl Rows {
     /// How much the store does not have yet.
     fn left(&self) -> usize {
-        let Self { contents, messages, groups, served, parked, late, dead: _ } = self;
-        contents.len() + messages.len() + groups.len() + served.len() + parked.len() + late.len()
+        let Self { contents, messages, groups, served, holes, parked, late, dead: _ } = self;
+        let rows = contents.len() + messages.len() + groups.len() + served.len() + holes.len();
+        rows + parked.len() + late.len()
     }
 }
 

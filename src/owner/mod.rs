@@ -214,7 +214,7 @@ impl Owner {
                     batches.into_iter().for_each(|batch| work.keep(batch, &keepers));
                 }
                 Err(LogError::OutOfRange { wanted, bounds }) => {
-                    self.skip(work, wanted, bounds);
+                    self.skip(work, wanted, bounds, &keepers);
                 }
                 // The reading for the shards tells of it.
                 Err(LogError::Away(_)) => rest_until = Instant::now() + backoff.wait(),
@@ -316,13 +316,18 @@ impl Owner {
         }
     }
 
-    /// The log does not hold what is to be kept. It was trimmed; or the offset is nobody's:
-    /// somebody has committed it, the log has lost its end, or a topic of dead letters, of which no
-    /// cursor knows, was made anew. What was kept of it nobody knows then, and keeping it again
-    /// does no harm.
-    fn skip(&self, work: &mut Work, wanted: Want, bounds: Bounds) {
+    /// The log does not hold what is to be kept. It was trimmed, which leaves a hole; or the offset
+    /// is nobody's: somebody has committed it, the log has lost its end, or a topic of dead
+    /// letters, of which no cursor knows, was made anew. What was kept of it nobody knows then, and
+    /// keeping it again does no harm.
+    fn skip(&self, work: &mut Work, wanted: Want, bounds: Bounds, keepers: &Keepers) {
         let next = bounds.start;
-        if !work.holdings.skip(wanted.partition, next) {
+        let is_hole = wanted.offset < next && !wanted.partition.topic.is_dead();
+        let is_held = match is_hole {
+            true => work.keep_hole((wanted, next), keepers),
+            false => work.holdings.skip(wanted.partition, next),
+        };
+        if !is_held {
             return;
         }
         let (topic, partition) = (wanted.partition.topic.name(), wanted.partition.index);
@@ -336,6 +341,15 @@ impl Owner {
                 end,
                 "the offset that is committed is ahead of the log's end; all that the log holds is \
                  kept again"
+            );
+            return;
+        }
+        if wanted.offset == 0 {
+            tracing::info!(
+                topic,
+                partition,
+                to,
+                "nothing of it had been kept, beginning with what the log holds"
             );
             return;
         }
@@ -369,6 +383,18 @@ impl Work {
             }
             kept
         });
+    }
+
+    /// Notes that the log has lost what was wanted, up to there; whether it is wanted still.
+    fn keep_hole(&mut self, (wanted, to): (Want, u64), keepers: &Keepers) -> bool {
+        let Want { partition, offset } = wanted;
+        let Some(kept) = self.holdings.handle_hole(partition, to) else { return false };
+        let keeper = keepers.served.clone();
+        self.keeping.spawn(async move {
+            keeper.keep_hole(partition, (offset, to)).await;
+            kept
+        });
+        true
     }
 }
 

@@ -65,6 +65,15 @@ pub struct GroupRow {
     pub keep_until: EpochMillis,
 }
 
+/// Offsets `from..to` of a partition that the log lost before its owner had kept what stood there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hole {
+    pub partition: Partition,
+    pub from: u64,
+    pub to: u64,
+    pub noted_at: EpochMillis,
+}
+
 /// What a message of a broadcast says; without the audience of a SELECTED one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Content {
@@ -111,6 +120,13 @@ pub trait Inbox: Send + Sync {
         from: u64,
         limit: usize,
     ) -> Result<Vec<GroupRow>, StoreError>;
+
+    /// Notes holes of this log. Of those that begin at one place the one that reaches furthest
+    /// stays.
+    async fn write_holes(&self, log: LogIdentity, holes: &[Hole]) -> Result<(), StoreError>;
+
+    /// The holes of this log, by partition and place.
+    async fn holes(&self, log: LogIdentity) -> Result<Vec<Hole>, StoreError>;
 
     /// Writes contents of broadcasts that were created elsewhere, if their ids are free. What
     /// stands there stays; of several that are written at a time, one. Their targets fit one row.

@@ -21,7 +21,7 @@ pub use dead_letters::{
     DeadLetterId, DeadLetterPlace, DeadLetterRow, DeadLetterRows, Original, ShownDeadLetter,
 };
 pub use descriptors::Descriptors;
-pub use inbox::{Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Place, Progress};
+pub use inbox::{Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Place, Progress};
 pub use log::{
     Batch, Bounds, Header, Log, LogError, MovedRecord, NewRecord, Record, TimedBy, Want,
 };

@@ -11,7 +11,7 @@ use corecast::base::{
 };
 use corecast::domain::Broadcast;
 use corecast::ports::{
-    Batch, Bounds, Bucket, Content, GroupRow, Inbox, InboxRow, InboxWrite, Log, LogError,
+    Batch, Bounds, Bucket, Content, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Log, LogError,
     MovedRecord, NewRecord, Parked, Parking, StoreError, Want,
 };
 use uuid::Uuid;
@@ -23,6 +23,8 @@ pub enum Call {
     Inbox,
     WriteGroup(usize),
     Group,
+    WriteHoles,
+    Holes,
     WriteContents(usize),
     Contents(usize),
     WriteCursor,
@@ -88,6 +90,16 @@ impl Inbox for Gated<dyn Inbox, StoreError> {
     ) -> Result<Vec<GroupRow>, StoreError> {
         self.ask(Call::Group).await?;
         self.port.group(log, partition, from, limit).await
+    }
+
+    async fn write_holes(&self, log: LogIdentity, holes: &[Hole]) -> Result<(), StoreError> {
+        self.ask(Call::WriteHoles).await?;
+        self.port.write_holes(log, holes).await
+    }
+
+    async fn holes(&self, log: LogIdentity) -> Result<Vec<Hole>, StoreError> {
+        self.ask(Call::Holes).await?;
+        self.port.holes(log).await
     }
 
     async fn write_contents(&self, contents: &[Broadcast]) -> Result<(), StoreError> {

@@ -6,6 +6,7 @@ use std::io::BufRead as _;
 use std::rc::Rc;
 
 use corecast::base::{BroadcastId, Position, Topic, UserId};
+use corecast::ports::Hole;
 use corecast::wire::cursor::Cursor;
 
 use crate::sky::{REPLACED, REPLACED_START, SHAPE};
@@ -137,4 +138,12 @@ pub fn is_covered(cursor: &Cursor, position: Position) -> bool {
 /// Whether the cursor is one of the log in which this place is.
 pub fn is_of_log(cursor: &Cursor, position: Position) -> bool {
     (cursor.shape == REPLACED) == (position.offset >= REPLACED_START)
+}
+
+/// Whether something of the hole lies behind the cursor, and concerns its user.
+pub fn is_before(cursor: &Cursor, hole: &Hole) -> bool {
+    let (partition, offset) = (hole.partition, hole.to - 1);
+    let end = Position { partition, offset };
+    let is_his = partition.topic == Topic::Group || partition.index == cursor.own_partition;
+    is_his && is_of_log(cursor, end) && !is_covered(cursor, end)
 }

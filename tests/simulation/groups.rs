@@ -104,11 +104,12 @@ impl Groups {
 }
 
 impl Table {
-    /// The topics are deleted, and everything that was said of them.
-    pub fn forget_all(&mut self) {
+    /// The topics are deleted, and everything that was said of them. Those in their place begin at
+    /// `first`, as others do at 0.
+    pub fn forget_all(&mut self, first: u64) {
         self.members.clear();
         self.assigned.clear();
-        self.committed.clear();
+        self.committed = SHAPE.all_partitions().map(|partition| (partition, first)).collect();
         self.flying.clear();
     }
 

@@ -52,6 +52,8 @@ const MUST_HAPPEN: &[&str] = &[
     "repeats",
     "records that nobody serves",
     "trims",
+    "trims of what was not kept",
+    "gaps where the log had lost something",
     "logs that were replaced",
     "resumes in a log that is no more",
     "messages of a log that is no more",

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use corecast::base::{Position, Topic};
 use corecast::domain::{Backlog, Served};
-use corecast::ports::Delivery;
+use corecast::ports::{Delivery, Hole};
 use corecast::wire::cursor::Cursor;
 
 use crate::client::{self, Block};
@@ -45,7 +45,9 @@ impl World {
             client.missing.clear();
             let his = self.truth.all();
             let his = his.filter(|(_, sent)| sent.names.admit(&client.user, &client.roles));
-            client.missing.extend(his.map(|(position, _)| position));
+            // Without a cursor nobody is told of what was lost.
+            let his = his.map(|(position, _)| position);
+            client.missing.extend(his.filter(|position| !self.truth.is_lost(*position)));
         }
         let is_old =
             |position: &Position| self.shape == REPLACED && position.offset < REPLACED_START;
@@ -108,10 +110,24 @@ impl World {
             Some("GAP") => {
                 let id = block.id.as_ref().expect("GAP has an id");
                 let last = client.last_id.as_ref().expect("CONNECTED came first");
-                let is_needed = last.shape != id.shape || client.is_from_ahead;
-                let is_needed = is_needed && block.data.contains("LOG_REPLACED");
+                let is_needed = if block.data.contains("RETENTION") {
+                    self.seen.note("gaps where the log had lost something");
+                    let shelves = self.store.lock();
+                    let is_met = |hole: &&Hole| client::is_before(last, hole);
+                    let met: Vec<&Hole> = shelves.holes().filter(is_met).collect();
+                    client.missing.retain(|missing| {
+                        let is_told = |hole: &&Hole| {
+                            hole.partition == missing.partition && missing.offset < hole.to
+                        };
+                        !(self.truth.is_lost(*missing) && met.iter().any(is_told))
+                    });
+                    !met.is_empty()
+                } else {
+                    self.seen.note("gaps");
+                    let is_from_elsewhere = last.shape != id.shape || client.is_from_ahead;
+                    is_from_elsewhere && block.data.contains("LOG_REPLACED")
+                };
                 assert!(is_needed, "seed {seed}: a gap for client {number}: {}", block.data);
-                self.seen.note("gaps");
             }
             Some(other) => panic!("seed {seed}: unexpected event {other}"),
         }
@@ -144,7 +160,8 @@ impl World {
         if client::is_of_log(id, position) {
             assert!(client::is_covered(id, position), "seed {seed}: the id misses its event");
             assert!(
-                !client::is_covered(last, position),
+                // What was lost at its place may stand in the log once more.
+                !client::is_covered(last, position) || self.truth.is_lost(position),
                 "seed {seed}: client {number} got {position:?} behind a cursor that covers it"
             );
             assert!(is_new, "seed {seed}: {position:?} twice to client {number}");
@@ -233,7 +250,7 @@ impl World {
         for (partition, next) in self.groups.lock().committed() {
             let checked = self.checked.get_mut(partition).expect("a partition");
             for (position, sent) in self.truth.between(*partition, *checked, *next) {
-                if !sent.is_kept || sent.has_ended(wall) {
+                if !sent.is_kept || sent.has_ended(wall) || self.truth.is_lost(position) {
                     continue;
                 }
                 let is_there = match sent.names.user() {
@@ -250,7 +267,10 @@ impl World {
             let is_acknowledged = committed.is_some_and(|next| *next > waiting.position.offset);
             let is_parked = || shelves.parked.values().any(|row| row.event == waiting.event);
             assert!(
-                !is_acknowledged || waiting.sent.has_ended(wall) || is_parked(),
+                !is_acknowledged
+                    || waiting.sent.has_ended(wall)
+                    || self.truth.is_lost(waiting.position)
+                    || is_parked(),
                 "seed {seed}: {:?} is acknowledged, and neither served nor parked",
                 waiting.position
             );
@@ -270,7 +290,10 @@ impl World {
                     for (position, sent) in self.truth.between(partition, from, next) {
                         let is_his = sent.names.admit(&user, &person.roles) && sent.is_kept;
                         assert!(
-                            !is_his || person.knows(position) || sent.has_ended(wall),
+                            !is_his
+                                || person.knows(position)
+                                || sent.has_ended(wall)
+                                || self.truth.is_lost(position),
                             "seed {seed}: a cursor of {user} is beyond {position:?}"
                         );
                     }
@@ -302,13 +325,13 @@ impl World {
         let (seed, wall) = (self.seed, self.wall());
         let shelves = self.store.lock();
         for waiting in self.truth.waiting() {
-            let has_ended = waiting.sent.has_ended(wall);
+            let has_ended = waiting.sent.has_ended(wall) || self.truth.is_lost(waiting.position);
             assert!(has_ended, "seed {seed}: {:?} was never served", waiting.position);
         }
         for (user, person) in &self.people {
             for (position, sent) in self.truth.all() {
                 let is_his = sent.names.admit(user, &person.roles) && sent.is_kept;
-                if !is_his || sent.has_ended(wall) {
+                if !is_his || sent.has_ended(wall) || self.truth.is_lost(position) {
                     continue;
                 }
                 let is_old = self.shape == REPLACED && position.offset < REPLACED_START;

@@ -100,7 +100,7 @@ impl OwnerWork {
             let start = log.start(want.partition);
             if want.offset < start {
                 seen.note("checkpoints below the log");
-                self.holdings.skip(want.partition, start);
+                self.begin_hole(want, start);
             } else if is_eager || random.one_in(3) {
                 let many = if is_eager { usize::MAX } else { 1 + random.below(8) };
                 self.begin(batch_of(log, want, many), seen);
@@ -166,6 +166,12 @@ impl OwnerWork {
         let Some(kept) = self.holdings.handle_batch(&batch) else { return };
         seen.note("batches");
         let write = self.write(self.keeper.assess(&batch));
+        self.keeping.push(InWork { kept, write });
+    }
+
+    fn begin_hole(&mut self, want: Want, to: u64) {
+        let Some(kept) = self.holdings.handle_hole(want.partition, to) else { return };
+        let write = self.write(self.keeper.hole(want.partition, (want.offset, to)));
         self.keeping.push(InWork { kept, write });
     }
 

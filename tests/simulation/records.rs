@@ -78,6 +78,8 @@ pub struct Truth {
     waiting: BTreeMap<Key, Waiting>,
     /// Where an event stood last that was to be served.
     latest: BTreeMap<Key, Position>,
+    /// What the log had lost, by partition, before a checkpoint was beyond it.
+    lost: Vec<(Partition, std::ops::Range<u64>)>,
 }
 
 /// A broadcast, and of a targeted one whose message it is.
@@ -183,6 +185,18 @@ impl Truth {
 
     pub fn waiting(&self) -> impl Iterator<Item = &Waiting> {
         self.waiting.values()
+    }
+
+    pub fn lose(&mut self, partition: Partition, offsets: std::ops::Range<u64>) {
+        self.lost.push((partition, offsets));
+    }
+
+    /// Whether nobody need have kept what stands there.
+    pub fn is_lost(&self, position: Position) -> bool {
+        let holds = |(of, offsets): &(Partition, std::ops::Range<u64>)| {
+            *of == position.partition && offsets.contains(&position.offset)
+        };
+        self.lost.iter().any(holds)
     }
 
     /// Where the message of this broadcast stands that such a user gets.

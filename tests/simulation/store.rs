@@ -13,13 +13,13 @@ use async_trait::async_trait;
 use corecast::base::{BroadcastId, LogIdentity, Moment, Partition, Status, UserId};
 use corecast::domain::Broadcast;
 use corecast::ports::{
-    Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Parked, StoreError,
+    Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Parked, StoreError,
 };
 use uuid::Uuid;
 
 use crate::parking::{Key, key_of};
 use crate::random::{Random, Seen};
-use crate::sky::wall_at;
+use crate::sky::{REPLACED, REPLACED_START, wall_at};
 
 /// What one row of a call writes.
 #[derive(Clone, Debug)]
@@ -27,6 +27,7 @@ pub enum Piece {
     Inbox(InboxWrite),
     Group(GroupRow),
     Cursor { user: UserId, log: LogIdentity, partition: Partition, next: u64 },
+    Hole(Hole),
     Content(Box<Broadcast>),
     Park(Box<Parked>),
     Unpark(Key),
@@ -62,6 +63,8 @@ pub struct Shelves {
     inbox: BTreeMap<(UserId, BroadcastId), Stored>,
     groups: BTreeMap<(Partition, u64), GroupRow>,
     cursors: BTreeMap<(UserId, [u8; 3], Partition), u64>,
+    /// By partition and where they begin.
+    holes: BTreeMap<(Partition, u64), Hole>,
     contents: BTreeMap<BroadcastId, Content>,
     pub parked: BTreeMap<Key, Parked>,
     unparked: BTreeSet<Key>,
@@ -91,6 +94,7 @@ impl FakeStore {
             inbox: BTreeMap::new(),
             groups: BTreeMap::new(),
             cursors: BTreeMap::new(),
+            holes: BTreeMap::new(),
             contents: BTreeMap::new(),
             parked: BTreeMap::new(),
             unparked: BTreeSet::new(),
@@ -184,6 +188,10 @@ impl Shelves {
         stored.is_some_and(|stored| stored.is_row && stored.row.place.is_some())
     }
 
+    pub fn holes(&self) -> impl Iterator<Item = &Hole> {
+        self.holes.values()
+    }
+
     pub fn has_group(&self, partition: Partition, offset: u64) -> bool {
         self.groups.contains_key(&(partition, offset))
     }
@@ -269,6 +277,12 @@ impl Shelves {
                 if next > from {
                     *stored = next;
                     self.landed.push(Landed::Cursor { user, partition, from, next });
+                }
+            }
+            Piece::Hole(hole) => {
+                let stored = self.holes.entry((hole.partition, hole.from)).or_insert(hole);
+                if hole.to > stored.to {
+                    *stored = hole;
                 }
             }
             Piece::Content(broadcast) => {
@@ -358,6 +372,20 @@ impl Inbox for FakeStore {
             let range = shelves.groups.range((partition, from)..=(partition, u64::MAX));
             let of_log = range.map(|(_, row)| *row).filter(|row| row.place.log == log);
             of_log.take(limit).collect()
+        })
+        .await
+    }
+
+    async fn write_holes(&self, _: LogIdentity, holes: &[Hole]) -> Result<(), StoreError> {
+        self.write(holes.iter().copied().map(Piece::Hole).collect()).await
+    }
+
+    async fn holes(&self, log: LogIdentity) -> Result<Vec<Hole>, StoreError> {
+        // Offsets tell of which log they are.
+        let is_replaced = log == REPLACED.identity;
+        self.read(move |shelves| {
+            let of_log = |hole: &&Hole| (hole.from >= REPLACED_START) == is_replaced;
+            shelves.holes().filter(of_log).copied().collect()
         })
         .await
     }

@@ -474,12 +474,19 @@ impl World {
         self.nodes[node].serving.take(notes, loses, &mut self.random, &mut self.seen);
     }
 
-    /// Some of what has been kept is no longer in the log, whoever has read it.
+    /// Some of what has been kept is no longer in the log, whoever has read it; now and then also
+    /// what has not.
     fn trim_log(&mut self) {
         for (partition, kept) in &self.checked {
             if self.random.one_in(2) {
-                let start = self.random.next() % (kept + 1);
+                let is_early = self.random.one_in(8);
+                let end = if is_early { self.log.end(*partition) } else { *kept };
+                let start = self.random.next() % (end + 1);
                 self.seen.count("trims", u64::from(start > self.log.start(*partition)));
+                if start > *kept {
+                    self.seen.note("trims of what was not kept");
+                    self.truth.lose(*partition, *kept..start);
+                }
                 self.log.trim(*partition, start);
             }
         }
@@ -496,7 +503,7 @@ impl World {
         self.seen.note("logs that were replaced");
         self.shape = REPLACED;
         self.desk.lock().shape = REPLACED;
-        self.groups.lock().forget_all();
+        self.groups.lock().forget_all(REPLACED_START);
         for partition in SHAPE.all_partitions() {
             self.log.trim(partition, REPLACED_START);
             self.checked.insert(partition, REPLACED_START);

@@ -10,7 +10,8 @@ use corecast::base::{
 use corecast::domain::{Broadcast, Target};
 use corecast::limits::{cursor, inbox as limits};
 use corecast::ports::{
-    Claim, Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Place, Progress, SystemClock,
+    Claim, Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Place, Progress,
+    SystemClock,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use corecast::store::scylla::{Progress as StoreProgress, ScyllaOptions};
@@ -36,6 +37,7 @@ pub const CASES: &[Case] = &[
     ("a group row is written again", a_group_row_is_written_again),
     ("cursors merge as a maximum", cursors_merge_as_a_maximum),
     ("cursors are apart by user and log", cursors_are_apart),
+    ("holes reach as far as anybody says", holes_reach_as_far_as_anybody_says),
     ("contents come without an audience", contents_come_without_an_audience),
     ("contents of others stay as they were", contents_of_others_stay_as_they_were),
     ("nothing is asked and nothing is written", nothing_is_asked_and_nothing_is_written),
@@ -520,6 +522,41 @@ fn cursors_are_apart(stores: &dyn Stores) {
             assert_eq!(inbox.cursor(user, LogIdentity([1, 2, 4])).await.unwrap(), []);
         }
         assert_eq!(inbox.cursor(&user_id("nobody"), LOG).await.unwrap(), []);
+    });
+}
+
+fn holes_reach_as_far_as_anybody_says(stores: &dyn Stores) {
+    let (_, inbox) = stores.fresh_both();
+    let at = now();
+    let hole = |topic, index, from, to| Hole {
+        partition: Partition { topic, index },
+        from,
+        to,
+        noted_at: EpochMillis(at.0 + to % 1_000),
+    };
+    let own = hole(Topic::Selected, 300, 0, 7);
+    let first = hole(Topic::Group, 0, 5, 9);
+    let far = hole(Topic::Group, 0, 20, cursor::OFFSET_MAX);
+    let last = hole(Topic::Group, u16::MAX, 1 << 40, (1 << 40) + 1);
+    block_on(async {
+        let write = async |holes: &[Hole]| inbox.write_holes(LOG, holes).await.unwrap();
+        assert_eq!(inbox.holes(LOG).await.unwrap(), []);
+        write(&[]).await;
+        write(&[last, first, far, own]).await;
+        assert_eq!(inbox.holes(LOG).await.unwrap(), [own, first, far, last]);
+        // Again, less far, and further.
+        write(&[hole(Topic::Group, 0, 5, 8), own]).await;
+        let further = hole(Topic::Selected, 300, 0, 12);
+        write(&[further]).await;
+        assert_eq!(inbox.holes(LOG).await.unwrap(), [further, first, far, last]);
+        assert_eq!(inbox.holes(LogIdentity([0; 3])).await.unwrap(), []);
+        let ends: Vec<u64> = (0..100).map(|number| 100 + (number * 7_919) % 100).collect();
+        at_once(&ends, |end| {
+            let (inbox, hole) = (inbox.clone(), hole(Topic::Group, 1, 50, end));
+            async move { inbox.write_holes(LOG, &[hole]).await.unwrap() }
+        })
+        .await;
+        assert_eq!(inbox.holes(LOG).await.unwrap()[3], hole(Topic::Group, 1, 50, 199));
     });
 }
 

@@ -7,17 +7,17 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::known::{Checkpoint, Known};
+use super::known::{Checkpoint, Durable, Known};
 use super::{KeptStore, Unavailable};
-use crate::base::{EpochMillis, LogShape, Partition, Topic, UserId};
+use crate::base::{EpochMillis, LogShape, Partition, Position, Topic, UserId};
 use crate::domain::{
     Backlog, Candidate, Gap, KeptMessage, Membership, Presented, Reach, Row, SINCE_EVER, Served,
-    in_order,
+    What, in_order,
 };
 use crate::lane::Ask;
 use crate::limits::cursor::OFFSET_MAX;
 use crate::limits::keeping as limits;
-use crate::ports::{Delivery, GroupRow, InboxRow, StoreError};
+use crate::ports::{Delivery, GroupRow, Hole, InboxRow, StoreError};
 use crate::wire::frame::{self, GapReason, Message};
 
 /// What is known of what the client has had.
@@ -49,10 +49,13 @@ pub async fn build(
 ) -> Result<(Backlog, Vec<Row>), Unavailable> {
     let replaced = basis.replaced();
     let shape = replaced.map_or(current, |(shape, _)| shape);
-    let known = match replaced {
+    let Durable { checkpoint: known, holes } = match replaced {
         // What it held is in the store, or nowhere.
-        Some(_) => Arc::new(shape.all_partitions().map(|of| (of, OFFSET_MAX)).collect()),
-        None => kept.checkpoint(shape, (&ask.read, Some(&ask.ring))).await?,
+        Some(_) => Durable {
+            checkpoint: Arc::new(shape.all_partitions().map(|of| (of, OFFSET_MAX)).collect()),
+            holes: kept.parts.inbox.holes(shape.identity).await?.into(),
+        },
+        None => kept.durable(shape, (&ask.read, Some(&ask.ring))).await?,
     };
     let mut reach = reach(kept, ask, basis, (shape, &known)).await?;
     let doubted_since = match basis {
@@ -96,6 +99,10 @@ pub async fn build(
         begin_at(&mut reach.progress, &candidates, &known);
     } else {
         candidates.extend(of_groups);
+    }
+    // Without a cursor nobody says what he had; by time, GAP stands at the end.
+    if let Basis::Presented(presented) = basis {
+        candidates.extend(gaps(&holes, &reach, presented.at, &candidates));
     }
     let (messages, is_cut) = fill(kept, &ask.user, candidates).await?;
     let gap = |from, reason| Gap { from, to: kept.now(), reason };
@@ -182,6 +189,49 @@ async fn reach(
     Ok(Reach { progress, checkpoint, is_resumed, since })
 }
 
+/// Word of the holes between the client and the checkpoint, each where it ends, or before the first
+/// message in it that is kept all the same: no id passes any of it unsaid.
+fn gaps(
+    holes: &[Hole],
+    reach: &Reach,
+    at: EpochMillis,
+    candidates: &[Candidate],
+) -> Vec<Candidate> {
+    let is_met = |hole: &&Hole| {
+        let mut places = reach.progress.places();
+        let is_before = places.any(|(of, next)| of == hole.partition && next < hole.to);
+        is_before && reach.checkpoint.covers_up_to(hole.partition, hole.to)
+    };
+    let gap = |hole: &Hole| {
+        let from = at.min(hole.noted_at);
+        let places = candidates.iter().filter_map(|candidate| candidate.position);
+        let inside = places
+            .filter(|place| place.partition == hole.partition)
+            .map(|place| place.offset)
+            .filter(|offset| (hole.from..hole.to).contains(offset));
+        let offset = inside.min().unwrap_or(hole.to);
+        Candidate {
+            what: What::Gap(Gap { from, to: hole.noted_at, reason: GapReason::Retention }),
+            position: Some(Position { partition: hole.partition, offset }),
+            appended_at: from,
+            row: None,
+        }
+    };
+    // Owners that came after each other may have noted the same.
+    let mut met: Vec<Hole> = Vec::new();
+    for hole in holes.iter().filter(is_met) {
+        let last = met.last_mut().filter(|last| last.partition == hole.partition);
+        match last.filter(|last| hole.from <= last.to) {
+            Some(last) => {
+                last.to = last.to.max(hole.to);
+                last.noted_at = last.noted_at.max(hole.noted_at);
+            }
+            None => met.push(*hole),
+        }
+    }
+    met.iter().map(gap).collect()
+}
+
 /// Raises the progress to the first candidate of each partition, or to the checkpoint: what comes
 /// before it is not served, and must not be when the backlog is taken up in the middle.
 fn begin_at(progress: &mut Served, candidates: &[Candidate], known: &Checkpoint) {
@@ -226,7 +276,7 @@ fn candidate(row: &InboxRow, shape: &LogShape, served: &Served) -> Candidate {
     // Where another partition was the user's before the topic got more of them, no cursor reaches.
     let is_own = |at: &Partition| at.topic == Topic::Group || at.index == served.own_partition;
     Candidate {
-        broadcast: row.broadcast,
+        what: What::Message(row.broadcast),
         position: place.map(|place| place.position).filter(|at| is_own(&at.partition)),
         appended_at: row.place.map_or(EpochMillis(0), |place| place.appended_at),
         row: Some(Row { broadcast: row.broadcast, attempt: row.progress.attempt }),
@@ -248,7 +298,7 @@ async fn group_candidates(
         addressees.is_some_and(|named| named.admit(members)) && met.insert(row.broadcast)
     };
     let candidate = |row: &GroupRow| Candidate {
-        broadcast: row.broadcast,
+        what: What::Message(row.broadcast),
         position: Some(row.place.position),
         appended_at: row.place.appended_at,
         row: None,
@@ -299,11 +349,21 @@ async fn fill(
             return Ok((messages, true));
         }
         let piece: Vec<Candidate> = rest.by_ref().take(room.min(limits::CONTENTS_READ)).collect();
-        let ids: Vec<_> = piece.iter().map(|candidate| candidate.broadcast).collect();
+        let ids: Vec<_> = piece.iter().filter_map(|one| one.what.broadcast()).collect();
         let contents = kept.contents.get(&kept.parts, &ids).await?;
         for candidate in piece {
+            let id = match candidate.what {
+                What::Message(id) => id,
+                What::Gap(Gap { from, to, reason }) => {
+                    let mut body = Vec::new();
+                    frame::write_gap(&mut body, from, to, reason);
+                    let body = body.into();
+                    messages.push(KeptMessage { candidate, expires_at: None, body });
+                    continue;
+                }
+            };
             // What has ended is for nobody any more; what nobody knows can't be said.
-            let known = contents.get(&candidate.broadcast).filter(|known| known.is_active(now));
+            let known = contents.get(&id).filter(|known| known.is_active(now));
             let Some(known) = known else { continue };
             if bytes >= limits::BACKLOG_BYTES_MAX {
                 return Ok((messages, true));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backlog::{self, Basis};
-use super::known::{Checkpoint, Checkpoints, Contents, Ends, Groups};
+use super::known::{Checkpoints, Contents, Durable, Ends, Groups};
 use crate::base::{BroadcastId, EpochMillis, LogShape, UserId};
 use crate::domain::{Backlog, KeptMessage, Note, Presented, Reach, Row, SINCE_EVER, Served};
 use crate::lane::Ask;
@@ -60,7 +60,7 @@ impl KeptStore {
         let shape = self.parts.log.shape().await?;
         let group = vec![0; usize::from(shape.group_partitions)].into();
         let nothing = Served { own_partition: 0, own: 0, group };
-        let checkpoint = self.checkpoint(&shape, (&nothing, None)).await?;
+        let Durable { checkpoint, .. } = self.durable(&shape, (&nothing, None)).await?;
         let from = vec![0; usize::from(shape.group_partitions)];
         let range = (&from[..], &*checkpoint);
         let rows = self.groups.between(&self.parts, &shape, range, self.now()).await?;
@@ -69,19 +69,19 @@ impl KeptStore {
         Ok(())
     }
 
-    /// Up to where everything is durable that is for this user. A checkpoint from ahead of the
-    /// log's end is nobody's, until the owner has kept all of the log again.
-    pub(super) async fn checkpoint(
+    /// Up to where everything is durable that is for this user, and what is lost. A checkpoint from
+    /// ahead of the log's end is nobody's, until the owner has kept all of the log again.
+    pub(super) async fn durable(
         &self,
         shape: &LogShape,
         (read, ring): (&Served, Option<&Served>),
-    ) -> Result<Arc<Checkpoint>, Unavailable> {
+    ) -> Result<Durable, Unavailable> {
         let mut known = self.checkpoints.get(&self.parts, shape, ring).await?;
         for (partition, _) in read.places() {
-            let next = known.get(&partition).copied().unwrap_or(0);
+            let next = known.checkpoint.get(&partition).copied().unwrap_or(0);
             if !self.ends.have_been(&self.parts, (partition, next), read).await? {
                 tracing::debug!(?partition, next, "a checkpoint is ahead of the log");
-                Arc::make_mut(&mut known).insert(partition, 0);
+                Arc::make_mut(&mut known.checkpoint).insert(partition, 0);
             }
         }
         Ok(known)
@@ -134,8 +134,10 @@ impl KeptStore {
             ..presented.clone()
         };
         let mut then = self.part(ask, Basis::Presented(&nothing), shape).await?;
-        let told: HashSet<_> = backlog.messages.iter().map(broadcast_of).collect();
-        then.messages.retain(|message| !told.contains(&broadcast_of(message)));
+        let told: HashSet<_> = backlog.messages.iter().filter_map(broadcast_of).collect();
+        then.messages.retain(|message| {
+            broadcast_of(message).is_none_or(|broadcast| !told.contains(&broadcast))
+        });
         Ok(Backlog { then: Some(Box::new(then)), ..backlog })
     }
 
@@ -205,6 +207,6 @@ impl KeptStore {
     }
 }
 
-fn broadcast_of(message: &KeptMessage) -> BroadcastId {
-    message.candidate.broadcast
+fn broadcast_of(message: &KeptMessage) -> Option<BroadcastId> {
+    message.candidate.what.broadcast()
 }

@@ -1,7 +1,6 @@
 //! What a node remembers of the store, so that a crowd that connects does not ask for the same
 //! again and again: checkpoints, contents, and where the group broadcasts stand.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,16 +14,24 @@ use crate::base::{
 };
 use crate::domain::{Broadcast, Membership, Served};
 use crate::limits::keeping as limits;
-use crate::ports::{Content, GroupRow, LogError, StoreError};
+use crate::ports::{Content, GroupRow, Hole, LogError, StoreError};
 use crate::wire::archive::MemberKind;
 
 /// Up to where everything is durable, of every partition.
 pub type Checkpoint = BTreeMap<Partition, u64>;
 
+/// What is durable, and what can't be had any more.
+#[derive(Clone)]
+pub struct Durable {
+    pub checkpoint: Arc<Checkpoint>,
+    /// At least those below the checkpoint.
+    pub holes: Arc<[Hole]>,
+}
+
 /// The checkpoints, asked for at most so often, and by one at a time.
 #[derive(Default)]
 pub struct Checkpoints {
-    last: tokio::sync::Mutex<Option<(Moment, Arc<Checkpoint>)>>,
+    last: tokio::sync::Mutex<Option<(Moment, Durable)>>,
 }
 
 impl Checkpoints {
@@ -36,10 +43,12 @@ impl Checkpoints {
         parts: &KeptParts,
         shape: &LogShape,
         ring: Option<&Served>,
-    ) -> Result<Arc<Checkpoint>, Unavailable> {
+    ) -> Result<Durable, Unavailable> {
         let mut last = self.last.lock().await;
         if let Some((at, known)) = &*last {
-            let reaches = |(partition, next)| known.get(&partition).is_some_and(|at| *at >= next);
+            let checkpoint = &known.checkpoint;
+            let reaches =
+                |(partition, next)| checkpoint.get(&partition).is_some_and(|at| *at >= next);
             let is_enough = ring.is_none_or(|ring| ring.places().all(reaches));
             let age = if is_enough { limits::CHECKPOINT_AGE } else { limits::CHECKPOINT_AGE_SHORT };
             if parts.clock.moment().since(*at) < age {
@@ -47,10 +56,9 @@ impl Checkpoints {
             }
         }
         match ask(parts, shape).await {
-            Ok(checkpoint) => {
-                let checkpoint = Arc::new(checkpoint);
-                *last = Some((parts.clock.moment(), checkpoint.clone()));
-                Ok(checkpoint)
+            Ok(durable) => {
+                *last = Some((parts.clock.moment(), durable.clone()));
+                Ok(durable)
             }
             Err(error) => match &*last {
                 Some((_, known)) => Ok(known.clone()),
@@ -60,15 +68,15 @@ impl Checkpoints {
     }
 }
 
-async fn ask(parts: &KeptParts, shape: &LogShape) -> Result<Checkpoint, Unavailable> {
+/// A hole is noted before its owner commits beyond it, so the holes are read after the checkpoint.
+async fn ask(parts: &KeptParts, shape: &LogShape) -> Result<Durable, Unavailable> {
     let mut checkpoint = parts.ownership.checkpoints().await?;
     for partition in shape.all_partitions() {
-        if let Entry::Vacant(place) = checkpoint.entry(partition) {
-            // Nothing of it has been kept yet.
-            place.insert(parts.log.bounds(partition).await?.start);
-        }
+        // Nothing of it has been kept yet.
+        checkpoint.entry(partition).or_insert(0);
     }
-    Ok(checkpoint)
+    let holes = parts.inbox.holes(shape.identity).await?;
+    Ok(Durable { checkpoint: Arc::new(checkpoint), holes: holes.into() })
 }
 
 /// How far each partition of the log has been, as far as is known. That never falls.

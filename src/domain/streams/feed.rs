@@ -14,7 +14,7 @@ use super::timers::ticks;
 use super::{BEHIND, BLOCKED, CLOSING, CONTINUES, CUT_OFF, QUEUED, STALLED};
 use super::{CloseReason, Frame, Served, Stream, StreamKey, Streams, enqueue, write_id_line};
 use crate::base::{EpochMillis, Moment};
-use crate::domain::backlog::{KeptMessage, Row};
+use crate::domain::backlog::{KeptMessage, Row, What};
 use crate::limits::shard as limits;
 use crate::wire::archive::{AudienceRef, SharedEvent};
 
@@ -65,6 +65,14 @@ pub(super) enum Undo {
     Reread { part: Part, ahead: Served },
 }
 
+impl Undo {
+    /// Not a message, but word of some that can't be had.
+    fn is_gap(&self) -> bool {
+        let Self::Backlog { message, .. } = self else { return false };
+        matches!(message.candidate.what, What::Gap(_))
+    }
+}
+
 #[derive(Debug)]
 struct Planned {
     frame: Rc<Frame>,
@@ -110,7 +118,11 @@ impl<S> Streams<S> {
             Outcome::Took(bytes) => {
                 stream.touched = ticks(now);
                 stream.state &= !STALLED;
-                self.counters.deliveries += u64::from(self.plan.undo.take().is_some());
+                match self.plan.undo.take() {
+                    Some(undo) if undo.is_gap() => self.counters.gaps += 1,
+                    Some(_) => self.counters.deliveries += 1,
+                    None => {}
+                }
                 self.counters.bytes += bytes as u64;
                 self.counters.writes += 1;
                 let is_all_out = self.settle(index, bytes);

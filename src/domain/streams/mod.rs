@@ -290,12 +290,23 @@ impl<S> Streams<S> {
         if next <= self.vector.next(partition) {
             return;
         }
-        self.vector.advance(partition, next);
-        self.ring.clear(&self.vector);
-        for (index, stream) in self.slab.iter_mut() {
+        let Self { vector, ring, slab, queue, .. } = self;
+        for (index, stream) in slab.iter_mut() {
+            let (is_behind, at, replays) = (stream.is(BEHIND), stream.at, stream.is(CUT_OFF));
+            let ahead = stream.private.as_deref_mut().and_then(|private| private.ahead.as_mut());
+            if let Some(ahead) = ahead.filter(|_| !replays) {
+                // Where it is not ahead of the ring it stands in there.
+                match (is_behind, ring.read_before(at)) {
+                    (false, _) => ahead.raise_to(vector.view()),
+                    (true, Some(before)) => ahead.raise_to(before.view()),
+                    (true, None) => {}
+                }
+            }
             stream.state |= CUT_OFF;
-            enqueue(stream, index, &mut self.queue);
+            enqueue(stream, index, queue);
         }
+        vector.advance(partition, next);
+        ring.clear(vector);
     }
 
     /// The socket may take bytes again.

@@ -253,7 +253,7 @@ impl<S> Streams<S> {
     /// it is known where it stands.
     pub(super) fn plan_overtaken(&mut self, index: u32, wall: EpochMillis) {
         let Some(stream) = self.slab.get_mut(index) else { return };
-        let Some(vector) = self.ring.long_before(stream.at) else {
+        let Some(vector) = self.ring.read_before(stream.at) else {
             return self.plan_return(index, limits::BACKLOG_RETRY);
         };
         stream.state |= CUT_OFF;

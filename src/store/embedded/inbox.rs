@@ -12,7 +12,7 @@ use super::rows::{id_key, write_broadcast};
 use super::store::{broadcast_of, failed, status_of};
 use crate::base::{BroadcastId, LogIdentity, Partition, TargetType, UserId};
 use crate::domain::Broadcast;
-use crate::ports::{Content, GroupRow, Inbox, InboxRow, InboxWrite, StoreError};
+use crate::ports::{Content, GroupRow, Hole, Inbox, InboxRow, InboxWrite, StoreError};
 
 #[async_trait]
 impl Inbox for EmbeddedStore {
@@ -85,6 +85,28 @@ impl Inbox for EmbeddedStore {
                 let (key, value) = entry.into_inner().map_err(failed)?;
                 let row = rows::read_group(&key, &value)?;
                 found.extend((row.keep_until > now).then_some(row));
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    async fn write_holes(&self, log: LogIdentity, holes: &[Hole]) -> Result<(), StoreError> {
+        let rows = holes.iter().map(|hole| JoinedRow {
+            keyspace: self.keyspaces.hole.clone(),
+            key: rows::hole_key(log, hole).to_vec(),
+            value: rows::write_hole(hole),
+            join: rows::join_hole,
+        });
+        self.join(rows).await
+    }
+
+    async fn holes(&self, log: LogIdentity) -> Result<Vec<Hole>, StoreError> {
+        self.read(move |keyspaces| {
+            let mut found = Vec::new();
+            for entry in keyspaces.hole.prefix(log.0) {
+                let (key, value) = entry.into_inner().map_err(failed)?;
+                found.push(rows::read_hole(&key, &value)?);
             }
             Ok(found)
         })

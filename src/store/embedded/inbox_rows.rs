@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::rows::{RowError, VERSION, json, read, read_id};
 use crate::base::{BroadcastId, EpochMillis, LogIdentity, Partition, Position, Topic, UserId};
-use crate::ports::{Delivery, GroupRow, InboxRow, InboxWrite, Place, Progress};
+use crate::ports::{Delivery, GroupRow, Hole, InboxRow, InboxWrite, Place, Progress};
 
 /// Ends the user id in a key: no user id holds it.
 const USER_END: u8 = 0;
 const PARTITION_BYTES: usize = 3;
 const GROUP_KEY_BYTES: usize = 13;
+const HOLE_KEY_BYTES: usize = 14;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -61,6 +62,14 @@ struct GroupJson {
 struct CursorJson {
     v: u32,
     next: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HoleJson {
+    v: u32,
+    next: u64,
+    noted_at: EpochMillis,
 }
 
 /// An inbox row as it is stored, which may be none yet.
@@ -182,6 +191,34 @@ pub fn read_cursor(key: &[u8], value: &[u8]) -> Result<(Partition, u64), RowErro
     Ok((partition, read::<CursorJson>(value)?.next))
 }
 
+pub fn write_hole(hole: &Hole) -> Vec<u8> {
+    json(&HoleJson { v: VERSION, next: hole.to, noted_at: hole.noted_at })
+}
+
+/// The one that reaches further.
+pub fn join_hole(stored: &[u8], new: &[u8]) -> Result<Vec<u8>, RowError> {
+    Ok(json(&read::<HoleJson>(stored)?.max(read::<HoleJson>(new)?)))
+}
+
+pub fn read_hole(key: &[u8], value: &[u8]) -> Result<Hole, RowError> {
+    let malformed = || RowError::Malformed("key is no place of a hole".to_owned());
+    let key: &[u8; HOLE_KEY_BYTES] = key.try_into().map_err(|_| malformed())?;
+    let [_, _, _, topic, high, low, from @ ..] = *key;
+    let partition = Partition { topic: read_topic(topic)?, index: u16::from_be_bytes([high, low]) };
+    let HoleJson { next: to, noted_at, .. } = read(value)?;
+    Ok(Hole { partition, from: u64::from_be_bytes(from), to, noted_at })
+}
+
+/// Keys of a log rise with the partition, and there with the offset.
+pub fn hole_key(log: LogIdentity, hole: &Hole) -> [u8; HOLE_KEY_BYTES] {
+    let mut key = [0; HOLE_KEY_BYTES];
+    key[..3].copy_from_slice(&log.0);
+    key[3] = hole.partition.topic as u8;
+    key[4..6].copy_from_slice(&hole.partition.index.to_be_bytes());
+    key[6..].copy_from_slice(&hole.from.to_be_bytes());
+    key
+}
+
 /// What all keys of a user begin with.
 pub fn user_key(user: &UserId) -> Vec<u8> {
     let mut key = Vec::with_capacity(user.as_str().len() + 1 + size_of::<u64>());
@@ -270,6 +307,7 @@ mod tests {
         let hex = |key: &[u8]| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let write = |delivery, offset| text(write_inbox(&write(3, delivery, offset)));
         let partition = Partition { topic: Topic::Group, index: 258 };
+        let hole = Hole { partition, from: 65_536, to: 1 << 47, noted_at: AT };
         let id = BroadcastId::new(42).expect("small");
         let rows = [
             ("inbox pending", write(Delivery::Pending, Some(7))),
@@ -277,9 +315,11 @@ mod tests {
             ("inbox delivered", write(Delivery::Delivered, None)),
             ("group message", text(write_group(&group_row()))),
             ("cursor", text(write_cursor(1 << 47))),
+            ("hole", text(write_hole(&hole))),
             ("inbox key", hex(&inbox_key(&user(), id))),
             ("group key", hex(&group_key(LOG, 258, 65_536))),
             ("cursor key", hex(&cursor_partition_key(&user(), LOG, partition))),
+            ("hole key", hex(&hole_key(LOG, &hole))),
         ];
         let lines: Vec<&str> = golden.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(lines.len(), rows.len());

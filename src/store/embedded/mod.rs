@@ -21,9 +21,10 @@
 //! | `dead_letter_list` | time (8), original (16), both inverted | empty |
 //! | `dead_letter_id` | `dltTopic-partition-offset` | original (16) |
 //! | `cursor` | user id, 0 (1), log identity (3), topic (1), partition (2) | JSON `{v, next}` |
+//! | `hole` | log identity (3), topic (1), partition (2), offset (8) | JSON `{v, next, notedAt}` |
 //!
-//! Rows of the inbox, of group messages, cursors and dead letters are joined with what stands
-//! there. Those past their `keepUntil` are no longer read; nothing removes them yet.
+//! Rows of the inbox, of group messages, cursors, holes and dead letters are joined with what
+//! stands there. Those past their `keepUntil` are no longer read; nothing removes them yet.
 
 mod commit;
 mod dead_letter_rows;
@@ -109,6 +110,7 @@ struct Keyspaces {
     inbox: Keyspace,
     group_message: Keyspace,
     cursor: Keyspace,
+    hole: Keyspace,
     parked: Keyspace,
     served_event: Keyspace,
     dead_letter: Keyspace,
@@ -190,6 +192,7 @@ impl Keyspaces {
             inbox: open("inbox")?,
             group_message: open("group_message")?,
             cursor: open("cursor")?,
+            hole: open("hole")?,
             parked: open("parked")?,
             served_event: open("served_event")?,
             dead_letter: open("dead_letter")?,

@@ -21,12 +21,12 @@ use super::rows::{
     read_time, time_column, written_at,
 };
 use super::statements::{Connected, Shared, each, execute, execute_together, rows_of};
-use super::{ScyllaStore, cursor, group};
+use super::{ScyllaStore, cursor, group, hole};
 use crate::base::{BroadcastId, EpochMillis, LogIdentity, Partition, Position, Topic, UserId};
 use crate::domain::Broadcast;
 use crate::limits::inbox as limits;
 use crate::ports::{
-    Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Place, Progress, StoreError,
+    Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Place, Progress, StoreError,
 };
 
 /// Log, topic, partition, offset, time of the append.
@@ -95,6 +95,17 @@ impl Inbox for ScyllaStore {
         limit: usize,
     ) -> Result<Vec<GroupRow>, StoreError> {
         group::rows(&self.connected()?, log, partition, from, limit).await
+    }
+
+    async fn write_holes(&self, log: LogIdentity, holes: &[Hole]) -> Result<(), StoreError> {
+        if holes.is_empty() {
+            return Ok(());
+        }
+        hole::write(&self.connected()?, log, holes).await
+    }
+
+    async fn holes(&self, log: LogIdentity) -> Result<Vec<Hole>, StoreError> {
+        hole::read(&self.connected()?, log).await
     }
 
     async fn write_contents(&self, contents: &[Broadcast]) -> Result<(), StoreError> {

@@ -21,6 +21,8 @@ pub(super) struct InboxStatements {
     pub group_buckets: PreparedStatement,
     pub set_cursor: PreparedStatement,
     pub cursor: PreparedStatement,
+    pub set_hole: PreparedStatement,
+    pub holes: PreparedStatement,
 }
 
 /// All columns of a broadcast.
@@ -88,6 +90,16 @@ impl InboxStatements {
             cursor: prepare(
                 "SELECT topic, partition_index, next FROM KS.stored_cursor \
                  WHERE user_id = ? AND log = ?",
+            )
+            .await?,
+            set_hole: prepare(
+                "UPDATE KS.hole USING TIMESTAMP ? SET next = ?, noted_at = ? \
+                 WHERE log = ? AND topic = ? AND partition_index = ? AND log_offset = ?",
+            )
+            .await?,
+            holes: prepare(
+                "SELECT topic, partition_index, log_offset, next, noted_at FROM KS.hole \
+                 WHERE log = ? LIMIT ?",
             )
             .await?,
         })

@@ -10,6 +10,7 @@ mod dead_letter_statements;
 mod dead_letters;
 mod errors;
 mod group;
+mod hole;
 mod inbox;
 mod inbox_statements;
 mod lists;

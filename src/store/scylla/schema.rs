@@ -10,7 +10,7 @@
 use super::ScyllaOptions;
 
 /// The layout that this release makes.
-pub const LAYOUT: i32 = 4;
+pub const LAYOUT: i32 = 5;
 /// The oldest layout whose releases can still run on it.
 pub const OLDEST: i32 = 1;
 
@@ -37,6 +37,7 @@ pub const STEPS: &[Step] = &[
     Step { layout: 2, tables: INBOX },
     Step { layout: 3, tables: PARKING },
     Step { layout: 4, tables: DEAD_LETTERS },
+    Step { layout: 5, tables: HOLES },
 ];
 
 /// Broadcasts, and what is still to be published.
@@ -224,6 +225,21 @@ const DEAD_LETTERS: &[Table] = &[
         body: "bucket timestamp, failed_at timestamp, original blob, v int, purged boolean, \
                PRIMARY KEY ((bucket), failed_at, original)",
         with: "CLUSTERING ORDER BY (failed_at DESC, original DESC) AND \
+               default_time_to_live = 34560000",
+    },
+];
+
+/// What the log lost.
+const HOLES: &[Table] = &[
+    // Offsets that the log lost before their owner had kept what stood there; the write timestamp
+    // is the end, so that they merge as a maximum. Key: the log. Grows by a row of 50 bytes
+    // whenever an owner is so far behind that the log's retention overtakes it; forgotten after 400
+    // days, as cursors are.
+    Table {
+        name: "hole",
+        body: "log blob, topic tinyint, partition_index int, log_offset bigint, next bigint, \
+               noted_at timestamp, PRIMARY KEY ((log), topic, partition_index, log_offset)",
+        with: "CLUSTERING ORDER BY (topic ASC, partition_index ASC, log_offset ASC) AND \
                default_time_to_live = 34560000",
     },
 ];
