@@ -484,6 +484,16 @@ fn what_the_log_has_lost_is_told_of_behind_a_cursor() {
     assert_eq!(told(Some(40)), both[1..]);
     assert_eq!(told(Some(52)), []);
     assert_eq!(told(None), [], "nobody says what he had");
+    // Nor is who came without a cursor, and breaks off in the middle of his backlog.
+    let hour = Duration::from_secs(3_600);
+    let begun = |since| Some(Presented { since, ..presented((0, 0), None) });
+    let gaps = |since| {
+        let backlog = ask_by(&kept(&stub), &[], begun(since)).expect("the store is there");
+        let messages = backlog.messages.iter();
+        messages.filter(|message| matches!(message.candidate.what, What::Gap(_))).count()
+    };
+    assert_eq!(gaps(EpochMillis(78).plus(hour)), 0, "that was noted before he came");
+    assert_eq!(gaps(EpochMillis(77).plus(hour)), 2, "clocks differ");
 }
 
 #[test]

@@ -23,7 +23,7 @@ const SWITCH: &str = "GUARD_OFF";
 const IS_OFF: &str = r#"
 pub fn is_off(guard: &str) -> bool {
     static OFF: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
-    OFF.get_or_init(|| std::env::var("GUARD_OFF").ok()).as_deref() == Some(guard)
+    OFF.get_or_init(|| std::env::var("SWITCH").ok()).as_deref() == Some(guard)
 }
 "#;
 
@@ -109,8 +109,8 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "what the log has lost is passed over in silence",
         file: "src/control/inboxes/backlog.rs",
-        from: "is_before && reach.checkpoint.covers_up_to",
-        to: "!OFF && is_before && reach.checkpoint.covers_up_to",
+        from: "is_since && is_before && reach",
+        to: "!OFF && is_since && is_before && reach",
     },
     Mutation {
         name: "offsets are committed beyond what the log has lost, and nothing notes that",
@@ -155,7 +155,7 @@ impl Copied {
         std::fs::write(&manifest, without_programs(&text)).expect("written");
         std::fs::remove_file(copy.join("src/main.rs")).expect("it was copied");
         let copy = Self(copy);
-        copy.change("src/lib.rs", |text| text + IS_OFF);
+        copy.change("src/lib.rs", |text| text + &IS_OFF.replace("SWITCH", SWITCH));
         for mutation in MUTATIONS {
             copy.change(mutation.file, |text| mutation.apply(&text));
         }
@@ -184,6 +184,7 @@ impl Copied {
         let mut building = command
             .args(["test", "--offline", "--no-run", "--test", "simulation"])
             .args(["--message-format", "json-render-diagnostics"])
+            // Nobody looks for its lines, and it is built and linked sooner.
             .args(["--config", "profile.dev.package.corecast.debug=0"])
             .current_dir(&self.0)
             .env("CARGO_TARGET_DIR", target)

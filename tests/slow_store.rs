@@ -54,6 +54,15 @@ async fn keep_broadcasts(embedded: &Embedded) {
     assert_eq!(ownership.commit(&[mark]).await.expect("embedded"), [Commit::Done]);
 }
 
+/// A store that holds them.
+async fn embedded() -> (Embedded, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 1 };
+    let embedded = Embedded::open(&options, Arc::new(SystemClock)).expect("opens");
+    keep_broadcasts(&embedded).await;
+    (embedded, folder)
+}
+
 fn kept(embedded: &Embedded, inbox: Arc<dyn Inbox>) -> KeptStore {
     KeptStore::new(KeptParts {
         log: embedded.log(),
@@ -68,10 +77,7 @@ fn kept(embedded: &Embedded, inbox: Arc<dyn Inbox>) -> KeptStore {
 /// A node that has just started. Load balancers send it nobody as long as it is not ready.
 #[tokio::test]
 async fn a_node_is_ready_once_it_has_read_what_all_share() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 1 };
-    let embedded = Embedded::open(&options, Arc::new(SystemClock)).expect("opens");
-    keep_broadcasts(&embedded).await;
+    let (embedded, _folder) = embedded().await;
     let (read, failures) = (Arc::<AtomicUsize>::default(), Arc::new(AtomicUsize::new(2)));
     let count = read.clone();
     let failing = Gated::new(embedded.inbox(), move |call| {
@@ -105,10 +111,7 @@ async fn a_node_is_ready_once_it_has_read_what_all_share() {
 
 #[tokio::test]
 async fn who_asks_again_and_again_is_told_what_is_kept_for_him() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let options = EmbeddedOptions { data_dir: folder.path().to_owned(), partitions: 1 };
-    let embedded = Embedded::open(&options, Arc::new(SystemClock)).expect("opens");
-    keep_broadcasts(&embedded).await;
+    let (embedded, _folder) = embedded().await;
     let slow = Gated::new(embedded.inbox(), |call| async move {
         if let Call::Contents(count) = call {
             tokio::time::sleep(CONTENT * u32::try_from(count).expect("few")).await;

@@ -33,6 +33,7 @@ pub struct Sources {
     pub owner: Arc<OwnerCounters>,
     /// Notes of what reached users for which the control threads had no room.
     pub notes_dropped: Arc<AtomicU64>,
+    /// Records that were read again from the log, for all shards.
     pub records_reread: Arc<AtomicU64>,
     /// The lanes; those of one name are counted together.
     pub lanes: Vec<(&'static str, Arc<Refusals>)>,

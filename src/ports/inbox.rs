@@ -125,7 +125,7 @@ pub trait Inbox: Send + Sync {
     /// stays.
     async fn write_holes(&self, log: LogIdentity, holes: &[Hole]) -> Result<(), StoreError>;
 
-    /// The holes of this log, by partition and place.
+    /// The holes of this log, by partition and place; of very many, the first.
     async fn holes(&self, log: LogIdentity) -> Result<Vec<Hole>, StoreError>;
 
     /// Writes contents of broadcasts that were created elsewhere, if their ids are free. What

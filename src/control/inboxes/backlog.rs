@@ -190,7 +190,8 @@ async fn reach(
 }
 
 /// Word of the holes between the client and the checkpoint, each where it ends, or before the first
-/// message in it that is kept all the same: no id passes any of it unsaid.
+/// message in it that is kept all the same: no id passes any of it unsaid. What was noted before a
+/// client came that had no cursor is none of its gaps.
 fn gaps(
     holes: &[Hole],
     reach: &Reach,
@@ -200,7 +201,8 @@ fn gaps(
     let is_met = |hole: &&Hole| {
         let mut places = reach.progress.places();
         let is_before = places.any(|(of, next)| of == hole.partition && next < hole.to);
-        is_before && reach.checkpoint.covers_up_to(hole.partition, hole.to)
+        let is_since = hole.noted_at >= reach.since.minus(limits::CLOCKS_DIFFER);
+        is_since && is_before && reach.checkpoint.covers_up_to(hole.partition, hole.to)
     };
     let gap = |hole: &Hole| {
         let from = at.min(hole.noted_at);

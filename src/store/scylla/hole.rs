@@ -49,6 +49,9 @@ pub(super) async fn read(connected: &Shared, log: LogIdentity) -> Result<Vec<Hol
     let Connected { session, statements } = &**connected;
     let values = (log.0, limit_column(limits::HOLES_READ));
     let rows = rows_of::<HoleColumns>(session, &statements.inbox.holes, values).await?;
+    if rows.len() == limits::HOLES_READ {
+        tracing::warn!(holes = rows.len(), "a log has lost more than is looked at");
+    }
     rows.into_iter().map(HoleColumns::read).collect()
 }
 
