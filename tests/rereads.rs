@@ -19,7 +19,9 @@ use corecast::domain::{
 use corecast::lane::{Doorbell, ToShard, lane};
 use corecast::limits;
 use corecast::limits::log::REPEAT_RECORDS;
-use corecast::limits::shard::{PAST_FRAMES_MAX, REPLAY_PATIENCE, REPLAY_SHARE};
+use corecast::limits::shard::{
+    PAST_FRAMES_MAX, REPLAY_EVENTS_PER_TURN_MAX, REPLAY_PATIENCE, REPLAY_SHARE, REPLAY_WRITE_BYTES,
+};
 use corecast::ports::{MovedRecord, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use corecast::wire::archive::{Archiver, Audience, Event, SharedEvent};
@@ -35,7 +37,8 @@ const RING: u64 = 4;
 #[derive(Default, Debug)]
 struct Kernel {
     bytes: Vec<u8>,
-    is_full: bool,
+    /// Bytes that it takes yet; `None`: any number.
+    room: Option<usize>,
 }
 
 type Socket = Rc<RefCell<Kernel>>;
@@ -43,6 +46,7 @@ type Socket = Rc<RefCell<Kernel>>;
 struct Bench {
     streams: Streams<Socket>,
     now: Moment,
+    wall: EpochMillis,
     /// What of the log was read again, from where.
     reread: Vec<u64>,
     /// Whose writes there were, in order.
@@ -62,7 +66,7 @@ impl Bench {
         };
         let now = Moment(1_000_000);
         let streams = Streams::new(options, Vector::new(&SHAPE), now);
-        let mut bench = Self { streams, now, reread: Vec::new(), writes: Vec::new() };
+        let mut bench = Self { streams, now, wall: NOON, reread: Vec::new(), writes: Vec::new() };
         for offset in 0..events {
             bench.streams.handle_events(&mut vec![event(offset, offset)]);
         }
@@ -101,19 +105,21 @@ impl Bench {
     }
 
     fn write(&mut self) {
-        loop {
-            let Some(write) = self.streams.poll_write(NOON) else { return };
+        while self.streams.wants_to_write() {
+            let Some(write) = self.streams.poll_write(self.wall) else { continue };
             let (key, socket) = (write.key, write.socket.clone());
             let bytes: Vec<u8> =
                 write.pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
             drop(write);
             let mut kernel = socket.borrow_mut();
-            let outcome = if kernel.is_full {
+            let taken = kernel.room.map_or(bytes.len(), |room| room.min(bytes.len()));
+            let outcome = if taken == 0 {
                 Outcome::Full
             } else {
-                kernel.bytes.extend_from_slice(&bytes);
+                kernel.bytes.extend_from_slice(&bytes[..taken]);
+                kernel.room = kernel.room.map(|room| room - taken);
                 self.writes.push(key);
-                Outcome::Took(bytes.len())
+                Outcome::Took(taken)
             };
             drop(kernel);
             self.streams.handle_written(key, outcome, self.now);
@@ -135,6 +141,10 @@ impl Bench {
 }
 
 fn event(offset: u64, id: u64) -> SharedEvent {
+    event_until(offset, id, None)
+}
+
+fn event_until(offset: u64, id: u64, expires_at: Option<EpochMillis>) -> SharedEvent {
     let body = format!("event: MESSAGE\ndata: {{\"offset\":{offset}}}\n\n");
     Archiver::default().write(Event {
         position: Position { partition: GROUP, offset },
@@ -142,7 +152,7 @@ fn event(offset: u64, id: u64) -> SharedEvent {
         event_id: u128::from(id),
         attempt: 0,
         broadcast: BroadcastId::new(42).expect("small"),
-        expires_at: None,
+        expires_at,
         is_passing: false,
         audience: Audience::Everyone,
         body: body.as_bytes(),
@@ -202,7 +212,7 @@ fn one_whose_socket_is_full_holds_up_nobody() {
     let (slow_key, slow) = bench.open("slow", 0);
     let (_, quick) = bench.open("quick", 0);
     bench.write();
-    slow.borrow_mut().is_full = true;
+    slow.borrow_mut().room = Some(0);
     bench.replay(100);
     assert_eq!(offsets(&quick), (0..100).collect::<Vec<_>>(), "it waits for the slow one");
     assert_eq!(bench.streams.poll_timeout(), Some(bench.now.plus(REPLAY_PATIENCE)));
@@ -211,10 +221,62 @@ fn one_whose_socket_is_full_holds_up_nobody() {
     assert_eq!(offsets(&quick), (0..1_000).collect::<Vec<_>>(), "but not for ever");
     assert_eq!(offsets(&slow), Vec::<u64>::new());
     // It goes on where it stands, once it takes something again.
-    slow.borrow_mut().is_full = false;
+    slow.borrow_mut().room = None;
     bench.streams.handle_writable(slow_key);
     bench.replay(100);
     assert_eq!(offsets(&slow), (0..1_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_was_read_again_goes_out_together() {
+    let mut bench = Bench::new(1_000);
+    let (_, socket) = bench.open("late", 0);
+    bench.write();
+    bench.writes.clear();
+    bench.replay(996);
+    assert_eq!(offsets(&socket), (0..1_000).collect::<Vec<_>>());
+    let bytes = socket.borrow().bytes.len();
+    assert!(bench.writes.len() <= bytes / REPLAY_WRITE_BYTES + 2, "{} writes", bench.writes.len());
+    let counters = bench.streams.counters();
+    assert_eq!((counters.deliveries, counters.bytes), (1_000, bytes as u64));
+}
+
+/// Wherever the socket is full: what has begun comes whole, and what has not is looked at again.
+#[test]
+fn what_goes_out_together_may_end_before_it_does() {
+    const SEEN: u64 = 16;
+    let later = NOON.plus(Duration::from_millis(1));
+    let events =
+        || (0..SEEN).map(|offset| event_until(offset, offset, (offset % 2 == 1).then_some(later)));
+    let replay = |room: Option<usize>| {
+        let mut bench = Bench::new(SEEN + RING);
+        let (key, socket) = bench.open("late", 0);
+        bench.write();
+        let reread = bench.streams.poll_reread(bench.now).expect("it is behind");
+        bench.streams.handle_reread(reread.pass, Ok(read(events().collect(), SEEN)), bench.now);
+        *socket.borrow_mut() = Kernel { bytes: Vec::new(), room };
+        bench.write();
+        let before = String::from_utf8(socket.borrow().bytes.clone()).expect("ASCII");
+        bench.wall = later;
+        socket.borrow_mut().room = None;
+        bench.streams.handle_writable(key);
+        bench.write();
+        (before, socket, bench.streams.counters().deliveries)
+    };
+    let (all, ..) = replay(None);
+    let ends: Vec<usize> = all.match_indices("\n\n").map(|(at, _)| at + 2).collect();
+    assert_eq!(ends.len() as u64, SEEN + RING, "one write has all, and then comes the ring");
+    for room in 1..ends[SEEN as usize - 1] {
+        let (_, socket, deliveries) = replay(Some(room));
+        let has_begun = |offset: &u64| *offset == 0 || ends[*offset as usize - 1] < room;
+        let is_due =
+            |offset: &u64| offset.is_multiple_of(2) || *offset >= SEEN || has_begun(offset);
+        let due: Vec<u64> = (0..SEEN + RING).filter(is_due).collect();
+        assert_eq!(offsets(&socket), due, "{room} bytes");
+        let ids: Vec<u64> = due.iter().map(|offset| offset + 1).collect();
+        assert_eq!(served(&socket), ids, "{room} bytes");
+        assert_eq!(deliveries, due.len() as u64, "{room} bytes");
+    }
 }
 
 #[test]
@@ -234,6 +296,27 @@ fn those_that_replay_leave_the_others_their_turns() {
     let last = bench.writes.iter().rposition(|key| live.contains(key)).expect("CONNECTED");
     let most = live.len() * REPLAY_SHARE as usize / (REPLAY_SHARE as usize - 1) + 1;
     assert!(last <= most, "the last of them had the {last}th write of {}", bench.writes.len());
+}
+
+/// What is for none of many streams is looked at for each of them: not all of it in one turn.
+#[test]
+fn what_is_for_nobody_leaves_the_others_their_turns() {
+    let events = REPLAY_EVENTS_PER_TURN_MAX as u64 / 100;
+    let mut bench = Bench::new(2 * events);
+    let sockets: Vec<_> = (0..250).map(|late| bench.open(&format!("late-{late}"), 0).1).collect();
+    bench.write();
+    let reread = bench.streams.poll_reread(bench.now).expect("they are behind");
+    let ended = (0..events).map(|offset| event_until(offset, offset, Some(NOON))).collect();
+    bench.streams.handle_reread(reread.pass, Ok(read(ended, events)), bench.now);
+    let mut turns = 0;
+    while bench.streams.wants_to_write() && bench.streams.poll_write(NOON).is_none() {
+        turns += 1;
+    }
+    assert_eq!(turns, 3);
+    bench.replay(events);
+    for socket in sockets {
+        assert_eq!(offsets(&socket), (events..2 * events).collect::<Vec<_>>());
+    }
 }
 
 #[test]
@@ -354,11 +437,11 @@ fn a_reader_that_the_ring_overtakes_goes_on_where_it_is() {
         bench.write();
     }
     assert_eq!(served(&socket).last(), Some(&550));
-    socket.borrow_mut().is_full = true;
+    socket.borrow_mut().room = Some(0);
     bench.streams.handle_position(GROUP, 600);
     come(&mut bench, 600..700);
     assert!(bench.streams.poll_reread(bench.now).is_none(), "its socket takes nothing");
-    socket.borrow_mut().is_full = false;
+    socket.borrow_mut().room = None;
     bench.streams.handle_writable(key);
     bench.write();
     while let Some(Reread { pass, from }) = bench.streams.poll_reread(bench.now) {
@@ -383,13 +466,13 @@ fn who_was_overtaken_too_long_ago_comes_back() {
     let mut bench = Bench::new(10);
     let (key, socket) = bench.open("slow", 10);
     bench.write();
-    socket.borrow_mut().is_full = true;
+    socket.borrow_mut().room = Some(0);
     let all = 10 + 2 * PAST_FRAMES_MAX as u64;
     for offset in 10..all {
         bench.streams.handle_events(&mut vec![event(offset, offset)]);
         bench.write();
     }
-    socket.borrow_mut().is_full = false;
+    socket.borrow_mut().room = None;
     bench.streams.handle_writable(key);
     bench.write();
     assert!(!bench.streams.contains(key), "nobody knows where it stood");

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use arrayvec::ArrayVec;
 
 use super::entry::is_past;
+use super::joined::Joined;
 use super::replay::Part;
 use super::timers::ticks;
 use super::{BEHIND, BLOCKED, CLOSING, CONTINUES, CUT_OFF, QUEUED, STALLED};
@@ -48,11 +49,15 @@ pub(super) struct Plan {
     pub(super) lead_bytes: usize,
     /// Where the stream stands once all of it is out.
     pub(super) end: u64,
-    /// The lead holds a frame that is built for this stream alone. What to go back to if no byte
-    /// of it goes out, because the broadcast may have ended when the socket takes bytes again.
+    /// The lead holds frames that are built for this stream alone. What to go back to if no byte
+    /// of them goes out, because the broadcast may have ended when the socket takes bytes again.
     pub(super) undo: Option<Undo>,
+    /// The frames of the lead, where it holds several.
+    pub(super) joined: Joined,
+    /// Events that were looked at since the last turn, for streams that replay.
+    pub(super) looked_at: usize,
     /// Targeted messages whose last byte was in the write.
-    completed: Vec<Row>,
+    pub(super) completed: Vec<Row>,
 }
 
 #[derive(Debug)]
@@ -61,7 +66,7 @@ pub(super) enum Undo {
     Ahead { at: u64, ahead: Served },
     /// A kept message, and the progress before it.
     Backlog { message: KeptMessage, before: Served },
-    /// An event that was read again.
+    /// Events that were read again.
     Reread { part: Part, ahead: Served },
 }
 
@@ -84,10 +89,16 @@ struct Planned {
 }
 
 impl<S> Streams<S> {
-    /// The next write, if any stream has one. Expired frames are skipped by `wall`.
+    /// The next write, if any stream has one. Expired frames are skipped by `wall`. `None` also
+    /// when much has been looked at that was for nobody: the rest is for the next turn.
     pub fn poll_write(&mut self, wall: EpochMillis) -> Option<Write<'_, S>> {
         loop {
-            let index = self.next_queued()?;
+            let is_enough = self.plan.looked_at >= limits::REPLAY_EVENTS_PER_TURN_MAX;
+            let next = if is_enough { None } else { self.next_queued() };
+            let Some(index) = next else {
+                self.plan.looked_at = 0;
+                return None;
+            };
             let Some(stream) = self.slab.get_mut(index) else { continue };
             if !stream.is(QUEUED) {
                 continue; // An entry of an earlier stream in this place.
@@ -119,6 +130,9 @@ impl<S> Streams<S> {
                 stream.touched = ticks(now);
                 stream.state &= !STALLED;
                 match self.plan.undo.take() {
+                    Some(Undo::Reread { part, ahead }) => {
+                        self.settle_joined(index, bytes, part, ahead);
+                    }
                     Some(undo) if undo.is_gap() => self.counters.gaps += 1,
                     Some(_) => self.counters.deliveries += 1,
                     None => {}

@@ -15,6 +15,7 @@ mod backlog;
 mod confirm;
 mod entry;
 mod feed;
+mod joined;
 mod open;
 mod replay;
 mod timers;

@@ -12,8 +12,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::entry::is_past;
-use super::feed::{Undo, row_of};
 use super::{BEHIND, BLOCKED, CUT_OFF, Stream, StreamKey, Streams, enqueue};
 use crate::base::{EpochMillis, LogShape, Moment, Partition};
 use crate::domain::backlog::oldest_first;
@@ -65,23 +63,23 @@ pub(super) enum Part {
 #[derive(Debug)]
 pub(super) struct Replay {
     waiting: Vec<StreamKey>,
-    pass: Option<Pass>,
+    pub pass: Option<Pass>,
     passes: u32,
 }
 
 #[derive(Debug)]
-struct Pass {
-    number: u32,
+pub(super) struct Pass {
+    pub number: u32,
     /// Where each partition is served from.
     from: BTreeMap<Partition, u64>,
     /// How far each has been read.
-    read: BTreeMap<Partition, u64>,
+    pub read: BTreeMap<Partition, u64>,
     repeats: Repeats,
     /// The part that was read last.
-    events: Vec<SharedEvent>,
+    pub events: Vec<SharedEvent>,
     members: Vec<StreamKey>,
     /// Members that have not had all of the part.
-    behind: usize,
+    pub behind: usize,
     /// When the part came.
     since: Moment,
     is_reading: bool,
@@ -299,43 +297,6 @@ impl<S> Streams<S> {
         self.replay_queue.pop_front()
     }
 
-    /// The next event of the part that is for the stream; behind the last one, where the part ends.
-    fn plan_reread(&mut self, index: u32, first: usize, wall: EpochMillis) {
-        let Self { slab, users, sets, replay, plan, options, .. } = self;
-        let (Some(stream), Some(pass)) = (slab.get_mut(index), replay.pass.as_mut()) else {
-            return;
-        };
-        let (user, set) = (users.get(stream.user), stream.set);
-        let Some(private) = stream.private.as_deref_mut() else { return };
-        let Some(ahead) = private.ahead.as_mut() else { return };
-        for (place, event) in pass.events.iter().enumerate().skip(first) {
-            let position = event.position();
-            let is_due = !is_past(event, private.came_at.as_ref())
-                && !ahead.covers(position)
-                && sets.admits(&event.audience(), &user.name, set)
-                && event.expires_at().is_none_or(|expires_at| expires_at > wall);
-            if !is_due {
-                ahead.raise(position.partition, position.offset + 1);
-                continue;
-            }
-            let before = Part::Member { pass: pass.number, next: Some(place) };
-            plan.undo = Some(Undo::Reread { part: before, ahead: ahead.clone() });
-            private.part = Part::Member { pass: pass.number, next: Some(place + 1) };
-            ahead.raise(position.partition, position.offset + 1);
-            super::write_id_line(&options.shape, &mut private.lead, ahead, event.appended_at());
-            private.lead.extend_from_slice(event.body());
-            private.lead_row = row_of(event);
-            plan.lead_bytes = private.lead.len();
-            return;
-        }
-        private.part = Part::Member { pass: pass.number, next: None };
-        pass.behind -= 1;
-        pass.read.iter().for_each(|(partition, read)| ahead.raise(*partition, *read));
-        if self.reaches_ring(index) {
-            self.go_on_from_ring(index);
-        }
-    }
-
     /// The stream becomes a member of the pass, if that has not come by, or waits for the next one.
     fn join_replay(&mut self, index: u32) {
         let Some(stream) = self.slab.get_mut(index) else { return };
@@ -427,13 +388,13 @@ impl<S> Streams<S> {
         pass.since = now;
     }
 
-    fn reaches_ring(&self, index: u32) -> bool {
+    pub(super) fn reaches_ring(&self, index: u32) -> bool {
         let private = self.slab.get(index).and_then(|stream| stream.private.as_deref());
         private.and_then(|private| private.ahead.as_ref()).is_some_and(|ahead| self.reaches(ahead))
     }
 
     /// The ring has all that comes next.
-    fn go_on_from_ring(&mut self, index: u32) {
+    pub(super) fn go_on_from_ring(&mut self, index: u32) {
         let Some(ahead) = self.slab.get_mut(index).and_then(|stream| stream.private().ahead.take())
         else {
             return;
