@@ -48,7 +48,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         name: "nobody is asked whether a replayed event is for him",
-        file: "src/domain/streams/replay.rs",
+        file: "src/domain/streams/joined.rs",
         from: "&& sets.admits(&event.audience(), &user.name, set)",
         to: "&& (OFF || sets.admits(&event.audience(), &user.name, set))",
     },
@@ -152,7 +152,7 @@ impl Copied {
         }
         let manifest = copy.join("Cargo.toml");
         let text = std::fs::read_to_string(&manifest).expect("a file");
-        std::fs::write(&manifest, without_programs(&text)).expect("written");
+        std::fs::write(&manifest, manifest_of_copy(&text)).expect("written");
         std::fs::remove_file(copy.join("src/main.rs")).expect("it was copied");
         let copy = Self(copy);
         copy.change("src/lib.rs", |text| text + &IS_OFF.replace("SWITCH", SWITCH));
@@ -226,15 +226,18 @@ fn simulate(program: &Path, seeds: u32, off: Option<&str>) -> Result<(), String>
     Err(String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned())
 }
 
-/// The manifest with no program in it: cargo would put the one of the copy in the place of ours,
-/// and whatever runs behind this test would try a mutated one.
-fn without_programs(manifest: &str) -> String {
-    let ours = "[[bin]]\nname = \"corecast\"\npath = \"src/main.rs\"\nbench = false\n";
-    let default = "default-run = \"corecast\"\n";
-    for text in [ours, default] {
-        assert_eq!(manifest.matches(text).count(), 1, "{text:?} stands once in Cargo.toml");
-    }
-    manifest.replace(ours, "").replace(default, "")
+/// The manifest with no program in it, and of another version: cargo would put what it builds of
+/// the copy in the place of ours, and what runs or is built behind this test would be of the copy.
+fn manifest_of_copy(manifest: &str) -> String {
+    let changes = [
+        ("[[bin]]\nname = \"corecast\"\npath = \"src/main.rs\"\nbench = false\n", ""),
+        ("default-run = \"corecast\"\n", ""),
+        ("version = \"0.1.0\"\nedition", "version = \"0.0.0\"\nedition"),
+    ];
+    changes.into_iter().fold(manifest.to_owned(), |text, (from, to)| {
+        assert_eq!(text.matches(from).count(), 1, "{from:?} stands once in Cargo.toml");
+        text.replace(from, to)
+    })
 }
 
 fn copy_all(from: &Path, to: &Path) {
