@@ -238,6 +238,9 @@ pub mod shard {
     /// what a healthy store answers in, many times over.
     pub const ASKS_MAX: usize = 4_096;
     pub const ASK_TIME: Duration = Duration::from_secs(5);
+    /// While so many of them wait, who has a cursor that is near is served by the log: a store has
+    /// them in some tens of milliseconds, and a crowd would wait for seconds.
+    pub const ASKS_BEFORE_LOG: usize = 64;
     /// Between two looks at what the peers have acknowledged.
     pub const CONFIRM_PACE: Duration = Duration::from_secs(1);
     /// How long the socket of a stream that has ended is kept until its peer has acknowledged all,
@@ -259,6 +262,8 @@ pub mod shard {
     /// Records of a partition that may be read again for a client that the ring has lost. Beyond
     /// that it comes back for what the store keeps by then.
     pub const REPLAY_RECORDS_MAX: u64 = 100_000;
+    /// For so long nobody is served by the log instead of the store, once it had not all of it.
+    pub const REPLAY_GONE_TIME: Duration = Duration::from_secs(5);
     /// How long those who replay wait for one whose socket takes nothing.
     pub const REPLAY_PATIENCE: Duration = Duration::from_secs(1);
     /// Of so many writes, one goes to a stream that replays, while others have something to write;

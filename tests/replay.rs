@@ -9,7 +9,7 @@ use harness::http::{Connection, PATIENCE};
 use harness::node::{Node, ask};
 use harness::on_each_runtime;
 use harness::runtime::Runtime;
-use harness::sse::{Event, Item, Stream};
+use harness::sse::{Event, Item, Stream, request};
 use harness::wait;
 use serde_json::{Value, json};
 
@@ -18,6 +18,7 @@ on_each_runtime!(
     a_reader_that_the_ring_overtakes_goes_on_from_the_log,
     a_forged_cursor_gets_what_is_for_its_user_once,
     what_is_for_who_is_here_is_not_replayed,
+    a_crowd_is_served_by_the_log,
 );
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_corecast");
@@ -297,4 +298,51 @@ fn what_is_for_who_is_here_is_not_replayed(runtime: Runtime) {
     passing("now that he is back");
     let got = [back.message(), back.message()];
     assert_eq!(contents(&got), ["now that he is back", "now that he is back"]);
+}
+
+/// The store has few turns, and what many need is read of the log once.
+fn a_crowd_is_served_by_the_log(runtime: Runtime) {
+    const CROWD: usize = 400;
+    let node = start(runtime);
+    let cursor = node.stream(QUERY).last_id.expect("CONNECTED has one");
+    let sent: Vec<String> = (0..16).map(|number| format!("late {number:02}")).collect();
+    for (number, content) in sent.iter().enumerate() {
+        send(&node, number, content);
+        send_others(&node);
+    }
+    node.wait_until_kept();
+    // So that all of them stand before it at once.
+    node.process.freeze();
+    let mut crowd: Vec<Connection> = (0..CROWD)
+        .map(|tab| {
+            let query = format!("{QUERY}&connectionId=tab-{tab}");
+            let mut connection = Connection::open(node.public);
+            let fields = [("last-event-id", cursor.as_str())];
+            let request = request(node.public, &ask(&query, &fields));
+            connection.send(&request).expect("it is not full");
+            connection
+        })
+        .collect();
+    node.process.thaw();
+    let deadline = Instant::now() + PATIENCE;
+    let contents = |connection: &Connection| -> Vec<String> {
+        let text = String::from_utf8(connection.buffer().to_vec()).expect("UTF-8");
+        assert!(!text.contains("event: GAP"), "{text}");
+        let contents = text.split("\"content\":\"").skip(1);
+        contents.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())).collect()
+    };
+    for connection in &mut crowd {
+        while contents(connection).len() < sent.len() {
+            connection.fill(deadline).expect("the stream goes on");
+        }
+        let mut got = contents(connection);
+        got.sort_unstable();
+        assert_eq!(got, sent, "each once, and nothing else");
+    }
+    let replayed = node.metric("corecast_replays_total").expect("it is counted");
+    assert!(replayed >= (CROWD / 2) as f64, "{replayed} of {CROWD}");
+    let read = node.metric("corecast_records_reread_total").expect("it is counted");
+    // Of four messages one has two records; and what is for others.
+    let records = (sent.len() / 4 * 5 + sent.len() * 4) as f64;
+    assert!(read <= 2.0 * records, "{read}, and there are {records}");
 }

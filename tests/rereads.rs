@@ -20,7 +20,8 @@ use corecast::lane::{Doorbell, ToShard, lane};
 use corecast::limits;
 use corecast::limits::log::REPEAT_RECORDS;
 use corecast::limits::shard::{
-    PAST_FRAMES_MAX, REPLAY_EVENTS_PER_TURN_MAX, REPLAY_PATIENCE, REPLAY_SHARE, REPLAY_WRITE_BYTES,
+    PAST_FRAMES_MAX, REPLAY_EVENTS_PER_TURN_MAX, REPLAY_GONE_TIME, REPLAY_PATIENCE, REPLAY_SHARE,
+    REPLAY_WRITE_BYTES,
 };
 use corecast::ports::{MovedRecord, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
@@ -75,18 +76,6 @@ impl Bench {
 
     /// A stream that has been served everything before this offset.
     fn open(&mut self, user: &str, served: u64) -> (StreamKey, Socket) {
-        let mut text = Vec::new();
-        let parts = CursorParts {
-            shape: SHAPE,
-            at: NOON,
-            backlog: false,
-            own_partition: 0,
-            own: 0,
-            group: &[served],
-            offset_max: served,
-        };
-        parts.write(&mut text);
-        let text = String::from_utf8(text).expect("base64");
         let socket = Socket::default();
         let opened = self.streams.handle_open(
             Open {
@@ -94,7 +83,7 @@ impl Bench {
                 user: &UserId::new(user).expect("a user id"),
                 members: &[],
                 connection: "tab",
-                cursor: Some(Cursor::parse(&text).expect("a cursor")),
+                cursor: Some(cursor(served)),
                 backlog: None,
                 response_head: b"",
             },
@@ -138,6 +127,22 @@ impl Bench {
             self.streams.handle_reread(pass, Ok(read(events, next)), self.now);
         }
     }
+}
+
+/// Of who has been served everything before this offset.
+fn cursor(served: u64) -> Cursor {
+    let mut text = Vec::new();
+    let parts = CursorParts {
+        shape: SHAPE,
+        at: NOON,
+        backlog: false,
+        own_partition: 0,
+        own: 0,
+        group: &[served],
+        offset_max: served,
+    };
+    parts.write(&mut text);
+    Cursor::parse(std::str::from_utf8(&text).expect("base64")).expect("a cursor")
 }
 
 fn event(offset: u64, id: u64) -> SharedEvent {
@@ -354,7 +359,11 @@ fn what_is_not_to_be_had_ends_the_streams_and_the_next_come_in() {
             (0..3).map(|number| bench.open(&format!("user-{number}"), 0).1).collect();
         bench.write();
         let reread = bench.streams.poll_reread(bench.now).expect("they are behind");
+        assert!(bench.streams.prefers_log(&cursor(0), bench.now));
         bench.streams.handle_reread(reread.pass, Err(why), bench.now);
+        let prefers = |after| bench.streams.prefers_log(&cursor(0), bench.now.plus(after));
+        assert_eq!(prefers(Duration::ZERO), why == Unread::Away, "the store has what is gone");
+        assert!(prefers(REPLAY_GONE_TIME), "it may be another part");
         bench.write();
         assert!(bench.streams.is_empty());
         for socket in &sockets {

@@ -222,7 +222,8 @@ impl Core {
 
     /// Takes a request for a stream of one of this shard's users. One that comes without a usable
     /// cursor, in the middle of a backlog, from before the ring, or from further than has been read
-    /// here waits for what log and store know.
+    /// here waits for what log and store know; of a crowd, who is near is served by the log, which
+    /// is read once for all of them.
     pub fn take_handed(
         &mut self,
         door: &mut Door,
@@ -244,6 +245,11 @@ impl Core {
             },
             None => None,
         };
+        let is_crowd = presented.is_some() && self.keeping.asked() >= limits::ASKS_BEFORE_LOG;
+        let cursor = request.cursor.as_ref();
+        if is_crowd && cursor.is_some_and(|cursor| self.streams.prefers_log(cursor, now)) {
+            return self.open_or_refuse(door, set, (handed, None), now);
+        }
         let reach = (self.streams.read_for(user), self.streams.ring_for(user));
         // What is known of the user goes first: a page that is loaded again has just gone.
         self.streams.handle_user_back(&handed.request.user, is_gone);
@@ -253,7 +259,7 @@ impl Core {
         if let Err(handed) =
             self.keeping.ask(self.number, handed, (reach, presented), &self.reports, now)
         {
-            self.refuse(door, set, *handed, now);
+            self.replay_or_refuse(door, set, *handed, now);
         }
     }
 

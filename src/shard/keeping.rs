@@ -70,6 +70,11 @@ impl Keeping {
         Ok(())
     }
 
+    /// Requests that wait for their answer.
+    pub fn asked(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// The request that this answers, if it still waits.
     pub fn take(&mut self, key: u64) -> Option<Box<Handed>> {
         let waits = self.waiting.get(key as u32)?.serial == (key >> 32) as u32;

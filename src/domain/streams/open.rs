@@ -164,6 +164,12 @@ impl<S> Streams<S> {
         is_of_log && served.is_within(self.vector.view()) && self.is_near(&served)
     }
 
+    /// Whether a client is served as well by the log as by the store: not where the log has turned
+    /// out not to have it.
+    pub fn prefers_log(&self, cursor: &Cursor, now: Moment) -> bool {
+        self.may_replay(cursor) && !self.replay.was_gone(now)
+    }
+
     /// How far the log has been read here, for this user.
     pub fn read_for(&self, user: &UserId) -> Served {
         Served::of(self.vector.view(), self.options.shape.partition_of_user(user.as_str()))

@@ -65,6 +65,8 @@ pub(super) struct Replay {
     waiting: Vec<StreamKey>,
     pub pass: Option<Pass>,
     passes: u32,
+    /// When a pass met what the log does not hold any more.
+    gone_at: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -87,13 +89,18 @@ pub(super) struct Pass {
 
 impl Replay {
     pub fn new() -> Self {
-        Self { waiting: Vec::new(), pass: None, passes: 0 }
+        Self { waiting: Vec::new(), pass: None, passes: 0, gone_at: None }
     }
 
     /// Who waits longer than until then is left behind.
     pub fn poll_timeout(&self) -> Option<Moment> {
         let pass = self.pass.as_ref().filter(|pass| pass.behind > 0)?;
         Some(pass.since.plus(limits::REPLAY_PATIENCE))
+    }
+
+    /// Whether that was just now: who stands as far back would meet it, too.
+    pub fn was_gone(&self, now: Moment) -> bool {
+        self.gone_at.is_some_and(|at| now < at.plus(limits::REPLAY_GONE_TIME))
     }
 
     /// A stream ends, or leaves the pass, with this part in it.
@@ -189,7 +196,10 @@ impl<S> Streams<S> {
         let Some(pass) = replay.pass.as_mut().filter(|pass| pass.number == number) else { return };
         let (first, ReadAgain { events, next }) = match read {
             Ok(read) => (Part::Member { pass: number, next: Some(0) }, read),
-            Err(why) => (Part::Refused(why), ReadAgain::default()),
+            Err(why) => {
+                replay.gone_at = (why == Unread::Gone).then_some(now).or(replay.gone_at);
+                (Part::Refused(why), ReadAgain::default())
+            }
         };
         let is_refused = matches!(first, Part::Refused(_));
         let mut queues: BTreeMap<Partition, VecDeque<SharedEvent>> = BTreeMap::new();
