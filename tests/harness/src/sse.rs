@@ -82,10 +82,15 @@ impl Stream {
     /// What comes next. Panics if nothing comes in time.
     pub fn next_item(&mut self) -> Item {
         let deadline = Instant::now() + self.patience;
+        // Nothing ends before this: what comes in many pieces is looked at once.
+        let mut looked_at = 0;
         let end = loop {
-            if let Some(end) = self.connection.buffer().windows(2).position(|two| two == b"\n\n") {
-                break end;
+            let buffer = self.connection.buffer();
+            let rest = &buffer[looked_at..];
+            if let Some(end) = rest.windows(2).position(|two| two == b"\n\n") {
+                break looked_at + end;
             }
+            looked_at = buffer.len().saturating_sub(1);
             if let Err(end) = self.connection.fill(deadline) {
                 let rest = String::from_utf8_lossy(self.connection.buffer());
                 // A node that was killed, or that closed a reader who stood still, may end it

@@ -47,9 +47,12 @@ impl JavaProducer {
         self.asked += 1;
         let mark = format!("{}\t", self.asked);
         let line = format!("{mark}{}\n", command.join("\t"));
+        // Of thousands of answers, only what comes from here on is looked at.
+        let seen = self.process.lines();
         self.input.write_all(line.as_bytes()).expect("the java producer runs");
-        let answer =
-            self.process.wait_for_line(ANSWER, |line| line.strip_prefix(&mark).map(str::to_owned));
+        let answer = self
+            .process
+            .wait_for_line_after(seen, ANSWER, |line| line.strip_prefix(&mark).map(str::to_owned));
         let done = answer.strip_prefix("done");
         done.unwrap_or_else(|| panic!("{command:?}: {answer}")).trim().to_owned()
     }
