@@ -35,14 +35,19 @@ pub struct World {
     pub cassandra: Cassandra,
 }
 
+impl World {
+    /// Starts so many brokers and database nodes.
+    pub fn start(brokers: usize, databases: usize) -> Self {
+        let cassandra = std::thread::spawn(move || Cassandra::start(databases));
+        let kafka = Kafka::start(Version::V4_3, brokers);
+        Self { kafka, cassandra: cassandra.join().expect("it starts") }
+    }
+}
+
 /// One broker and one database, which nobody stops.
 pub fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(|| {
-        let cassandra = std::thread::spawn(|| Cassandra::start(1));
-        let kafka = Kafka::start(Version::V4_3, 1);
-        World { kafka, cassandra: cassandra.join().expect("it starts") }
-    })
+    WORLD.get_or_init(|| World::start(1, 1))
 }
 
 /// A place in that world.
