@@ -271,8 +271,10 @@ pub mod shard {
     /// about half as long again.
     pub const REPLAY_SHARE: u32 = 8;
     pub const REPLAY_WRITE_BYTES: usize = 8 << 10;
-    /// Events that are looked at in one turn for streams that replay: about 2 ms of them.
-    pub const REPLAY_EVENTS_PER_TURN_MAX: usize = 65_536;
+    /// Events that are looked at in one turn for streams that replay, and their writes: a
+    /// millisecond of each, which is what others wait for them.
+    pub const REPLAY_EVENTS_PER_TURN_MAX: usize = 32_768;
+    pub const REPLAY_WRITES_PER_TURN_MAX: usize = 64;
 }
 
 /// Reading the log again.
@@ -349,8 +351,11 @@ pub mod lane {
     pub const INGEST_TO_SHARD: usize = 64;
     /// Events and positions from one shard to another.
     pub const SHARD_TO_SHARD: usize = 1_024;
-    /// Connections that one shard has accepted for another.
-    pub const STREAMS_TO_SHARD: usize = 256;
+    /// Connections that one shard has accepted for others: in all its lanes, and in one of them. As
+    /// many clients as a node can open within tens of milliseconds come back at once.
+    pub const STREAMS_TO_SHARDS: usize = 2_048;
+    pub const STREAMS_TO_SHARD_MIN: usize = 64;
+    pub const STREAMS_TO_SHARD_MAX: usize = 1_024;
     /// Requests and reports from a shard to the control threads.
     pub const SHARD_TO_CONTROL: usize = 4_096;
 }
@@ -621,6 +626,10 @@ pub mod keeping {
     /// How far the clocks of those who append records may be apart, where only time tells what a
     /// client has had.
     pub const CLOCKS_DIFFER: Duration = Duration::from_secs(3_600);
+    /// Between two times at which group messages that have ended are looked for.
+    pub const FORGET_PACE: Duration = Duration::from_secs(1);
+    /// Group messages that are looked at for one user before others have their turn.
+    pub const GROUP_ROWS_AT_ONCE: usize = 1_000;
     /// Rows of an inbox, and of group messages, that are read in one statement.
     pub const ROWS_READ: usize = 1_000;
     /// Contents that are read together, each by a statement of its own: little enough that a slow

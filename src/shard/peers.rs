@@ -43,13 +43,15 @@ pub struct Peers {
 /// Makes the lanes between shards, given their doorbells in order. Returns each one's ends.
 pub fn mesh(bells: &[Arc<Doorbell>]) -> Option<Vec<Peers>> {
     let sharding = Sharding::new(u16::try_from(bells.len()).ok()?)?;
+    let share = limits::STREAMS_TO_SHARDS / bells.len();
+    let handed_max = share.clamp(limits::STREAMS_TO_SHARD_MIN, limits::STREAMS_TO_SHARD_MAX);
     let mut all: Vec<Peers> = (0..sharding.count())
-        .map(|own| Peers { own, sharding, peers: Vec::new(), handed_max: limits::STREAMS_TO_SHARD })
+        .map(|own| Peers { own, sharding, peers: Vec::new(), handed_max })
         .collect();
     for left in 0..bells.len() {
         for right in left + 1..bells.len() {
-            let (to_right, from_left) = ends(&bells[right]);
-            let (to_left, from_right) = ends(&bells[left]);
+            let (to_right, from_left) = ends(&bells[right], handed_max);
+            let (to_left, from_right) = ends(&bells[left], handed_max);
             all[left].peers.push(peer(right as u16, from_right, to_right));
             all[right].peers.push(peer(left as u16, from_left, to_left));
         }
@@ -60,9 +62,9 @@ pub fn mesh(bells: &[Arc<Doorbell>]) -> Option<Vec<Peers>> {
 type SendingEnds = (Sender<Passed>, Sender<Box<Handed>>);
 type ReceivingEnds = (Receiver<Passed>, Receiver<Box<Handed>>);
 
-fn ends(bell: &Arc<Doorbell>) -> (SendingEnds, ReceivingEnds) {
+fn ends(bell: &Arc<Doorbell>, handed_max: usize) -> (SendingEnds, ReceivingEnds) {
     let (events_out, events_in) = lane("shard_to_shard", limits::SHARD_TO_SHARD, bell.clone());
-    let (streams_out, streams_in) = lane("streams", limits::STREAMS_TO_SHARD, bell.clone());
+    let (streams_out, streams_in) = lane("streams", handed_max, bell.clone());
     ((events_out, streams_out), (events_in, streams_in))
 }
 
@@ -82,7 +84,7 @@ impl Peers {
 
     /// At most so many connections may wait in all lanes that lead away from here.
     pub(super) fn limit_handed(&mut self, many: usize) {
-        self.handed_max = (many / self.peers.len().max(1)).max(1);
+        self.handed_max = (many / self.peers.len().max(1)).clamp(1, self.handed_max);
     }
 
     /// Other shards.
