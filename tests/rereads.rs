@@ -21,7 +21,7 @@ use corecast::limits;
 use corecast::limits::log::REPEAT_RECORDS;
 use corecast::limits::shard::{
     PAST_FRAMES_MAX, REPLAY_EVENTS_PER_TURN_MAX, REPLAY_GONE_TIME, REPLAY_PATIENCE, REPLAY_SHARE,
-    REPLAY_WRITE_BYTES,
+    REPLAY_WRITE_BYTES, REPLAY_WRITES_PER_TURN_MAX,
 };
 use corecast::ports::{MovedRecord, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
@@ -95,7 +95,13 @@ impl Bench {
 
     fn write(&mut self) {
         while self.streams.wants_to_write() {
-            let Some(write) = self.streams.poll_write(self.wall) else { continue };
+            self.write_turn();
+        }
+    }
+
+    fn write_turn(&mut self) {
+        loop {
+            let Some(write) = self.streams.poll_write(self.wall) else { return };
             let (key, socket) = (write.key, write.socket.clone());
             let bytes: Vec<u8> =
                 write.pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
@@ -301,6 +307,28 @@ fn those_that_replay_leave_the_others_their_turns() {
     let last = bench.writes.iter().rposition(|key| live.contains(key)).expect("CONNECTED");
     let most = live.len() * REPLAY_SHARE as usize / (REPLAY_SHARE as usize - 1) + 1;
     assert!(last <= most, "the last of them had the {last}th write of {}", bench.writes.len());
+}
+
+/// A turn ends when they have had their share of it: what is live may have come meanwhile.
+#[test]
+fn those_that_replay_end_a_turn() {
+    let mut bench = Bench::new(1_000);
+    let late = 2 * REPLAY_WRITES_PER_TURN_MAX;
+    let sockets: Vec<_> = (0..late).map(|late| bench.open(&format!("late-{late}"), 0).1).collect();
+    bench.write();
+    let reread = bench.streams.poll_reread(bench.now).expect("they are behind");
+    let events = (0..10).map(|offset| event(offset, offset)).collect();
+    bench.streams.handle_reread(reread.pass, Ok(read(events, 10)), bench.now);
+    let mut turns = Vec::new();
+    while bench.streams.wants_to_write() {
+        bench.writes.clear();
+        bench.write_turn();
+        turns.push(bench.writes.len());
+    }
+    assert_eq!(turns, [REPLAY_WRITES_PER_TURN_MAX, REPLAY_WRITES_PER_TURN_MAX, 0]);
+    for socket in sockets {
+        assert_eq!(offsets(&socket), (0..10).collect::<Vec<_>>());
+    }
 }
 
 /// What is for none of many streams is looked at for each of them: not all of it in one turn.

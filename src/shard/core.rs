@@ -150,6 +150,7 @@ impl Core {
 
     /// Writes to streams until none wants to, or the turn is long enough.
     pub fn feed(&mut self, now: Moment) {
+        self.streams.handle_turn();
         for _ in 0..limits::FEEDS_PER_TURN_MAX {
             let Some(write) = self.streams.poll_write(self.wall) else { break };
             let key = write.key;

@@ -291,21 +291,26 @@ async fn group_candidates(
     members: &[Membership],
     rows: Vec<GroupRow>,
 ) -> Result<Vec<Candidate>, StoreError> {
-    let ids: Vec<_> = rows.iter().map(|row| row.broadcast).collect();
-    let addressees = kept.contents.addressees(&kept.parts, &ids).await?;
     let mut met = HashSet::new();
-    let is_his = |row: &&GroupRow| {
-        let addressees = addressees.get(&row.broadcast);
-        // A broadcast that was published twice is served at its first place.
-        addressees.is_some_and(|named| named.admit(members)) && met.insert(row.broadcast)
-    };
-    let candidate = |row: &GroupRow| Candidate {
-        what: What::Message(row.broadcast),
-        position: Some(row.place.position),
-        appended_at: row.place.appended_at,
-        row: None,
-    };
-    Ok(rows.iter().filter(is_his).map(candidate).collect())
+    let mut found = Vec::new();
+    for rows in rows.chunks(limits::GROUP_ROWS_AT_ONCE) {
+        let ids: Vec<_> = rows.iter().map(|row| row.broadcast).collect();
+        let addressees = kept.contents.addressees(&kept.parts, &ids).await?;
+        let is_his = |row: &&GroupRow| {
+            let addressees = addressees.get(&row.broadcast);
+            // A broadcast that was published twice is served at its first place.
+            addressees.is_some_and(|named| named.admit(members)) && met.insert(row.broadcast)
+        };
+        let candidate = |row: &GroupRow| Candidate {
+            what: What::Message(row.broadcast),
+            position: Some(row.place.position),
+            appended_at: row.place.appended_at,
+            row: None,
+        };
+        found.extend(rows.iter().filter(is_his).map(candidate));
+        tokio::task::yield_now().await;
+    }
+    Ok(found)
 }
 
 /// The group rows of a log that is no more, from a place in each partition on. All are read: one

@@ -293,10 +293,13 @@ struct Partial {
     /// Whose rows those are. A broadcast that was published twice is served at its first place,
     /// also to who stands between the two.
     broadcasts: HashSet<BroadcastId>,
+    /// When what has ended was dropped last.
+    forgotten_at: Option<EpochMillis>,
 }
 
 impl Groups {
-    /// The rows of each partition from a place up to the checkpoint; what has ended is left out.
+    /// The rows of each partition from a place up to the checkpoint; most of what has ended is left
+    /// out.
     pub async fn between(
         &self,
         parts: &KeptParts,
@@ -318,6 +321,8 @@ impl Groups {
             }
             partial.forget(now);
             found.extend(partial.rows.range(*from..to.max(*from)).map(|(_, row)| *row));
+            // What is read for one user may be much.
+            tokio::task::yield_now().await;
         }
         Ok(found)
     }
@@ -339,8 +344,14 @@ impl Partial {
         };
     }
 
-    /// Drops what has ended.
+    /// Drops what has ended, from time to time.
     fn forget(&mut self, now: EpochMillis) {
+        let due = self.forgotten_at.map(|at| at.plus(limits::FORGET_PACE));
+        // The clock may have been set back.
+        if due.is_some_and(|due| now < due) && self.forgotten_at.is_some_and(|at| at <= now) {
+            return;
+        }
+        self.forgotten_at = Some(now);
         let Self { rows, broadcasts, .. } = self;
         rows.retain(|_, row| {
             let stays = row.keep_until > now;

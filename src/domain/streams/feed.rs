@@ -54,8 +54,9 @@ pub(super) struct Plan {
     pub(super) undo: Option<Undo>,
     /// The frames of the lead, where it holds several.
     pub(super) joined: Joined,
-    /// Events that were looked at since the last turn, for streams that replay.
+    /// Events that were looked at in this turn for streams that replay, and their writes.
     pub(super) looked_at: usize,
+    pub(super) replayed: usize,
     /// Targeted messages whose last byte was in the write.
     pub(super) completed: Vec<Row>,
 }
@@ -89,14 +90,17 @@ struct Planned {
 }
 
 impl<S> Streams<S> {
+    /// A turn begins, in which those that replay have their share.
+    pub fn handle_turn(&mut self) {
+        (self.plan.looked_at, self.plan.replayed) = (0, 0);
+    }
+
     /// The next write, if any stream has one. Expired frames are skipped by `wall`. `None` also
-    /// when much has been looked at that was for nobody: the rest is for the next turn.
+    /// when those that replay have had their share of this turn.
     pub fn poll_write(&mut self, wall: EpochMillis) -> Option<Write<'_, S>> {
         loop {
-            let is_enough = self.plan.looked_at >= limits::REPLAY_EVENTS_PER_TURN_MAX;
-            let next = if is_enough { None } else { self.next_queued() };
-            let Some(index) = next else {
-                self.plan.looked_at = 0;
+            let Some(index) = self.next_queued() else {
+                self.handle_turn();
                 return None;
             };
             let Some(stream) = self.slab.get_mut(index) else { continue };

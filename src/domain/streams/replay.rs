@@ -293,7 +293,10 @@ impl<S> Streams<S> {
     /// more, so that the others go on.
     pub(super) fn next_queued(&mut self) -> Option<u32> {
         self.turns = self.turns.wrapping_add(1);
-        if self.turns.is_multiple_of(limits::REPLAY_SHARE)
+        let may_replay = self.plan.looked_at < limits::REPLAY_EVENTS_PER_TURN_MAX
+            && self.plan.replayed < limits::REPLAY_WRITES_PER_TURN_MAX;
+        if may_replay
+            && self.turns.is_multiple_of(limits::REPLAY_SHARE)
             && let Some(index) = self.replay_queue.pop_front()
         {
             return Some(index);
@@ -304,7 +307,7 @@ impl<S> Streams<S> {
             }
             self.replay_queue.push_back(index);
         }
-        self.replay_queue.pop_front()
+        if may_replay { self.replay_queue.pop_front() } else { None }
     }
 
     /// The stream becomes a member of the pass, if that has not come by, or waits for the next one.
