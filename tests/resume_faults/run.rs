@@ -139,8 +139,8 @@ impl Run {
         }
     }
 
-    /// `kill -9`, again and again. Every other time the next one, perhaps the same, is killed before
-    /// this one is ready again.
+    /// `kill -9`, again and again. Every other time the next one, perhaps the same, is killed
+    /// before this one is ready again.
     pub fn kill_nodes(&mut self) {
         let end = Instant::now() + self.duration;
         while Instant::now() < end {
