@@ -262,6 +262,9 @@ pub mod shard {
     /// Records of a partition that may be read again for a client that the ring has lost. Beyond
     /// that it comes back for what the store keeps by then.
     pub const REPLAY_RECORDS_MAX: u64 = 100_000;
+    /// Who is so many records behind is served by the log: of as many the store would have to look
+    /// at the rows, for him alone, and for each piece of what it has for him again.
+    pub const REPLAY_RECORDS_FAR: u64 = 10_000;
     /// For so long nobody is served by the log instead of the store, once it had not all of it.
     pub const REPLAY_GONE_TIME: Duration = Duration::from_secs(5);
     /// How long those who replay wait for one whose socket takes nothing.

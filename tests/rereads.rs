@@ -20,8 +20,9 @@ use corecast::lane::{Doorbell, ToShard, lane};
 use corecast::limits;
 use corecast::limits::log::REPEAT_RECORDS;
 use corecast::limits::shard::{
-    PAST_FRAMES_MAX, REPLAY_EVENTS_PER_TURN_MAX, REPLAY_GONE_TIME, REPLAY_PATIENCE, REPLAY_SHARE,
-    REPLAY_WRITE_BYTES, REPLAY_WRITES_PER_TURN_MAX,
+    PAST_FRAMES_MAX, REPLAY_EVENTS_PER_TURN_MAX, REPLAY_GONE_TIME, REPLAY_PATIENCE,
+    REPLAY_RECORDS_FAR, REPLAY_RECORDS_MAX, REPLAY_SHARE, REPLAY_WRITE_BYTES,
+    REPLAY_WRITES_PER_TURN_MAX,
 };
 use corecast::ports::{MovedRecord, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
@@ -387,9 +388,10 @@ fn what_is_not_to_be_had_ends_the_streams_and_the_next_come_in() {
             (0..3).map(|number| bench.open(&format!("user-{number}"), 0).1).collect();
         bench.write();
         let reread = bench.streams.poll_reread(bench.now).expect("they are behind");
-        assert!(bench.streams.prefers_log(&cursor(0), bench.now));
+        assert!(bench.streams.prefers_log(&cursor(0), true, bench.now));
+        assert!(!bench.streams.prefers_log(&cursor(0), false, bench.now), "he is alone, and near");
         bench.streams.handle_reread(reread.pass, Err(why), bench.now);
-        let prefers = |after| bench.streams.prefers_log(&cursor(0), bench.now.plus(after));
+        let prefers = |after| bench.streams.prefers_log(&cursor(0), true, bench.now.plus(after));
         assert_eq!(prefers(Duration::ZERO), why == Unread::Away, "the store has what is gone");
         assert!(prefers(REPLAY_GONE_TIME), "it may be another part");
         bench.write();
@@ -407,6 +409,20 @@ fn what_is_not_to_be_had_ends_the_streams_and_the_next_come_in() {
         bench.streams.handle_reread(reread.pass, Err(why), bench.now);
         assert_eq!(bench.streams.len(), 1);
     }
+}
+
+/// The store would have to look at as many rows, for each of them.
+#[test]
+fn who_is_far_behind_is_served_by_the_log() {
+    let mut bench = Bench::new(RING);
+    bench.streams.handle_position(GROUP, REPLAY_RECORDS_FAR + 1);
+    let prefers = |served| bench.streams.prefers_log(&cursor(served), false, bench.now);
+    assert_eq!([0, 1, 2].map(prefers), [true, true, false]);
+    for offset in REPLAY_RECORDS_MAX + 1..=REPLAY_RECORDS_MAX + 2 * RING {
+        bench.streams.handle_events(&mut vec![event(offset, offset)]);
+    }
+    let prefers = |served| bench.streams.prefers_log(&cursor(served), true, bench.now);
+    assert!(!prefers(0), "the log is not read as far back for one client");
 }
 
 #[test]

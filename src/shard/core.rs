@@ -223,8 +223,8 @@ impl Core {
 
     /// Takes a request for a stream of one of this shard's users. One that comes without a usable
     /// cursor, in the middle of a backlog, from before the ring, or from further than has been read
-    /// here waits for what log and store know; of a crowd, who is near is served by the log, which
-    /// is read once for all of them.
+    /// here waits for what log and store know; one of a crowd, or far behind, is served by the log,
+    /// which is read once for all of them.
     pub fn take_handed(
         &mut self,
         door: &mut Door,
@@ -246,9 +246,9 @@ impl Core {
             },
             None => None,
         };
-        let is_crowd = presented.is_some() && self.keeping.asked() >= limits::ASKS_BEFORE_LOG;
+        let is_crowd = self.keeping.asked() >= limits::ASKS_BEFORE_LOG;
         let cursor = request.cursor.as_ref();
-        if is_crowd && cursor.is_some_and(|cursor| self.streams.prefers_log(cursor, now)) {
+        if cursor.is_some_and(|cursor| self.streams.prefers_log(cursor, is_crowd, now)) {
             return self.open_or_refuse(door, set, (handed, None), now);
         }
         let reach = (self.streams.read_for(user), self.streams.ring_for(user));

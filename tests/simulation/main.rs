@@ -96,6 +96,7 @@ const MUST_HAPPEN: &[&str] = &[
     "streams that went on from the store",
     "streams that replayed",
     "clients that the log served without the store",
+    "clients of a crowd that the log served",
     "events read again",
     "replays that were refused",
     "replays of what the log has trimmed",

@@ -72,6 +72,12 @@ impl World {
         else {
             return self.open(number, (node, shard), Some(cursor), None);
         };
+        let is_crowd = self.random.one_in(4);
+        let streams = &self.nodes[node].shards[shard].streams;
+        if streams.prefers_log(&cursor, is_crowd, self.now) {
+            self.seen.note("clients of a crowd that the log served");
+            return self.open(number, (node, shard), Some(cursor), None);
+        }
         let what = match (cursor.backlog, cursor.hours) {
             _ if presented.is_in_ring => "resumes of clients that are ahead",
             _ if presented.replaced.is_some() => "resumes in a log that is no more",

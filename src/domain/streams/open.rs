@@ -164,10 +164,16 @@ impl<S> Streams<S> {
         is_of_log && served.is_within(self.vector.view()) && self.is_near(&served)
     }
 
-    /// Whether a client is served as well by the log as by the store: not where the log has turned
+    /// Whether a client is better served by the log than by the store: one of a crowd, or one who
+    /// is so far behind that the store would have to look at as much. Not where the log has turned
     /// out not to have it.
-    pub fn prefers_log(&self, cursor: &Cursor, now: Moment) -> bool {
-        self.may_replay(cursor) && !self.replay.was_gone(now)
+    pub fn prefers_log(&self, cursor: &Cursor, is_crowd: bool, now: Moment) -> bool {
+        let served = Served::from(cursor);
+        let here = Served::of(self.vector.view(), served.own_partition);
+        let behind = here.places().zip(served.places());
+        let behind = behind.map(|((_, next), (_, served))| next.saturating_sub(served));
+        let is_far = || behind.sum::<u64>() >= limits::REPLAY_RECORDS_FAR;
+        self.may_replay(cursor) && !self.replay.was_gone(now) && (is_crowd || is_far())
     }
 
     /// How far the log has been read here, for this user.
