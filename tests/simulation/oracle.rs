@@ -159,12 +159,13 @@ impl World {
         let is_new = client.got.insert(position);
         if client::is_of_log(id, position) {
             assert!(client::is_covered(id, position), "seed {seed}: the id misses its event");
+            // What was lost at its place may stand in the log once more.
+            let is_lost = self.truth.is_lost(position);
             assert!(
-                // What was lost at its place may stand in the log once more.
-                !client::is_covered(last, position) || self.truth.is_lost(position),
+                !client::is_covered(last, position) || is_lost,
                 "seed {seed}: client {number} got {position:?} behind a cursor that covers it"
             );
-            assert!(is_new, "seed {seed}: {position:?} twice to client {number}");
+            assert!(is_new || is_lost, "seed {seed}: {position:?} twice to client {number}");
         } else {
             // No cursor of this log tells of it.
             assert!(id.backlog && sent.names.user().is_some(), "seed {seed}: {position:?}");
