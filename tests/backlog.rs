@@ -253,13 +253,17 @@ fn own() -> Partition {
 }
 
 fn kept(stub: &Arc<Stub>) -> KeptStore {
+    kept_in_pieces(stub, limits::BACKLOG_MESSAGES_MAX)
+}
+
+fn kept_in_pieces(stub: &Arc<Stub>, messages_max: usize) -> KeptStore {
     KeptStore::new(KeptParts {
         log: stub.clone(),
         ownership: stub.clone(),
         inbox: stub.clone(),
         clock: Arc::new(SystemClock),
         retention: Duration::from_secs(3_600),
-        messages_max: limits::BACKLOG_MESSAGES_MAX,
+        messages_max,
     })
 }
 
@@ -494,6 +498,32 @@ fn what_the_log_has_lost_is_told_of_behind_a_cursor() {
     };
     assert_eq!(gaps(EpochMillis(78).plus(hour)), 0, "that was noted before he came");
     assert_eq!(gaps(EpochMillis(77).plus(hour)), 2, "clocks differ");
+}
+
+/// Word of a hole moves no cursor where a message in it is kept all the same.
+#[test]
+fn every_piece_of_a_backlog_gets_further_whatever_the_log_has_lost() {
+    let hole = |from| Hole { partition: own(), from, to: from + 2, noted_at: EpochMillis(77) };
+    let holes = vec![hole(3), hole(6), hole(9)];
+    let stub = Arc::new(Stub { rows: 12, holes, ..Stub::default() });
+    let kept = kept_in_pieces(&stub, 1);
+    let (mut at, mut told) = (0, Vec::new());
+    loop {
+        let mut backlog = ask_by(&kept, &[], Some(presented((at, 0), None))).expect("it is there");
+        let before = at;
+        while let Some((message, served)) = backlog.next(EpochMillis(0)) {
+            told.push((matches!(message.candidate.what, What::Gap(_)), served.own));
+            at = served.own;
+        }
+        if !backlog.is_cut {
+            break;
+        }
+        assert!(at > before, "{told:?}");
+    }
+    let of = |is_gap| told.iter().filter(move |told| told.0 == is_gap).map(|told| told.1);
+    // Who goes on in the middle of one is told again.
+    assert_eq!(of(true).collect::<Vec<_>>(), [3, 4, 6, 7, 9, 10]);
+    assert_eq!(of(false).collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
 }
 
 #[test]

@@ -349,9 +349,11 @@ async fn fill(
     let now = kept.now();
     let mut messages = Vec::new();
     let mut bytes = 0;
+    // Word of a hole does not count: with it alone nobody gets any further.
+    let mut gaps = 0;
     let mut rest = in_order(candidates).peekable();
     while rest.peek().is_some() {
-        let room = kept.parts.messages_max.saturating_sub(messages.len());
+        let room = kept.parts.messages_max.saturating_sub(messages.len() - gaps);
         if room == 0 || bytes >= limits::BACKLOG_BYTES_MAX {
             return Ok((messages, true));
         }
@@ -366,6 +368,7 @@ async fn fill(
                     frame::write_gap(&mut body, from, to, reason);
                     let body = body.into();
                     messages.push(KeptMessage { candidate, expires_at: None, body });
+                    gaps += 1;
                     continue;
                 }
             };
