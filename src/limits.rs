@@ -204,6 +204,8 @@ pub mod shard {
     pub const STREAMS_MAX: usize = 250_000;
     /// Pieces of one vectored write: 32 frames, an id line and a body each.
     pub const WRITE_PIECES_MAX: usize = 64;
+    /// Bytes of the ring beyond which a write takes no further frame.
+    pub const WRITE_BYTES: usize = 64 << 10;
     /// Bytes that are put together for one plain write: a frame of a usual message.
     pub const JOINED_BYTES_MAX: usize = 1_024;
     /// Frames looked at for one stream in one turn.
@@ -269,15 +271,18 @@ pub mod shard {
     pub const REPLAY_GONE_TIME: Duration = Duration::from_secs(5);
     /// How long those who replay wait for one whose socket takes nothing.
     pub const REPLAY_PATIENCE: Duration = Duration::from_secs(1);
+    /// Who is more frames of the ring behind its head replays, and is not served before those that
+    /// are live.
+    pub const LIVE_FRAMES: u64 = 256;
     /// Of so many writes, one goes to a stream that replays, while others have something to write;
     /// and how much goes into it, by the end of its last frame: with these, live delivery takes
     /// about half as long again.
-    pub const REPLAY_SHARE: u32 = 8;
-    pub const REPLAY_WRITE_BYTES: usize = 8 << 10;
-    /// Events that are looked at in one turn for streams that replay, and their writes: a
-    /// millisecond of each, which is what others wait for them.
+    pub const REPLAY_SHARE: u32 = 16;
+    pub const REPLAY_WRITE_BYTES: usize = 32 << 10;
+    /// Beyond so many events looked at, and so many writes of theirs, a turn does nothing more for
+    /// those that replay: a millisecond of each, which is what others wait for them.
     pub const REPLAY_EVENTS_PER_TURN_MAX: usize = 32_768;
-    pub const REPLAY_WRITES_PER_TURN_MAX: usize = 64;
+    pub const REPLAY_WRITES_PER_TURN_MAX: usize = 32;
 }
 
 /// Reading the log again.

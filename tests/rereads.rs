@@ -20,7 +20,7 @@ use corecast::lane::{Doorbell, ToShard, lane};
 use corecast::limits;
 use corecast::limits::log::REPEAT_RECORDS;
 use corecast::limits::shard::{
-    PAST_FRAMES_MAX, REPLAY_EVENTS_PER_TURN_MAX, REPLAY_GONE_TIME, REPLAY_PATIENCE,
+    LIVE_FRAMES, PAST_FRAMES_MAX, REPLAY_EVENTS_PER_TURN_MAX, REPLAY_GONE_TIME, REPLAY_PATIENCE,
     REPLAY_RECORDS_FAR, REPLAY_RECORDS_MAX, REPLAY_SHARE, REPLAY_WRITE_BYTES,
     REPLAY_WRITES_PER_TURN_MAX,
 };
@@ -58,9 +58,14 @@ struct Bench {
 impl Bench {
     /// A shard that has read so many events, all for everybody.
     fn new(events: u64) -> Self {
+        Self::with_ring(RING, events)
+    }
+
+    /// The same, with a ring of so many frames.
+    fn with_ring(frames: u64, events: u64) -> Self {
         let options = StreamsOptions {
             shape: SHAPE,
-            ring: RingLimits { frames: RING as usize, bytes: 1 << 20 },
+            ring: RingLimits { frames: frames as usize, bytes: 1 << 20 },
             streams_max: 2_000,
             heartbeat: Duration::from_secs(25),
             write_progress: Duration::from_secs(30),
@@ -124,15 +129,19 @@ impl Bench {
 
     /// Reads again what is asked for, a part of so many records at a time, until nothing is.
     fn replay(&mut self, part: u64) {
-        loop {
-            self.write();
-            let Some(Reread { pass, from }) = self.streams.poll_reread(self.now) else { return };
-            let [(GROUP, from)] = from[..] else { panic!("one partition has events: {from:?}") };
-            self.reread.push(from);
-            let next = from + part;
-            let events = (from..next).map(|offset| event(offset, offset)).collect();
-            self.streams.handle_reread(pass, Ok(read(events, next)), self.now);
-        }
+        while self.replay_part(part) {}
+    }
+
+    /// Reads one part again, if one is asked for.
+    fn replay_part(&mut self, part: u64) -> bool {
+        self.write();
+        let Some(Reread { pass, from }) = self.streams.poll_reread(self.now) else { return false };
+        let [(GROUP, from)] = from[..] else { panic!("one partition has events: {from:?}") };
+        self.reread.push(from);
+        let next = from + part;
+        let events = (from..next).map(|offset| event(offset, offset)).collect();
+        self.streams.handle_reread(pass, Ok(read(events, next)), self.now);
+        true
     }
 }
 
@@ -216,6 +225,49 @@ fn what_many_need_is_read_once() {
     }
     // One was too late for it, and had a pass of its own.
     assert_eq!(bench.reread, [200, 400, 600, 800, 0, 200, 400, 600, 800]);
+}
+
+/// A crowd does not come at one time: once more have come than are served, all begin together.
+#[test]
+fn a_crowd_that_comes_after_the_first_is_taken_in() {
+    let mut bench = Bench::new(1_000);
+    let mut sockets = vec![bench.open("first", 0).1];
+    for _ in 0..3 {
+        bench.replay_part(100);
+    }
+    sockets.push(bench.open("second", 0).1);
+    bench.replay_part(100);
+    sockets.push(bench.open("third", 0).1);
+    sockets.push(bench.open("fourth", 50).1);
+    bench.replay(100);
+    let parts = [0, 100, 200, 300].into_iter().chain((0..10).map(|part| part * 100));
+    assert_eq!(bench.reread, parts.collect::<Vec<_>>());
+    for (socket, first) in sockets.iter().zip([0, 0, 0, 50]) {
+        assert_eq!(offsets(socket), (first..1_000).collect::<Vec<_>>());
+    }
+}
+
+/// However many are slow: those that are not would begin again and again.
+#[test]
+fn those_that_were_left_behind_wait_for_the_next_pass() {
+    let mut bench = Bench::new(1_000);
+    let (_, quick) = bench.open("quick", 0);
+    let slow: Vec<_> = (0..3).map(|number| bench.open(&format!("slow-{number}"), 0)).collect();
+    bench.write();
+    slow.iter().for_each(|(_, socket)| socket.borrow_mut().room = Some(0));
+    bench.replay(100);
+    bench.now = bench.now.plus(REPLAY_PATIENCE);
+    bench.replay_part(100);
+    for (key, socket) in &slow {
+        socket.borrow_mut().room = None;
+        bench.streams.handle_writable(*key);
+    }
+    bench.replay(100);
+    let parts = (0..10).map(|part| part * 100);
+    assert_eq!(bench.reread, parts.clone().chain(parts).collect::<Vec<_>>());
+    for socket in slow.iter().map(|(_, socket)| socket).chain([&quick]) {
+        assert_eq!(offsets(socket), (0..1_000).collect::<Vec<_>>());
+    }
 }
 
 #[test]
@@ -329,6 +381,34 @@ fn those_that_replay_end_a_turn() {
     assert_eq!(turns, [REPLAY_WRITES_PER_TURN_MAX, REPLAY_WRITES_PER_TURN_MAX, 0]);
     for socket in sockets {
         assert_eq!(offsets(&socket), (0..10).collect::<Vec<_>>());
+    }
+}
+
+/// Nor does it matter where from: what the ring still has is late, too.
+#[test]
+fn those_that_are_far_behind_in_the_ring_are_a_share_of_a_turn() {
+    const EVENTS: u64 = 4 * LIVE_FRAMES;
+    let mut bench = Bench::with_ring(2 * EVENTS, EVENTS);
+    let late: Vec<_> = (0..100).map(|late| bench.open(&format!("late-{late}"), 0).1).collect();
+    let live: Vec<_> = (0..10).map(|live| bench.open(&format!("live-{live}"), EVENTS)).collect();
+    // CONNECTED of each, and then what is late.
+    bench.write_turn();
+    bench.write_turn();
+    bench.streams.handle_events(&mut vec![event(EVENTS, EVENTS)]);
+    bench.writes.clear();
+    bench.write_turn();
+    let is_live = |key: &StreamKey| live.iter().any(|(live, _)| live == key);
+    let last = bench.writes.iter().rposition(is_live).expect("an event");
+    let most = live.len() * REPLAY_SHARE as usize / (REPLAY_SHARE as usize - 1) + 1;
+    assert!(last <= most, "the last of them had the {last}th write of {}", bench.writes.len());
+    assert!(bench.writes.len() <= live.len() + REPLAY_WRITES_PER_TURN_MAX);
+    assert!(bench.streams.wants_to_write(), "the rest comes in later turns");
+    bench.write();
+    for socket in late {
+        assert_eq!(offsets(&socket), (0..=EVENTS).collect::<Vec<_>>());
+    }
+    for (_, socket) in live {
+        assert_eq!(offsets(&socket), [EVENTS]);
     }
 }
 

@@ -339,8 +339,9 @@ impl World {
     pub fn feed(&mut self, node: usize, place: usize) {
         let (now, wall) = (self.now, self.wall());
         let streams = &mut self.nodes[node].shards[place].streams;
-        loop {
-            let Some(write) = streams.poll_write(wall) else { break };
+        // Those that replay have a share of each turn, and the shard turns again at once.
+        while streams.wants_to_write() {
+            let Some(write) = streams.poll_write(wall) else { continue };
             let key = write.key;
             let socket = write.socket.clone();
             let mut kernel = socket.borrow_mut();

@@ -54,7 +54,9 @@ pub(super) struct Plan {
     pub(super) undo: Option<Undo>,
     /// The frames of the lead, where it holds several.
     pub(super) joined: Joined,
-    /// Events that were looked at in this turn for streams that replay, and their writes.
+    /// The write is of a stream that replays.
+    pub(super) is_late: bool,
+    /// Events that were looked at in this turn, and writes of those that replay.
     pub(super) looked_at: usize,
     pub(super) replayed: usize,
     /// Targeted messages whose last byte was in the write.
@@ -90,11 +92,6 @@ struct Planned {
 }
 
 impl<S> Streams<S> {
-    /// A turn begins, in which those that replay have their share.
-    pub fn handle_turn(&mut self) {
-        (self.plan.looked_at, self.plan.replayed) = (0, 0);
-    }
-
     /// The next write, if any stream has one. Expired frames are skipped by `wall`. `None` also
     /// when those that replay have had their share of this turn.
     pub fn poll_write(&mut self, wall: EpochMillis) -> Option<Write<'_, S>> {
@@ -113,6 +110,7 @@ impl<S> Streams<S> {
                 self.stand_at(index, self.plan.end);
                 continue;
             }
+            self.plan.replayed += usize::from(self.plan.is_late);
             return self.lend(index);
         }
     }
@@ -221,7 +219,11 @@ impl<S> Streams<S> {
         let scan_end = self.scan_end().min(until);
         // The lead takes one piece; a frame takes two.
         let room = FRAMES_MAX - usize::from(self.plan.lead_bytes > 0);
-        while self.plan.end < scan_end && self.plan.frames.len() < room {
+        let (begin, mut planned_bytes) = (self.plan.end, 0);
+        while self.plan.end < scan_end
+            && self.plan.frames.len() < room
+            && planned_bytes < limits::WRITE_BYTES
+        {
             let sequence = self.plan.end;
             let Some(event) = self.ring.event(sequence) else { break };
             self.plan.end += 1;
@@ -238,8 +240,10 @@ impl<S> Streams<S> {
             let Some(frame) = self.ring.frame(sequence) else { break };
             let bytes = frame_bytes(frame, user.own_partition);
             let (frame, end) = (frame.clone(), self.plan.end);
+            planned_bytes += bytes;
             self.plan.frames.push(Planned { frame, end, out: 0, bytes });
         }
+        self.plan.looked_at += (self.plan.end - begin) as usize;
         if self.plan.end >= until {
             self.plan.end = self.ring.next();
         }
@@ -254,6 +258,7 @@ impl<S> Streams<S> {
         let set = stream.set;
 
         let Some(private) = stream.private.as_deref_mut() else { return };
+        let begin = self.plan.end;
         while self.plan.end < scan_end {
             let Some(ahead) = private.ahead.as_mut() else { break };
             let Some(event) = self.ring.event(self.plan.end) else { break };
@@ -279,6 +284,7 @@ impl<S> Streams<S> {
                 break;
             }
         }
+        self.plan.looked_at += (self.plan.end - begin) as usize;
         self.plan.lead_bytes = private.lead.len();
         stream.at = self.plan.end;
     }

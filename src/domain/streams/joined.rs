@@ -62,7 +62,6 @@ impl<S> Streams<S> {
         plan.looked_at += next - first;
         plan.lead_bytes = private.lead.len();
         if !plan.joined.is_empty() {
-            plan.replayed += 1;
             private.part = Part::Member { pass: pass.number, next: Some(next) };
             return;
         }

@@ -19,6 +19,7 @@ mod joined;
 mod open;
 mod replay;
 mod timers;
+mod turns;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -5,14 +5,16 @@
 //! and reads the log part by part; every member gets of each part what is for it and what it has
 //! not been served. The next part is read once all have had this one, so a pass holds one part in
 //! memory, and a member whose socket takes nothing is left behind after a while. A member that has
-//! come to the ring goes on from there. Who stands behind a pass waits for the next one.
+//! come to the ring goes on from there. Who stands behind a pass waits for the next one; once more
+//! have come so than are in it, it ends, and the next one begins with all of them. So what a crowd
+//! needs that comes within a while is read about twice, and not once for each few of them.
 //!
 //! Reading begins a window of repeats before what is served, so that a record that repeats another
 //! is known as one, as everywhere.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{BEHIND, BLOCKED, CUT_OFF, Stream, StreamKey, Streams, enqueue};
+use super::{BEHIND, BLOCKED, CUT_OFF, StreamKey, Streams, enqueue};
 use crate::base::{EpochMillis, LogShape, Moment, Partition};
 use crate::domain::backlog::oldest_first;
 use crate::domain::repeats::Repeats;
@@ -63,6 +65,8 @@ pub(super) enum Part {
 #[derive(Debug)]
 pub(super) struct Replay {
     waiting: Vec<StreamKey>,
+    /// How many of them wait for the first time.
+    newcomers: usize,
     pub pass: Option<Pass>,
     passes: u32,
     /// When a pass met what the log does not hold any more.
@@ -89,7 +93,7 @@ pub(super) struct Pass {
 
 impl Replay {
     pub fn new() -> Self {
-        Self { waiting: Vec::new(), pass: None, passes: 0, gone_at: None }
+        Self { waiting: Vec::new(), newcomers: 0, pass: None, passes: 0, gone_at: None }
     }
 
     /// Who waits longer than until then is left behind.
@@ -173,6 +177,11 @@ impl<S> Streams<S> {
             let pass = self.replay.pass.as_mut()?;
             if pass.members.is_empty() {
                 self.replay.pass = None;
+                continue;
+            }
+            // Those that a pass has left behind don't count: it would never get far.
+            if self.replay.newcomers > pass.members.len() {
+                self.end_pass();
                 continue;
             }
             let is_left = |(partition, read): &(&Partition, &u64)| **read < base.next(**partition);
@@ -289,27 +298,6 @@ impl<S> Streams<S> {
         }
     }
 
-    /// The next stream that has something to write. Those that replay are a part of them and no
-    /// more, so that the others go on.
-    pub(super) fn next_queued(&mut self) -> Option<u32> {
-        self.turns = self.turns.wrapping_add(1);
-        let may_replay = self.plan.looked_at < limits::REPLAY_EVENTS_PER_TURN_MAX
-            && self.plan.replayed < limits::REPLAY_WRITES_PER_TURN_MAX;
-        if may_replay
-            && self.turns.is_multiple_of(limits::REPLAY_SHARE)
-            && let Some(index) = self.replay_queue.pop_front()
-        {
-            return Some(index);
-        }
-        while let Some(index) = self.queue.pop_front() {
-            if !self.slab.get(index).is_some_and(is_fed_from_log) {
-                return Some(index);
-            }
-            self.replay_queue.push_back(index);
-        }
-        if may_replay { self.replay_queue.pop_front() } else { None }
-    }
-
     /// The stream becomes a member of the pass, if that has not come by, or waits for the next one.
     fn join_replay(&mut self, index: u32) {
         let Some(stream) = self.slab.get_mut(index) else { return };
@@ -317,7 +305,8 @@ impl<S> Streams<S> {
         let private = stream.private();
         let Some(ahead) = private.ahead.as_ref() else { return };
         let pass = self.replay.pass.as_mut().filter(|pass| pass.is_before(ahead));
-        self.counters.replays += u64::from(private.part == Part::None);
+        let is_first = private.part == Part::None;
+        self.counters.replays += u64::from(is_first);
         match pass {
             Some(pass) => {
                 private.part = Part::Member { pass: pass.number, next: None };
@@ -326,6 +315,7 @@ impl<S> Streams<S> {
             None => {
                 private.part = Part::Waits;
                 self.replay.waiting.push(key);
+                self.replay.newcomers += usize::from(is_first);
             }
         }
     }
@@ -334,6 +324,7 @@ impl<S> Streams<S> {
     fn begin_pass(&mut self) -> bool {
         let Self { replay, slab, options, .. } = self;
         replay.passes = replay.passes.wrapping_add(1);
+        replay.newcomers = 0;
         let number = replay.passes;
         let mut from = BTreeMap::new();
         let mut members = Vec::new();
@@ -356,6 +347,18 @@ impl<S> Streams<S> {
         }
         replay.pass = Some(Pass { members, ..Pass::new(number, options.shape, from) });
         true
+    }
+
+    /// Ends the pass between two parts: its members wait with the others.
+    fn end_pass(&mut self) {
+        let Some(pass) = self.replay.pass.take() else { return };
+        for key in pass.members {
+            let stream = self.slab.get_mut(key.index);
+            if let Some(stream) = stream.filter(|stream| stream.serial == key.serial) {
+                stream.private().part = Part::Waits;
+                self.replay.waiting.push(key);
+            }
+        }
     }
 
     /// Members that the ring reaches go on from there; those that are gone are forgotten.
@@ -430,10 +433,4 @@ impl<S> Streams<S> {
         }
         self.plan.end = at;
     }
-}
-
-/// Whether what comes next of the stream is neither in the ring nor in its backlog.
-fn is_fed_from_log<S>(stream: &Stream<S>) -> bool {
-    let has_backlog = stream.private.as_deref().is_some_and(|private| private.backlog.is_some());
-    stream.is(CUT_OFF) && !has_backlog
 }
