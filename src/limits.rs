@@ -240,6 +240,8 @@ pub mod shard {
     /// what a healthy store answers in, many times over.
     pub const ASKS_MAX: usize = 4_096;
     pub const ASK_TIME: Duration = Duration::from_secs(5);
+    /// The same for those that the log could serve: ten times what a healthy store takes.
+    pub const ASK_TIME_WITH_LOG: Duration = Duration::from_millis(250);
     /// While so many of them wait, who has a cursor that is near is served by the log: a store has
     /// them in some tens of milliseconds, and a crowd would wait for seconds.
     pub const ASKS_BEFORE_LOG: usize = 64;

@@ -247,10 +247,14 @@ impl Core {
             None => None,
         };
         let is_crowd = self.keeping.asked() >= limits::ASKS_BEFORE_LOG;
-        let cursor = request.cursor.as_ref();
-        if cursor.is_some_and(|cursor| self.streams.prefers_log(cursor, is_crowd, now)) {
+        let prefers_log = |is_crowd| {
+            let cursor = request.cursor.as_ref();
+            cursor.is_some_and(|cursor| self.streams.prefers_log(cursor, is_crowd, now))
+        };
+        if prefers_log(is_crowd) {
             return self.open_or_refuse(door, set, (handed, None), now);
         }
+        let has_log = prefers_log(true);
         let reach = (self.streams.read_for(user), self.streams.ring_for(user));
         // What is known of the user goes first: a page that is loaded again has just gone.
         self.streams.handle_user_back(&handed.request.user, is_gone);
@@ -258,7 +262,7 @@ impl Core {
         self.keeping.tell(&self.reports);
         let handed = Box::new(handed);
         if let Err(handed) =
-            self.keeping.ask(self.number, handed, (reach, presented), &self.reports, now)
+            self.keeping.ask(self.number, (handed, has_log), (reach, presented), &self.reports, now)
         {
             self.replay_or_refuse(door, set, *handed, now);
         }
@@ -286,8 +290,15 @@ impl Core {
         self.keeping.look(set, &mut self.streams, now);
         self.keeping.tell(&self.reports);
         loop {
-            let next =
-                if self.is_serving { self.keeping.take_late(now) } else { self.keeping.take_any() };
+            let has_log = |handed: &Handed| {
+                let cursor = handed.request.cursor.as_ref();
+                cursor.is_some_and(|cursor| self.streams.prefers_log(cursor, true, now))
+            };
+            let next = if self.is_serving {
+                self.keeping.take_late(now, has_log)
+            } else {
+                self.keeping.take_any()
+            };
             let Some(handed) = next else { return };
             self.replay_or_refuse(door, set, *handed, now);
         }

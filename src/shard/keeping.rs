@@ -5,7 +5,7 @@
 //! or is put off. Notes that find no room wait here; too many are dropped and counted, which costs
 //! a repetition and never a message.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::event::epoll;
@@ -23,13 +23,15 @@ use crate::limits::shard as limits;
 struct Waiting {
     handed: Box<Handed>,
     serial: u32,
+    /// When it is put off.
+    until: Moment,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Keeping {
     waiting: Slab<Waiting>,
-    /// When each of them is put off, in order.
-    deadlines: VecDeque<(Moment, u64)>,
+    /// When each of them has waited long enough; those that have an answer are among them.
+    deadlines: BTreeSet<(Moment, u64)>,
     serials: u32,
     /// Ended streams whose peer has not acknowledged everything, in order; until when they stay.
     closed: VecDeque<(Moment, Closed<OwnedFd>)>,
@@ -42,11 +44,12 @@ pub(super) struct Keeping {
 }
 
 impl Keeping {
-    /// Asks what is kept for a user; gives the request back if it can't wait here.
+    /// Asks what is kept for a user; gives the request back if it can't wait here. `has_log`: it
+    /// need not wait as long as the others.
     pub fn ask(
         &mut self,
         shard: u16,
-        handed: Box<Handed>,
+        (handed, has_log): (Box<Handed>, bool),
         ((read, ring), presented): ((Served, Served), Option<Presented>),
         reports: &Sender<FromShard>,
         now: Moment,
@@ -57,7 +60,8 @@ impl Keeping {
         self.serials = self.serials.wrapping_add(1);
         let serial = self.serials;
         let (user, members) = (handed.request.user.clone(), handed.request.members.clone());
-        let index = self.waiting.insert(Waiting { handed, serial });
+        let until = now.plus(limits::ASK_TIME);
+        let index = self.waiting.insert(Waiting { handed, serial, until });
         let key = u64::from(serial) << 32 | u64::from(index);
         let ask = Box::new(Ask { shard, key, user, members, read, ring, presented });
         if reports.try_send(FromShard::Ask(ask)).is_err() {
@@ -66,7 +70,8 @@ impl Keeping {
                 None => Ok(()),
             };
         }
-        self.deadlines.push_back((now.plus(limits::ASK_TIME), key));
+        let first = if has_log { now.plus(limits::ASK_TIME_WITH_LOG) } else { until };
+        self.deadlines.insert((first, key));
         Ok(())
     }
 
@@ -81,22 +86,34 @@ impl Keeping {
         waits.then(|| self.waiting.remove(key as u32)).flatten().map(|waiting| waiting.handed)
     }
 
-    /// The next request that has waited long enough.
-    pub fn take_late(&mut self, now: Moment) -> Option<Box<Handed>> {
-        while let Some((deadline, key)) = self.deadlines.front().copied()
+    /// The next request that has waited long enough. `has_log` says whether the log has what one
+    /// needs; one that it has no more waits on.
+    pub fn take_late(
+        &mut self,
+        now: Moment,
+        has_log: impl Fn(&Handed) -> bool,
+    ) -> Option<Box<Handed>> {
+        while let Some((deadline, key)) = self.deadlines.first().copied()
             && deadline <= now
         {
-            self.deadlines.pop_front();
-            if let Some(late) = self.take(key) {
-                return Some(late);
+            self.deadlines.pop_first();
+            let waiting = self.waiting.get(key as u32);
+            let Some(waiting) = waiting.filter(|waiting| waiting.serial == (key >> 32) as u32)
+            else {
+                continue;
+            };
+            let until = waiting.until;
+            if until <= now || has_log(&waiting.handed) {
+                return self.take(key);
             }
+            self.deadlines.insert((until, key));
         }
         None
     }
 
     /// The next request, whether late or not.
     pub fn take_any(&mut self) -> Option<Box<Handed>> {
-        while let Some((_, key)) = self.deadlines.pop_front() {
+        while let Some((_, key)) = self.deadlines.pop_first() {
             if let Some(handed) = self.take(key) {
                 return Some(handed);
             }
@@ -200,7 +217,7 @@ impl Keeping {
 
     /// When to look again.
     pub fn poll_timeout(&self, now: Moment) -> Option<Moment> {
-        let late = self.deadlines.front().map(|(deadline, _)| *deadline);
+        let late = self.deadlines.first().map(|(deadline, _)| *deadline);
         let notes = (!self.notes.is_empty()).then(|| now.plus(limits::FULL_LANE_WAIT));
         [late, self.look_at, notes, self.confirm_at].into_iter().flatten().min()
     }
