@@ -342,6 +342,10 @@ pub mod edge {
     pub const ACCEPTS_PER_TURN_MAX: usize = 128;
     /// Length of the kernel's queue of established connections (`somaxconn` may cut it).
     pub const BACKLOG: i32 = 4_096;
+    /// What the kernel takes of a connection beyond what is on its way. By itself it takes
+    /// megabytes of one whose peer is slow, which would then be replayed to its memory and not to
+    /// its peer.
+    pub const UNSENT_BYTES: u32 = 64 << 10;
     /// How long accepting rests when the process has no descriptors left.
     pub const ACCEPT_REST: Duration = Duration::from_millis(100);
 }

@@ -26,6 +26,7 @@ fn listen_shared(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_tcp_nodelay(true)?;
     // A peer that acknowledges nothing for so long is dead, whether or not we have more to say.
     socket.set_tcp_user_timeout(Some(shard::WRITE_PROGRESS))?;
+    socket.set_tcp_notsent_lowat(limits::UNSENT_BYTES)?;
     socket.bind(&address.into())?;
     socket.listen(limits::BACKLOG)?;
     Ok(socket.into())
@@ -33,6 +34,8 @@ fn listen_shared(address: SocketAddr) -> io::Result<TcpListener> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
     use super::*;
 
     #[test]
@@ -41,6 +44,13 @@ mod tests {
         let listeners = listen(any, 2).expect("a free port");
         let bound = listeners[0].local_addr().expect("bound");
         assert_eq!(listeners[1].local_addr().expect("bound"), bound);
+        let connected = TcpStream::connect(bound).expect("it listens");
+        let accepted = std::iter::repeat_with(|| &listeners)
+            .find_map(|listeners| listeners.iter().find_map(|listener| listener.accept().ok()));
+        let (accepted, _) = accepted.expect("endless");
+        let unsent = socket2::SockRef::from(&accepted).tcp_notsent_lowat();
+        assert_eq!(unsent.expect("an option"), limits::UNSENT_BYTES, "it inherits");
+        drop(connected);
         let error = listen(bound, 1).expect_err("taken");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
