@@ -36,6 +36,10 @@ const READ_STREAMS: usize = 64;
 /// Below those that the kernel gives.
 const PORT_FIRST: u32 = 10_000;
 const PORTS: u32 = 20_000;
+/// Addresses of one run: another one that follows at once takes others, because the kernel keeps
+/// the ports of connections that have ended for a minute.
+const ADDRESSES: u32 = 256;
+const RUNS: u32 = 250;
 
 /// What a client gets: of each partition of the group topic, in order, the `event` and `data` lines
 /// of each event with the empty line behind them.
@@ -347,7 +351,8 @@ fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
     static DRAWN: AtomicU32 = AtomicU32::new(0);
     let drawn = DRAWN.fetch_add(1, Ordering::Relaxed);
     let port = (PORT_FIRST + drawn % PORTS) as u16;
-    let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 2, 0, 1)) + drawn / PORTS);
+    let first = u32::from(Ipv4Addr::new(127, 2, 0, 1)) + std::process::id() % RUNS * ADDRESSES;
+    let address = Ipv4Addr::from(first + drawn / PORTS);
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((address, port)).into())?;
     socket.connect(&to.into())?;

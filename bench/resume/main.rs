@@ -172,11 +172,19 @@ impl Site {
                     wait::until_due(Instant::now() + LOOK);
                 }
             });
-            let done = what();
-            is_over.store(true, Ordering::Relaxed);
-            done
+            let _over = Over(&is_over);
+            what()
         });
         (done, most.into_inner())
+    }
+}
+
+/// Says so when it is dropped: also when a thread panics for which others wait.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
