@@ -7,7 +7,7 @@
 //! Environment: `BENCH_JSON=FILE` writes the figures there too. A word on the command line runs
 //! only `connect` or `burst`.
 
-#[path = "measured/figures.rs"]
+#[path = "common/figures.rs"]
 mod figures;
 
 use std::process::ExitCode;
@@ -47,9 +47,7 @@ fn main() -> ExitCode {
         harness::skip(&format!("no {program}"), "install a JDK 17 and Maven");
         return ExitCode::SUCCESS;
     }
-    let words: Vec<String> =
-        std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let wants = |part: &str| words.is_empty() || words.iter().any(|word| word == part);
+    let wants = figures::wanted();
     let program = harness::shipped::program();
     let cassandra = std::thread::spawn(|| Cassandra::start(1));
     let kafka = Kafka::start(Version::V4_3, 1);
@@ -69,10 +67,7 @@ fn main() -> ExitCode {
     if wants("burst") {
         measure_burst(&node, &mut figures);
     }
-    figures.print();
-    if let Some(path) = std::env::var_os("BENCH_JSON") {
-        std::fs::write(&path, figures.to_json()).expect("the file for the figures can be written");
-    }
+    figures.tell();
     ExitCode::SUCCESS
 }
 

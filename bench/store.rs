@@ -5,7 +5,7 @@
 //! ratios' median counts. The goal is 0.6 of the bare loop. `BENCH_JSON=FILE` writes the figures
 //! there too.
 
-#[path = "measured/figures.rs"]
+#[path = "common/figures.rs"]
 mod figures;
 #[path = "../tests/store/mod.rs"]
 mod store;
@@ -96,10 +96,7 @@ fn main() {
         |_| rate(reads(), &bare, read_by_loop),
     );
     compare_inbox(&mut figures, &store, &bare);
-    figures.print();
-    if let Some(path) = std::env::var_os("BENCH_JSON") {
-        std::fs::write(&path, figures.to_json()).expect("the file for the figures can be written");
-    }
+    figures.tell();
 }
 
 /// Rows of an owner: PENDING, with a place.

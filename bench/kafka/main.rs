@@ -9,9 +9,10 @@
 //! Environment: `BENCH_JSON=FILE` writes the figures there too. A word on the command line runs
 //! only `latency` or `throughput`.
 
-#[path = "../measured/figures.rs"]
+#[path = "../common/figures.rs"]
 mod figures;
 mod latency;
+#[path = "../common/records.rs"]
 mod records;
 mod throughput;
 
@@ -35,9 +36,7 @@ fn main() -> ExitCode {
         harness::skip(&format!("no {program}"), "install a JDK 17 and Maven");
         return ExitCode::SUCCESS;
     }
-    let words: Vec<String> =
-        std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let wants = |part: &str| words.is_empty() || words.iter().any(|word| word == part);
+    let wants = figures::wanted();
     let kafka = Kafka::start(Version::V4_3, 1);
     let mut figures = Figures::default();
     if wants("latency") {
@@ -46,10 +45,7 @@ fn main() -> ExitCode {
     if wants("throughput") {
         throughput::measure(&kafka, &mut figures);
     }
-    figures.print();
-    if let Some(path) = std::env::var_os("BENCH_JSON") {
-        std::fs::write(&path, figures.to_json()).expect("the file for the figures can be written");
-    }
+    figures.tell();
     ExitCode::SUCCESS
 }
 

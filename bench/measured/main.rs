@@ -12,6 +12,7 @@
 
 mod audience;
 mod events;
+#[path = "../common/figures.rs"]
 mod figures;
 mod peers;
 mod shards;
@@ -45,9 +46,7 @@ fn main() -> ExitCode {
         Ok(peers::AUDIENCE) => return ended(audience::run(CLIENT_CORE)),
         _ => {}
     }
-    let words: Vec<String> =
-        std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let wants = |part: &str| words.is_empty() || words.iter().any(|word| word == part);
+    let wants = figures::wanted();
     let mut figures = Figures::default();
     if wants("events") {
         events::measure(&mut figures);
@@ -65,10 +64,7 @@ fn main() -> ExitCode {
     if shards || wants("skew") {
         skew::measure(&mut figures);
     }
-    figures.print();
-    if let Some(path) = std::env::var_os("BENCH_JSON") {
-        std::fs::write(&path, figures.to_json()).expect("the file for the figures can be written");
-    }
+    figures.tell();
     ExitCode::SUCCESS
 }
 

@@ -17,10 +17,10 @@
 //! only `storm` or `flood`.
 
 mod crowd;
-#[path = "../measured/figures.rs"]
+#[path = "../common/figures.rs"]
 mod figures;
 mod flood;
-#[path = "../kafka/records.rs"]
+#[path = "../common/records.rs"]
 mod records;
 mod storm;
 
@@ -61,9 +61,7 @@ fn main() -> ExitCode {
     }
     // Each client is a socket here.
     let _ = Descriptors::take_all();
-    let words: Vec<String> =
-        std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let wants = |part: &str| words.is_empty() || words.iter().any(|word| word == part);
+    let wants = figures::wanted();
     let cassandra = std::thread::spawn(|| Cassandra::start(1));
     let kafka = Kafka::start(Version::V4_3, 1);
     let cassandra = cassandra.join().expect("it starts");
@@ -78,10 +76,7 @@ fn main() -> ExitCode {
     if wants("flood") {
         flood::measure(&world, &mut figures);
     }
-    figures.print();
-    if let Some(path) = std::env::var_os("BENCH_JSON") {
-        std::fs::write(&path, figures.to_json()).expect("the file for the figures can be written");
-    }
+    figures.tell();
     ExitCode::SUCCESS
 }
 

@@ -57,6 +57,13 @@ impl Spread {
     }
 }
 
+/// Whether this part of the benchmark is wanted: it stands on the command line, or nothing does.
+pub fn wanted() -> impl Fn(&str) -> bool {
+    let words: Vec<String> =
+        std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    move |part| words.is_empty() || words.iter().any(|word| word == part)
+}
+
 /// The value below which this share of them is.
 pub fn percentile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
@@ -107,7 +114,16 @@ impl Figures {
         self.notes.push(note);
     }
 
-    pub fn print(&self) {
+    /// Prints all; writes them as JSON, too, if the environment names a file (`BENCH_JSON`).
+    pub fn tell(&self) {
+        self.print();
+        if let Some(path) = std::env::var_os("BENCH_JSON") {
+            let json = serde_json::to_vec_pretty(self).expect("figures are JSON");
+            std::fs::write(&path, json).expect("the file for the figures can be written");
+        }
+    }
+
+    fn print(&self) {
         println!();
         for note in &self.notes {
             println!("{note}");
@@ -139,10 +155,6 @@ impl Figures {
                 met
             );
         }
-    }
-
-    pub fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec_pretty(self).expect("figures are JSON")
     }
 }
 
