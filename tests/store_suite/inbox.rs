@@ -10,8 +10,7 @@ use corecast::base::{
 use corecast::domain::{Broadcast, Target};
 use corecast::limits::{cursor, inbox as limits};
 use corecast::ports::{
-    Claim, Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Place, Progress,
-    SystemClock,
+    Claim, Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Place, Progress, SystemClock,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use corecast::store::scylla::{Progress as StoreProgress, ScyllaOptions};
@@ -19,6 +18,7 @@ use harness::cassandra::Cassandra;
 use scylla::client::session_builder::SessionBuilder;
 
 use super::Case;
+use super::given::{Dice, HOSTILE_USERS, LOG, group_row, orders_of, user_id};
 use super::store::{Running, Stores, at_once, block_on, broadcast, draw_keyspace, id_at, now};
 
 /// Every promise of the trait.
@@ -31,13 +31,6 @@ pub const CASES: &[Case] = &[
     ("users are apart", users_are_apart),
     ("the largest and the oddest values", the_largest_and_the_oddest_values),
     ("a row that has ended may be written again", a_row_that_has_ended_may_be_written_again),
-    ("group rows are in order", group_rows_are_in_order),
-    ("group rows are apart by log and partition", group_rows_are_apart),
-    ("group rows lie far apart", group_rows_lie_far_apart),
-    ("a group row is written again", a_group_row_is_written_again),
-    ("cursors merge as a maximum", cursors_merge_as_a_maximum),
-    ("cursors are apart by user and log", cursors_are_apart),
-    ("holes reach as far as anybody says", holes_reach_as_far_as_anybody_says),
     ("contents come without an audience", contents_come_without_an_audience),
     ("contents of others stay as they were", contents_of_others_stay_as_they_were),
     ("nothing is asked and nothing is written", nothing_is_asked_and_nothing_is_written),
@@ -251,21 +244,6 @@ fn an_inbox_is_paged(stores: &dyn Stores) {
     });
 }
 
-const HOSTILE_USERS: [&str; 12] = [
-    "a",
-    "ab",
-    "a ",
-    " a",
-    "A",
-    "ä",
-    "a\u{308}",
-    "süß \u{1F600} \u{2028} \u{feff}",
-    "' OR 1=1; DROP TABLE inbox; --",
-    "\"{}[]\\",
-    "\u{10ffff}",
-    "%00/../..",
-];
-
 fn users_are_apart(stores: &dyn Stores) {
     let (_, inbox) = stores.fresh_both();
     let long = ["x".repeat(256), "é".repeat(128), format!("{}y", "x".repeat(255))];
@@ -342,221 +320,6 @@ fn a_row_that_has_ended_may_be_written_again(stores: &dyn Stores) {
         inbox.write_inbox(std::slice::from_ref(&ended)).await.unwrap();
         let rows = inbox.inbox(&user_id("ann"), None, 10).await.unwrap();
         assert_eq!(rows, Vec::from_iter(merged(&[again])));
-    });
-}
-
-const LOG: LogIdentity = LogIdentity([1, 2, 3]);
-
-fn group_rows_are_in_order(stores: &dyn Stores) {
-    let (_, inbox) = stores.fresh_both();
-    // Both sides of every border of 2^14 and 2^16 offsets, with holes between.
-    let mut offsets = vec![0, 1, 5, 16_383, 16_384, 16_385, 32_767, 32_768, 65_535, 65_536, 65_537];
-    offsets.extend([131_071, 131_072, 200_000]);
-    offsets.extend(300_000..301_200);
-    let rows: Vec<GroupRow> = offsets.iter().map(|offset| group_row(LOG, 3, *offset)).collect();
-    block_on(async {
-        let mut shuffled = rows.clone();
-        Dice(3).shuffle(&mut shuffled);
-        inbox.write_group(&shuffled[..700]).await.unwrap();
-        for row in &shuffled[700..730] {
-            inbox.write_group(std::slice::from_ref(row)).await.unwrap();
-        }
-        inbox.write_group(&shuffled[600..]).await.unwrap();
-        let read = async |from: u64, limit: usize| inbox.group(LOG, 3, from, limit).await.unwrap();
-        assert_eq!(read(0, 10_000).await, rows);
-        assert_eq!(read(0, rows.len()).await, rows);
-        assert_eq!(read(0, 0).await, []);
-        for from in
-            [0, 1, 2, 5, 6, 16_383, 16_384, 20_000, 65_535, 65_536, 65_538, 250_000, 301_199]
-        {
-            let behind = rows.iter().position(|row| row.place.position.offset >= from);
-            let behind = &rows[behind.expect("some")..];
-            assert_eq!(read(from, 10_000).await, behind, "{from}");
-            assert_eq!(read(from, 3).await, behind[..behind.len().min(3)], "{from}");
-        }
-        for from in [301_200, 400_000, cursor::OFFSET_MAX, u64::MAX] {
-            assert_eq!(read(from, 10).await, [], "{from}");
-        }
-        for limit in [1, 7, 1_000] {
-            let mut paged: Vec<GroupRow> = Vec::new();
-            // A page a row takes its time; the first fifty rows cross all borders.
-            while paged.len() < if limit == 1 { 50 } else { rows.len() } {
-                let from = paged.last().map_or(0, |row| row.place.position.offset + 1);
-                let page = read(from, limit).await;
-                assert!(!page.is_empty() && page.len() <= limit);
-                paged.extend(page);
-            }
-            assert_eq!(paged, rows[..paged.len()], "{limit}");
-        }
-    });
-}
-
-fn group_rows_are_apart(stores: &dyn Stores) {
-    let (_, inbox) = stores.fresh_both();
-    let other = LogIdentity([1, 2, 4]);
-    let mut rows = Vec::new();
-    for (number, log) in (0..).zip([LOG, other]) {
-        for partition in [0, 1, 255, 256, u16::MAX] {
-            for offset in [0, 10, 70_000] {
-                let row = group_row(log, partition, offset + number);
-                rows.push(row);
-            }
-        }
-    }
-    block_on(async {
-        inbox.write_group(&rows).await.unwrap();
-        for log in [LOG, other, LogIdentity([0; 3])] {
-            for partition in [0, 1, 2, 255, 256, u16::MAX] {
-                let found = inbox.group(log, partition, 0, 100).await.unwrap();
-                let of_it: Vec<GroupRow> = rows
-                    .iter()
-                    .filter(|row| row.place.log == log)
-                    .filter(|row| row.place.position.partition.index == partition)
-                    .copied()
-                    .collect();
-                assert_eq!(found, of_it, "{log:?} {partition}");
-            }
-        }
-    });
-}
-
-/// More buckets than are looked up at once, and the furthest offset there is.
-fn group_rows_lie_far_apart(stores: &dyn Stores) {
-    let (_, inbox) = stores.fresh_both();
-    let mut rows: Vec<GroupRow> =
-        (0..230).map(|number| group_row(LOG, 0, number * 16_384 + number)).collect();
-    rows.push(group_row(LOG, 0, 1 << 40));
-    rows.push(group_row(LOG, 0, cursor::OFFSET_MAX));
-    block_on(async {
-        inbox.write_group(&rows).await.unwrap();
-        assert_eq!(inbox.group(LOG, 0, 0, 1_000).await.unwrap(), rows);
-        for (from, skipped) in
-            [(1, 1), (16_385 * 100, 100), (16_385 * 229 + 1, 230), (1 << 41, 231)]
-        {
-            assert_eq!(inbox.group(LOG, 0, from, 1_000).await.unwrap(), rows[skipped..], "{from}");
-        }
-        assert_eq!(inbox.group(LOG, 0, 0, 150).await.unwrap(), rows[..150]);
-        let furthest = inbox.group(LOG, 0, cursor::OFFSET_MAX, 1).await.unwrap();
-        assert_eq!(furthest, rows[231..]);
-    });
-}
-
-fn a_group_row_is_written_again(stores: &dyn Stores) {
-    let (_, inbox) = stores.fresh_both();
-    let days = |count: u64| EpochMillis(now().0 + count * 24 * 3_600_000);
-    let row = |count| GroupRow { keep_until: days(count), ..group_row(LOG, 0, 9) };
-    block_on(async {
-        let long = row(20);
-        for row in [row(10), long, row(5), row(10), long] {
-            inbox.write_group(&[row]).await.unwrap();
-        }
-        assert_eq!(inbox.group(LOG, 0, 0, 10).await.unwrap(), [long]);
-        // Without an end, with one that has passed, and in one call.
-        let endless = GroupRow { keep_until: EpochMillis::MAX, ..group_row(LOG, 0, 10) };
-        let mut early = group_row(LOG, 0, 11);
-        (early.keep_until, early.place.appended_at) = (EpochMillis(0), EpochMillis(0));
-        let mut late = group_row(LOG, 0, 12);
-        late.place.appended_at = EpochMillis::MAX;
-        inbox.write_group(&[late, endless, early, late, endless]).await.unwrap();
-        let mut rows = inbox.group(LOG, 0, 10, 10).await.unwrap();
-        rows.retain(|row| *row != early);
-        assert_eq!(rows, [endless, late]);
-    });
-}
-
-fn cursors_merge_as_a_maximum(stores: &dyn Stores) {
-    let (_, inbox) = stores.fresh_both();
-    let partition = |topic, index| Partition { topic, index };
-    let own = partition(Topic::Selected, 300);
-    let (first, last) = (partition(Topic::Group, 0), partition(Topic::Group, u16::MAX));
-    let ann = user_id("ann");
-    block_on(async {
-        let read = async || inbox.cursor(&ann, LOG).await.unwrap();
-        let write = async |next: &[(Partition, u64)]| {
-            inbox.write_cursor(&ann, LOG, next).await.unwrap();
-        };
-        assert_eq!(read().await, []);
-        write(&[(last, 7), (own, 0), (first, 9)]).await;
-        assert_eq!(read().await, [(own, 0), (first, 9), (last, 7)]);
-        write(&[(first, 8), (last, 8)]).await;
-        write(&[(own, cursor::OFFSET_MAX)]).await;
-        write(&[(own, 5), (first, 9)]).await;
-        assert_eq!(read().await, [(own, cursor::OFFSET_MAX), (first, 9), (last, 8)]);
-        write(&[(first, 3), (first, 20), (first, 10)]).await;
-        assert_eq!(read().await[1], (first, 20));
-        // Many at a time.
-        let nexts: Vec<u64> = (0..200).map(|number| (number * 7_919) % 200 + 100).collect();
-        at_once(&nexts, |next| {
-            let (inbox, ann) = (inbox.clone(), ann.clone());
-            async move { inbox.write_cursor(&ann, LOG, &[(first, next)]).await.unwrap() }
-        })
-        .await;
-        assert_eq!(read().await[1], (first, 299));
-    });
-}
-
-fn cursors_are_apart(stores: &dyn Stores) {
-    let (_, inbox) = stores.fresh_both();
-    let long = "é".repeat(128);
-    let users: Vec<UserId> = HOSTILE_USERS.into_iter().chain([&*long]).map(user_id).collect();
-    let logs = [LOG, LogIdentity([0; 3]), LogIdentity([0xff; 3])];
-    let next = |user: usize, log: usize| -> Vec<(Partition, u64)> {
-        let all = (0..29).map(|index| Partition { topic: Topic::Group, index });
-        let own = Partition { topic: Topic::Selected, index: user as u16 };
-        [own]
-            .into_iter()
-            .chain(all)
-            .map(|partition| (partition, (user * 10 + log) as u64))
-            .collect()
-    };
-    block_on(async {
-        for (at, user) in users.iter().enumerate() {
-            for (log_at, log) in logs.into_iter().enumerate() {
-                inbox.write_cursor(user, log, &next(at, log_at)).await.unwrap();
-            }
-        }
-        for (at, user) in users.iter().enumerate() {
-            for (log_at, log) in logs.into_iter().enumerate() {
-                assert_eq!(inbox.cursor(user, log).await.unwrap(), next(at, log_at));
-            }
-            assert_eq!(inbox.cursor(user, LogIdentity([1, 2, 4])).await.unwrap(), []);
-        }
-        assert_eq!(inbox.cursor(&user_id("nobody"), LOG).await.unwrap(), []);
-    });
-}
-
-fn holes_reach_as_far_as_anybody_says(stores: &dyn Stores) {
-    let (_, inbox) = stores.fresh_both();
-    let at = now();
-    let hole = |topic, index, from, to| Hole {
-        partition: Partition { topic, index },
-        from,
-        to,
-        noted_at: EpochMillis(at.0 + to % 1_000),
-    };
-    let own = hole(Topic::Selected, 300, 0, 7);
-    let first = hole(Topic::Group, 0, 5, 9);
-    let far = hole(Topic::Group, 0, 20, cursor::OFFSET_MAX);
-    let last = hole(Topic::Group, u16::MAX, 1 << 40, (1 << 40) + 1);
-    block_on(async {
-        let write = async |holes: &[Hole]| inbox.write_holes(LOG, holes).await.unwrap();
-        assert_eq!(inbox.holes(LOG).await.unwrap(), []);
-        write(&[]).await;
-        write(&[last, first, far, own]).await;
-        assert_eq!(inbox.holes(LOG).await.unwrap(), [own, first, far, last]);
-        // Again, less far, and further.
-        write(&[hole(Topic::Group, 0, 5, 8), own]).await;
-        let further = hole(Topic::Selected, 300, 0, 12);
-        write(&[further]).await;
-        assert_eq!(inbox.holes(LOG).await.unwrap(), [further, first, far, last]);
-        assert_eq!(inbox.holes(LogIdentity([0; 3])).await.unwrap(), []);
-        let ends: Vec<u64> = (0..100).map(|number| 100 + (number * 7_919) % 100).collect();
-        at_once(&ends, |end| {
-            let (inbox, hole) = (inbox.clone(), hole(Topic::Group, 1, 50, end));
-            async move { inbox.write_holes(LOG, &[hole]).await.unwrap() }
-        })
-        .await;
-        assert_eq!(inbox.holes(LOG).await.unwrap()[3], hole(Topic::Group, 1, 50, 199));
     });
 }
 
@@ -827,10 +590,6 @@ async fn assert_inboxes(inbox: &dyn Inbox, writes: &[InboxWrite]) {
     }
 }
 
-fn user_id(text: &str) -> UserId {
-    UserId::new(text).expect("a user id")
-}
-
 /// A write that says nothing in particular.
 fn write(user: &str, id: u64) -> InboxWrite {
     InboxWrite {
@@ -874,50 +633,5 @@ impl Says for InboxWrite {
 
     fn keep(self, days: u64) -> Self {
         Self { keep_until: EpochMillis(now().0 + days * 24 * 3_600_000), ..self }
-    }
-}
-
-fn group_row(log: LogIdentity, partition: u16, offset: u64) -> GroupRow {
-    let partition = Partition { topic: Topic::Group, index: partition };
-    let appended_at = EpochMillis(1_795_514_400_000 + offset % 1_000);
-    GroupRow {
-        broadcast: BroadcastId::new(offset % (1 << 40)).expect("an id"),
-        place: Place { log, position: Position { partition, offset }, appended_at },
-        keep_until: EpochMillis(now().0 / 1_000 * 1_000 + 10 * 24 * 3_600_000),
-    }
-}
-
-/// All orders of so many things.
-fn orders_of(count: usize) -> Vec<Vec<usize>> {
-    let mut orders = vec![Vec::new()];
-    for _ in 0..count {
-        orders = orders
-            .into_iter()
-            .flat_map(|order: Vec<usize>| {
-                let others = (0..count).filter(|next| !order.contains(next)).collect::<Vec<_>>();
-                others.into_iter().map(move |next| [&order[..], &[next]].concat())
-            })
-            .collect();
-    }
-    orders
-}
-
-/// The same throws each time.
-///
-/// Source: G. Steele et al., "Fast Splittable Pseudorandom Number Generators" (2014), splitmix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
-    }
-
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for at in (1..items.len()).rev() {
-            items.swap(at, self.below(at as u64 + 1) as usize);
-        }
     }
 }

@@ -3,7 +3,10 @@
 //! Each case gets a store of its own that is empty. Times are about now, as a node's are.
 
 mod broadcasts;
+mod cursors;
 mod dead_letters;
+mod given;
+mod groups;
 mod inbox;
 mod parking;
 #[path = "../store/mod.rs"]
@@ -22,6 +25,8 @@ type Case = (&'static str, fn(&dyn Stores));
 const PORTS: &[(&str, &[Case])] = &[
     ("Store", broadcasts::CASES),
     ("Inbox", inbox::CASES),
+    ("Inbox, of groups", groups::CASES),
+    ("Inbox, cursors", cursors::CASES),
     ("DeadLetterRows", dead_letters::CASES),
     ("Parking", parking::CASES),
 ];
