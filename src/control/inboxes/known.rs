@@ -346,9 +346,9 @@ impl Partial {
 
     /// Drops what has ended, from time to time.
     fn forget(&mut self, now: EpochMillis) {
-        let due = self.forgotten_at.map(|at| at.plus(limits::FORGET_PACE));
-        // The clock may have been set back.
-        if due.is_some_and(|due| now < due) && self.forgotten_at.is_some_and(|at| at <= now) {
+        // Before it, the clock has been set back.
+        let is_recent = |at: EpochMillis| (at..at.plus(limits::FORGET_PACE)).contains(&now);
+        if self.forgotten_at.is_some_and(is_recent) {
             return;
         }
         self.forgotten_at = Some(now);
