@@ -81,8 +81,10 @@ pub fn read_stream_request(
         Some(text) => Some(text.to_owned()),
         None => None,
     };
-    // The header beats the query, because an EventSource repeats its URL.
-    let presented = head.text("last-event-id").or_else(|| value("lastEventId"));
+    // The header beats the query, because an EventSource repeats its URL. An empty one is none, as
+    // in the HTML standard.
+    let header = head.text("last-event-id").filter(|text| !text.is_empty());
+    let presented = header.or_else(|| value("lastEventId"));
     Ok(StreamRequest {
         user: identity.user,
         members: identity.members,
@@ -126,6 +128,8 @@ mod tests {
         let header = format!("Last-Event-ID: {CURSOR}\r\n");
         let request = read("/api/sse/connect?userId=a&lastEventId=nonsense", &header);
         assert!(request.expect("valid").cursor.is_some());
+        let request = read(&target, "Last-Event-ID:\r\n").expect("valid");
+        assert!(request.cursor.is_some(), "an empty one is none");
     }
 
     #[test]
