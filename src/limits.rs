@@ -269,12 +269,15 @@ pub mod shard {
     /// Who is so many records behind is served by the log: of as many the store would have to look
     /// at the rows, for him alone, and for each piece of what it has for him again.
     pub const REPLAY_RECORDS_FAR: u64 = 10_000;
-    /// For so long nobody is served by the log instead of the store, once it had not all of it.
-    pub const REPLAY_GONE_TIME: Duration = Duration::from_secs(5);
+    /// For so long nobody is served by the log instead of the store, once it has not given all.
+    pub const REPLAY_REFUSED_TIME: Duration = Duration::from_secs(5);
+    /// How many passes in a row end early for those who have come behind them: each has at least
+    /// twice as many members as the one before.
+    pub const REPLAY_ENDS_MAX: u32 = 8;
     /// How long those who replay wait for one whose socket takes nothing.
     pub const REPLAY_PATIENCE: Duration = Duration::from_secs(1);
-    /// Who is more frames of the ring behind its head replays, and is not served before those that
-    /// are live.
+    /// Who is more frames of the ring behind the last one that is for it replays, and is not served
+    /// before those that are live.
     pub const LIVE_FRAMES: u64 = 256;
     /// Of so many writes, one goes to a stream that replays, while others have something to write;
     /// and how much goes into it, by the end of its last frame: with these, live delivery takes

@@ -163,7 +163,7 @@ impl Core {
             drop(write); // It lends pieces of the streams.
             self.streams.handle_written(key, outcome, now);
         }
-        if !self.streams.wants_to_write()
+        if !self.streams.is_live_waiting()
             && let Some(since) = self.fanout_since.take()
         {
             let took = Duration::from_millis(self.wall.0.saturating_sub(since.0));

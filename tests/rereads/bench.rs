@@ -151,6 +151,19 @@ pub fn event(offset: u64, id: u64) -> SharedEvent {
 }
 
 pub fn event_until(offset: u64, id: u64, expires_at: Option<EpochMillis>) -> SharedEvent {
+    event_of(offset, id, expires_at, Audience::Everyone)
+}
+
+pub fn event_for(user: &str, offset: u64) -> SharedEvent {
+    event_of(offset, offset, None, Audience::User(user))
+}
+
+fn event_of(
+    offset: u64,
+    id: u64,
+    expires_at: Option<EpochMillis>,
+    audience: Audience<'_>,
+) -> SharedEvent {
     let body = format!("event: MESSAGE\ndata: {{\"offset\":{offset}}}\n\n");
     Archiver::default().write(Event {
         position: Position { partition: GROUP, offset },
@@ -160,7 +173,7 @@ pub fn event_until(offset: u64, id: u64, expires_at: Option<EpochMillis>) -> Sha
         broadcast: BroadcastId::new(42).expect("small"),
         expires_at,
         is_passing: false,
-        audience: Audience::Everyone,
+        audience,
         body: body.as_bytes(),
     })
 }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use corecast::domain::{Reread, Unread};
+use corecast::domain::{CloseReason, Reread, Unread};
 use corecast::limits::log::REPEAT_RECORDS;
 use corecast::limits::shard::{
-    REPLAY_GONE_TIME, REPLAY_PATIENCE, REPLAY_RECORDS_FAR, REPLAY_RECORDS_MAX, REPLAY_WRITE_BYTES,
+    REPLAY_ENDS_MAX, REPLAY_PATIENCE, REPLAY_RECORDS_FAR, REPLAY_RECORDS_MAX, REPLAY_REFUSED_TIME,
+    REPLAY_WRITE_BYTES,
 };
 
 use super::bench::{
@@ -82,6 +83,49 @@ fn those_that_were_left_behind_wait_for_the_next_pass() {
     for socket in slow.iter().map(|(_, socket)| socket).chain([&quick]) {
         assert_eq!(offsets(socket), (0..1_000).collect::<Vec<_>>());
     }
+}
+
+/// A client that never gets anything gives up, and comes again.
+#[test]
+fn those_that_go_again_hold_up_nobody() {
+    for go_later in [false, true] {
+        let mut bench = Bench::new(1_000);
+        let (_, socket) = bench.open("first", 500);
+        let mut parts = 0;
+        while offsets(&socket).len() < 500 {
+            bench.replay_part(100);
+            let impatient: Vec<_> =
+                (0..20).map(|number| bench.open(&format!("other-{number}"), 0).0).collect();
+            bench.write();
+            if go_later {
+                bench.replay_part(100);
+            }
+            for key in impatient {
+                bench.streams.handle_close(key, CloseReason::Peer);
+            }
+            parts += 1;
+            assert!(parts < 20 * REPLAY_ENDS_MAX, "it has {:?}", offsets(&socket));
+        }
+    }
+}
+
+/// Nobody waits for it, and another pass would read the same again.
+#[test]
+fn one_that_replays_alone_may_be_slow() {
+    let mut bench = Bench::new(1_000);
+    let (key, socket) = bench.open("slow", 0);
+    bench.write();
+    for _ in 0..12 {
+        socket.borrow_mut().room = Some(0);
+        bench.replay(100);
+        bench.now = bench.now.plus(REPLAY_PATIENCE);
+        bench.replay(100);
+        socket.borrow_mut().room = None;
+        bench.streams.handle_writable(key);
+    }
+    bench.replay(100);
+    assert_eq!(offsets(&socket), (0..1_000).collect::<Vec<_>>());
+    assert_eq!(bench.reread, (0..10).map(|part| part * 100).collect::<Vec<_>>());
 }
 
 #[test]
@@ -196,8 +240,8 @@ fn what_is_not_to_be_had_ends_the_streams_and_the_next_come_in() {
         assert!(!bench.streams.prefers_log(&cursor(0), false, bench.now), "he is alone, and near");
         bench.streams.handle_reread(reread.pass, Err(why), bench.now);
         let prefers = |after| bench.streams.prefers_log(&cursor(0), true, bench.now.plus(after));
-        assert_eq!(prefers(Duration::ZERO), why == Unread::Away, "the store has what is gone");
-        assert!(prefers(REPLAY_GONE_TIME), "it may be another part");
+        assert!(!prefers(Duration::ZERO), "the store may have it");
+        assert!(prefers(REPLAY_REFUSED_TIME), "it may be another part, or the log is back");
         bench.write();
         assert!(bench.streams.is_empty());
         for socket in &sockets {

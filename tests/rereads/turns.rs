@@ -5,7 +5,7 @@ use corecast::limits::shard::{
     LIVE_FRAMES, REPLAY_EVENTS_PER_TURN_MAX, REPLAY_SHARE, REPLAY_WRITES_PER_TURN_MAX,
 };
 
-use super::bench::{Bench, NOON, event, event_until, offsets, read};
+use super::bench::{Bench, NOON, event, event_for, event_until, offsets, read};
 
 #[test]
 fn those_that_replay_leave_the_others_their_turns() {
@@ -95,4 +95,31 @@ fn what_is_for_nobody_leaves_the_others_their_turns() {
     for socket in sockets {
         assert_eq!(offsets(&socket), (events..2 * events).collect::<Vec<_>>());
     }
+}
+
+/// What is for others does not make anybody late.
+#[test]
+fn those_that_keep_up_are_served_however_much_is_for_others() {
+    const USERS: u64 = 1_000;
+    let mut bench = Bench::with_ring(2 * USERS, 0);
+    let users: Vec<_> = (0..USERS).map(|user| bench.open(&format!("user-{user}"), 0)).collect();
+    bench.write();
+    bench.writes.clear();
+    let events = (0..USERS).map(|user| event_for(&format!("user-{user}"), user));
+    bench.streams.handle_events(&mut events.collect());
+    bench.write_turn();
+    let keys: Vec<_> = users.iter().map(|(key, _)| *key).collect();
+    assert_eq!(bench.writes, keys, "in the order in which they came, in one turn");
+}
+
+/// Nor does what comes meanwhile give those anything to do that wait for the log.
+#[test]
+fn those_that_wait_for_the_log_take_no_turns() {
+    let mut bench = Bench::new(1_000);
+    for number in 0..100 {
+        bench.open(&format!("late-{number}"), 0);
+    }
+    bench.write();
+    bench.streams.handle_events(&mut vec![event(1_000, 1_000)]);
+    assert!(!bench.streams.wants_to_write());
 }

@@ -347,6 +347,11 @@ impl<S> Streams<S> {
         !self.queue.is_empty() || !self.replay_queue.is_empty()
     }
 
+    /// Whether one of them may be for a stream that keeps up.
+    pub fn is_live_waiting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// Tells every stream that the node goes, spread over `window`, and ends it after that. Those
     /// that can't be told at once are ended without: they come back with their cursor.
     pub fn handle_drain(&mut self, window: Duration) {
@@ -417,7 +422,10 @@ fn come_behind<S>(stream: &mut Stream<S>, index: u32, sequence: u64, queue: &mut
         stream.state |= BEHIND;
     }
     stream.until = sequence + 1;
-    enqueue(stream, index, queue);
+    // One that the log serves is queued when that has something for it.
+    if !stream.is(CUT_OFF) {
+        enqueue(stream, index, queue);
+    }
 }
 
 fn enqueue<S>(stream: &mut Stream<S>, index: u32, queue: &mut VecDeque<u32>) {

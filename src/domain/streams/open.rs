@@ -165,15 +165,15 @@ impl<S> Streams<S> {
     }
 
     /// Whether a client is better served by the log than by the store: one of a crowd, or one who
-    /// is so far behind that the store would have to look at as much. Not where the log has turned
-    /// out not to have it.
+    /// is so far behind that the store would have to look at as much. Not where the log has just
+    /// not given it.
     pub fn prefers_log(&self, cursor: &Cursor, is_crowd: bool, now: Moment) -> bool {
         let served = Served::from(cursor);
         let here = Served::of(self.vector.view(), served.own_partition);
         let behind = here.places().zip(served.places());
         let behind = behind.map(|((_, next), (_, served))| next.saturating_sub(served));
         let is_far = || behind.sum::<u64>() >= limits::REPLAY_RECORDS_FAR;
-        self.may_replay(cursor) && !self.replay.was_gone(now) && (is_crowd || is_far())
+        self.may_replay(cursor) && !self.replay.was_refused(now) && (is_crowd || is_far())
     }
 
     /// How far the log has been read here, for this user.

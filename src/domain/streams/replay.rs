@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{BEHIND, BLOCKED, CUT_OFF, StreamKey, Streams, enqueue};
+use super::{BEHIND, BLOCKED, CUT_OFF, Stream, StreamKey, Streams, enqueue};
 use crate::base::{EpochMillis, LogShape, Moment, Partition};
 use crate::domain::backlog::oldest_first;
 use crate::domain::repeats::Repeats;
@@ -53,24 +53,33 @@ pub(super) enum Part {
     /// It has not asked.
     #[default]
     None,
-    /// For the next pass.
-    Waits,
+    /// For the next pass; for the first time, or because one has left it behind.
+    Waits { is_first: bool },
     /// A member of this pass; the next event of the part to look at. `None`: it has had all of it.
     Member { pass: u32, next: Option<usize> },
     /// It is not to be had.
     Refused(Unread),
 }
 
+impl Part {
+    /// Whether it is of this pass.
+    fn is_of(self, number: u32) -> bool {
+        matches!(self, Self::Member { pass, .. } if pass == number)
+    }
+}
+
 /// The pass of a shard, and who waits for the next one.
 #[derive(Debug)]
 pub(super) struct Replay {
     waiting: Vec<StreamKey>,
-    /// How many of them wait for the first time.
+    /// How many of them wait for the first time and are still here.
     newcomers: usize,
     pub pass: Option<Pass>,
     passes: u32,
-    /// When a pass met what the log does not hold any more.
-    gone_at: Option<Moment>,
+    /// How many in a row have ended for those who came behind them.
+    ended: u32,
+    /// When the log did not give what a pass needed.
+    refused_at: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -93,7 +102,14 @@ pub(super) struct Pass {
 
 impl Replay {
     pub fn new() -> Self {
-        Self { waiting: Vec::new(), newcomers: 0, pass: None, passes: 0, gone_at: None }
+        Self {
+            waiting: Vec::new(),
+            newcomers: 0,
+            pass: None,
+            passes: 0,
+            ended: 0,
+            refused_at: None,
+        }
     }
 
     /// Who waits longer than until then is left behind.
@@ -102,13 +118,14 @@ impl Replay {
         Some(pass.since.plus(limits::REPLAY_PATIENCE))
     }
 
-    /// Whether that was just now: who stands as far back would meet it, too.
-    pub fn was_gone(&self, now: Moment) -> bool {
-        self.gone_at.is_some_and(|at| now < at.plus(limits::REPLAY_GONE_TIME))
+    /// Whether that was just now: others would meet it, too.
+    pub fn was_refused(&self, now: Moment) -> bool {
+        self.refused_at.is_some_and(|at| now < at.plus(limits::REPLAY_REFUSED_TIME))
     }
 
-    /// A stream ends, or leaves the pass, with this part in it.
+    /// A stream ends with this part in it.
     pub fn handle_gone(&mut self, part: Part) {
+        self.newcomers -= usize::from(part == Part::Waits { is_first: true });
         if let (Some(pass), Part::Member { pass: number, next: Some(_) }) = (&mut self.pass, part)
             && pass.number == number
         {
@@ -176,11 +193,14 @@ impl<S> Streams<S> {
             let base = self.ring.base();
             let pass = self.replay.pass.as_mut()?;
             if pass.members.is_empty() {
-                self.replay.pass = None;
+                (self.replay.pass, self.replay.ended) = (None, 0);
                 continue;
             }
-            // Those that a pass has left behind don't count: it would never get far.
-            if self.replay.newcomers > pass.members.len() {
+            // Those that a pass has left behind don't count, nor do those that are gone, and not
+            // again and again: it would never get far.
+            let is_crowd = self.replay.newcomers > pass.members.len();
+            if is_crowd && self.replay.ended < limits::REPLAY_ENDS_MAX {
+                self.replay.ended += 1;
                 self.end_pass();
                 continue;
             }
@@ -206,7 +226,7 @@ impl<S> Streams<S> {
         let (first, ReadAgain { events, next }) = match read {
             Ok(read) => (Part::Member { pass: number, next: Some(0) }, read),
             Err(why) => {
-                replay.gone_at = (why == Unread::Gone).then_some(now).or(replay.gone_at);
+                replay.refused_at = Some(now);
                 (Part::Refused(why), ReadAgain::default())
             }
         };
@@ -235,7 +255,7 @@ impl<S> Streams<S> {
             enqueue(stream, key.index, queue);
         }
         if is_refused {
-            replay.pass = None;
+            (replay.pass, replay.ended) = (None, 0);
         }
     }
 
@@ -253,7 +273,7 @@ impl<S> Streams<S> {
                 self.plan_reread(index, next, wall);
             }
             Part::Member { pass, next: None } if Some(pass) == number => {}
-            Part::Waits => {}
+            Part::Waits { .. } => {}
             Part::None | Part::Member { .. } => {
                 if self.reaches(ahead) {
                     self.go_on_from_ring(index);
@@ -289,7 +309,7 @@ impl<S> Streams<S> {
         let number = self.replay.pass.as_ref().map(|pass| pass.number);
         let Some(stream) = self.slab.get_mut(index) else { return };
         let has_work = match stream.part() {
-            Part::Waits => false,
+            Part::Waits { .. } => false,
             Part::Member { pass, next: None } => Some(pass) != number,
             Part::None | Part::Refused(_) | Part::Member { .. } => true,
         };
@@ -313,7 +333,7 @@ impl<S> Streams<S> {
                 pass.members.push(key);
             }
             None => {
-                private.part = Part::Waits;
+                private.part = Part::Waits { is_first };
                 self.replay.waiting.push(key);
                 self.replay.newcomers += usize::from(is_first);
             }
@@ -330,9 +350,8 @@ impl<S> Streams<S> {
         let mut members = Vec::new();
         for key in replay.waiting.drain(..) {
             let stream = slab.get_mut(key.index).filter(|stream| stream.serial == key.serial);
-            let Some(stream) = stream.filter(|stream| stream.part() == Part::Waits) else {
-                continue;
-            };
+            let waits = |stream: &&mut Stream<S>| matches!(stream.part(), Part::Waits { .. });
+            let Some(stream) = stream.filter(waits) else { continue };
             let private = stream.private();
             let Some(ahead) = private.ahead.as_ref() else { continue };
             for (partition, next) in ahead.places() {
@@ -355,7 +374,7 @@ impl<S> Streams<S> {
         for key in pass.members {
             let stream = self.slab.get_mut(key.index);
             if let Some(stream) = stream.filter(|stream| stream.serial == key.serial) {
-                stream.private().part = Part::Waits;
+                stream.private().part = Part::Waits { is_first: false };
                 self.replay.waiting.push(key);
             }
         }
@@ -388,20 +407,31 @@ impl<S> Streams<S> {
         if self.replay.poll_timeout().is_none_or(|at| now < at) {
             return;
         }
-        let Some(pass) = self.replay.pass.as_mut() else { return };
-        for key in &pass.members {
-            let stream = self.slab.get_mut(key.index).filter(|stream| stream.serial == key.serial);
-            let Some(stream) = stream.filter(|stream| stream.is(BLOCKED)) else { continue };
-            let part = stream.part();
-            if matches!(part, Part::Member { pass: number, next: Some(_) } if number == pass.number)
-            {
-                stream.private().part =
-                    Part::Member { pass: pass.number.wrapping_sub(1), next: None };
-                pass.behind -= 1;
-            }
-        }
+        let Self { replay, slab, .. } = self;
+        let Some(pass) = replay.pass.as_mut() else { return };
         // Those that are only slow have as long again.
         pass.since = now;
+        let number = pass.number;
+        let is_member = |stream: &Stream<S>| stream.part().is_of(number);
+        let is_late = |stream: &Stream<S>| {
+            let has_more = matches!(stream.part(), Part::Member { next: Some(_), .. });
+            stream.is(BLOCKED) && is_member(stream) && has_more
+        };
+        let mut members = pass
+            .members
+            .iter()
+            .filter_map(|key| slab.get(key.index).filter(|stream| stream.serial == key.serial));
+        let holds_up_others = !replay.waiting.is_empty()
+            || members.any(|stream| is_member(stream) && !is_late(stream));
+        if !holds_up_others {
+            return;
+        }
+        for key in &pass.members {
+            let stream = slab.get_mut(key.index).filter(|stream| stream.serial == key.serial);
+            let Some(stream) = stream.filter(|stream| is_late(stream)) else { continue };
+            stream.private().part = Part::Member { pass: number.wrapping_sub(1), next: None };
+            pass.behind -= 1;
+        }
     }
 
     pub(super) fn reaches_ring(&self, index: u32) -> bool {

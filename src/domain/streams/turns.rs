@@ -23,9 +23,8 @@ impl<S> Streams<S> {
                 return late;
             }
         }
-        let head = self.ring.next();
         while let Some(index) = self.queue.pop_front() {
-            if !self.slab.get(index).is_some_and(|stream| replays(stream, head)) {
+            if !self.slab.get(index).is_some_and(replays) {
                 return Some(index);
             }
             self.replay_queue.push_back(index);
@@ -40,10 +39,10 @@ impl<S> Streams<S> {
     }
 }
 
-/// Whether what comes next of the stream is not live: it is in its backlog or in the log, or the
-/// head of the ring is far.
-fn replays<S>(stream: &Stream<S>, head: u64) -> bool {
+/// Whether what comes next of the stream is not live: it is in its backlog or in the log, or much
+/// of the ring lies between it and the last event that is for it.
+fn replays<S>(stream: &Stream<S>) -> bool {
     let has_backlog = stream.private.as_deref().is_some_and(|private| private.backlog.is_some());
-    let is_far = stream.is(BEHIND) && head.saturating_sub(stream.at) > limits::LIVE_FRAMES;
+    let is_far = stream.is(BEHIND) && stream.until.saturating_sub(stream.at) > limits::LIVE_FRAMES;
     !stream.is(CLOSING) && (has_backlog || stream.is(CUT_OFF) || is_far)
 }
