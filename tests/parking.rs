@@ -225,7 +225,9 @@ async fn an_older_group_event_gets_its_audience_from_the_store() {
     let all = bench.wait_for_records(bench.group(7), 2).await;
     let again = json_of(&all[1]);
     assert_eq!((&again["targetType"], &again["targetIds"]), (&json!("ROLE"), &json!(["ops"])));
-    assert_eq!((&again["attempt"], &again["after"]), (&json!(1), &json!(1)));
+    assert_eq!(again["attempt"], 1);
+    // It is parked before the checkpoint is behind it, and may be published in between.
+    assert!(again["after"].as_u64().is_some_and(|after| after <= 1), "{again}");
     assert_eq!(all[1].key.as_deref(), Some(&b"7"[..]));
     let place = Position { partition: bench.group(7), offset: 1 };
     bench.wait_until_kept(place).await;
