@@ -37,8 +37,9 @@ pub mod cursor {
     /// 2^48 lasts 8.9 years.
     pub const OFFSET_BYTES_MAX: usize = 6;
     pub const OFFSET_MAX: u64 = (1 << (8 * OFFSET_BYTES_MAX)) - 1;
-    /// Bytes before the offsets: version and flags, identity, hours, two counts, own partition.
-    pub const HEADER_BYTES: usize = 1 + 3 + 3 + 1 + 1 + 1;
+    /// Bytes before the offsets: version and flags, two counts, the user's mark and partition,
+    /// identity, hours.
+    pub const HEADER_BYTES: usize = 1 + 2 + 2 + 1 + 3 + 3;
     /// Group partitions that a cursor can always hold, beside one offset of the selected topic.
     pub const GROUP_PARTITIONS_MAX: usize =
         (TEXT_CHARS_MAX * 3 / 4 - HEADER_BYTES) / OFFSET_BYTES_MAX - 1;

@@ -29,6 +29,12 @@ pub fn is_off(guard: &str) -> bool {
 
 const MUTATIONS: &[Mutation] = &[
     Mutation {
+        name: "a cursor of another user of the partition counts",
+        file: "src/domain/streams/open.rs",
+        from: "&& cursor.user == UserMark::of(user)",
+        to: "&& (OFF || cursor.user == UserMark::of(user))",
+    },
+    Mutation {
         name: "live from the shard's own position, not from the cursor's",
         file: "src/domain/streams/open.rs",
         from: "let is_ahead = is_cut_off || !served.is_within(self.before(at));",

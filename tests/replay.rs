@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use corecast::base::partition_of_key;
 use corecast::wire::cursor::{Cursor, CursorParts};
 use harness::http::{Connection, PATIENCE};
 use harness::node::{Node, ask};
@@ -17,6 +18,7 @@ on_each_runtime!(
     a_cursor_from_before_the_ring_gets_what_came_after_it,
     a_reader_that_the_ring_overtakes_goes_on_from_the_log,
     a_forged_cursor_gets_what_is_for_its_user_once,
+    a_cursor_of_another_user_counts_for_nothing,
     what_is_for_who_is_here_is_not_replayed,
     a_crowd_is_served_by_the_log,
 );
@@ -234,6 +236,7 @@ fn a_forged_cursor_gets_what_is_for_its_user_once(runtime: Runtime) {
             shape: parsed.shape,
             at: parsed.at(),
             backlog: false,
+            user: parsed.user,
             own_partition: parsed.own_partition,
             own,
             group: &groups,
@@ -270,6 +273,28 @@ fn a_forged_cursor_gets_what_is_for_its_user_once(runtime: Runtime) {
     let mut due = BTreeSet::from(["to all", "to him"]);
     while !due.is_empty() {
         due.remove(fresh.message().content());
+    }
+}
+
+/// A browser whose user changes, and whose page has kept the id: also if both are in one partition.
+fn a_cursor_of_another_user_counts_for_nothing(runtime: Runtime) {
+    const PARTITIONS: u16 = 10;
+    let node = start(runtime);
+    let name = |number: usize| format!("user-{number}");
+    let partition = |number| partition_of_key(name(number).as_bytes(), PARTITIONS);
+    let is_like_first = |number: &usize| partition(*number) == partition(0);
+    let alike = (1..).find(is_like_first).expect("endless");
+    let apart = (1..).find(|number| !is_like_first(number)).expect("endless");
+    for other in [alike, apart] {
+        for (content, user) in [("his own", name(other)), ("of the first", name(0))] {
+            let body = json!({"content": content, "targetType": "SELECTED", "targetIds": [user]});
+            node.create(&body);
+        }
+        node.wait_until_kept();
+        let mut first = node.stream(&format!("userId={}", name(0)));
+        assert_eq!(first.message().content(), "of the first");
+        let query = format!("userId={}", name(other));
+        assert_eq!(node.resume(&query, &first).message().content(), "his own");
     }
 }
 

@@ -16,7 +16,7 @@ use corecast::domain::{
 };
 use corecast::limits::shard::REPLAY_RECORDS_MAX;
 use corecast::wire::archive::{Archiver, Audience, Event, MemberKind, SharedEvent};
-use corecast::wire::cursor::Cursor;
+use corecast::wire::cursor::{Cursor, UserMark};
 use corecast::wire::frame::GapReason;
 use corecast::wire::head::STREAM_RESPONSE_HEAD;
 
@@ -336,7 +336,8 @@ fn a_cursor_from_before_there_were_more_partitions() {
         let group = [7].into();
         let at = NOON.0 as u32 / 3_600_000;
         let hours = at;
-        Cursor { shape: old, hours, backlog: false, own_partition, own: 9, group }
+        let mark = UserMark::of(user.as_str());
+        Cursor { shape: old, hours, backlog: false, user: mark, own_partition, own: 9, group }
     };
     let mut bench = Bench::new(10);
     bench.append(group(0), 6, Audience::Everyone);
@@ -345,6 +346,8 @@ fn a_cursor_from_before_there_were_more_partitions() {
         let cursor = served(&user);
         let user = UserId::new(&user).expect("a user id");
         assert!(bench.streams.knows(&cursor, &user));
+        let other = Cursor { user: UserMark::of("somebody else"), ..cursor.clone() };
+        assert!(!bench.streams.knows(&other, &user), "though of the same partition");
         let now = bench.streams.served_by(&cursor, &user);
         assert_eq!(now.group[0], 7, "what it knows counts");
         assert!(now.group[1..].iter().all(|next| *next == 0), "and of new ones it had nothing");
@@ -360,6 +363,8 @@ fn a_cursor_from_before_there_were_more_partitions() {
     let more = LogShape { group_partitions: SHAPE.group_partitions + 1, ..SHAPE };
     let own_partition = more.partition_of_user("alice");
     let group = vec![0; usize::from(more.group_partitions)].into();
-    let cursor = Cursor { shape: more, hours: 0, backlog: false, own_partition, own: 0, group };
+    let user = UserMark::of("alice");
+    let cursor =
+        Cursor { shape: more, hours: 0, backlog: false, user, own_partition, own: 0, group };
     assert!(!bench.streams.knows(&cursor, &alice()));
 }

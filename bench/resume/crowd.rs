@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use corecast::base::partition_of_key;
+use corecast::wire::cursor::UserMark;
 use harness::node::{Node, ask};
 use harness::sse::{Event, Item, Stream, request};
 use harness::wait;
@@ -219,7 +220,7 @@ impl Crowd {
 
     /// One more, who comes with `run` and the cursor of his own partition.
     pub fn add(&mut self, user: &str, roles: &str, cursors: &[String], script: usize) {
-        let cursor = cursors[usize::from(own_partition(user))].clone();
+        let cursor = made_into_one_of(user, &cursors[usize::from(own_partition(user))]);
         self.clients.push(Client {
             query: format!("userId={user}{roles}"),
             script,
@@ -343,6 +344,15 @@ impl Crowd {
         let is_all = client.is_connected && client.got == scripts[client.script].events;
         self.done += usize::from(is_all && !std::mem::replace(&mut client.is_done, is_all));
     }
+}
+
+/// The cursor of another user of the partition, as this one's.
+fn made_into_one_of(user: &str, cursor: &str) -> String {
+    let mut line = Vec::new();
+    let others = format!("id: {cursor}\n");
+    UserMark::of(user).write_line(others.as_bytes(), own_partition(user), &mut line);
+    let line = String::from_utf8(line).expect("ASCII");
+    line["id: ".len()..].trim_end().to_owned()
 }
 
 /// From an address and a port that nobody had before: for the kernel to look for a port that is

@@ -132,6 +132,11 @@ impl LogShape {
     }
 }
 
+/// Tells users of one partition apart, most of them: 16 bits of what the partitioner hashes.
+pub fn mark_of_user(user: &str) -> u16 {
+    (murmur2(user.as_bytes()) >> 15) as u16
+}
+
 /// Kafka's default partitioner: murmur2 of the key, sign bit cleared, modulo the partitions.
 ///
 /// Source: `org.apache.kafka.common.utils.Utils.murmur2`, the 32-bit MurmurHash2 of Austin Appleby

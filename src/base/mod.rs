@@ -10,7 +10,7 @@ mod shards;
 mod words;
 
 pub use ids::{BroadcastId, USER_ID_BYTES_MAX, UserId, UserIdError};
-pub use log::{LogIdentity, LogShape, Partition, Position, Topic, partition_of_key};
+pub use log::{LogIdentity, LogShape, Partition, Position, Topic, mark_of_user, partition_of_key};
 pub use moment::{EpochMillis, Moment};
 pub use shards::Sharding;
 pub use words::{EventType, Priority, Status, TargetType};

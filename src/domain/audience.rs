@@ -10,6 +10,7 @@ use std::hash::BuildHasher;
 
 use super::slab::Slab;
 use crate::wire::archive::{AudienceRef, MemberKind};
+use crate::wire::cursor::UserMark;
 
 pub(super) const NOBODY: u32 = u32::MAX;
 
@@ -64,6 +65,8 @@ pub(super) struct User {
     pub name: UserName,
     /// The user's partition of the selected topic.
     pub own_partition: u16,
+    /// What the user's cursors say of him.
+    pub mark: UserMark,
     /// First of the user's streams; they are chained.
     pub first_stream: u32,
 }
@@ -87,7 +90,8 @@ impl Users {
         if let Some(index) = self.find(name) {
             return index;
         }
-        let user = User { name: UserName::new(name), own_partition, first_stream: NOBODY };
+        let (mark, first_stream) = (UserMark::of(name), NOBODY);
+        let user = User { name: UserName::new(name), own_partition, mark, first_stream };
         let index = self.slab.insert(user);
         let Self { slab, by_name, hasher } = self;
         let name_of = |index: &u32| slab.get(*index).map_or(&b""[..], |user| user.name.bytes());

@@ -13,7 +13,7 @@ use super::vector::{History, Served, Vector, VectorRef};
 use crate::base::{LogShape, Partition, Topic};
 use crate::limits::shard::PAST_FRAMES_MAX;
 use crate::wire::archive::{AudienceRef, SharedEvent};
-use crate::wire::cursor::CursorParts;
+use crate::wire::cursor::{CursorParts, UserMark};
 
 /// What a ring may hold. Both are at least one frame's worth: the newest frame always stays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +53,7 @@ impl Frame {
                 shape: *shape,
                 at: event.appended_at(),
                 backlog: false,
+                user: UserMark::default(),
                 own_partition,
                 own: after.selected(own_partition),
                 group: after.group(),
@@ -71,7 +72,7 @@ impl Frame {
         &self.event
     }
 
-    /// The line `id: CURSOR\n` for users of this selected partition.
+    /// The line `id: CURSOR\n` for users of this selected partition, but for whose it is.
     pub fn id_line(&self, own_partition: u16) -> &[u8] {
         debug_assert!(own_partition >= self.first);
         let start = usize::from(own_partition - self.first) * self.line_bytes;

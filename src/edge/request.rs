@@ -105,7 +105,7 @@ mod tests {
         read_stream_request(&head, text.len(), AccessRules { allow_anonymous: false })
     }
 
-    const CURSOR: &str = "EMB-ygd6EAoKBwUAAQIDBAUGBwgJ";
+    const CURSOR: &str = "IAoKoRwHwH7KB3oQBQABAgMEBQYHCAk";
 
     #[test]
     fn user_connection_and_cursor_are_read() {

@@ -7,25 +7,55 @@
 //! | bytes | meaning |
 //! |---|---|
 //! | 1 | version (4 bits), backlog flag (1 bit), width of an offset - 1 (3 bits) |
+//! | 1, 1 | group partitions, selected partitions |
+//! | 2, 1 | the user: a mark, so that another one's cursor is found out, and his own partition |
 //! | 3 | log identity |
 //! | 3 | hours since 1970 |
-//! | 1, 1, 1 | group partitions, selected partitions, the user's own partition |
 //! | width | own offset |
 //! | width each | group offsets |
 //!
-//! The length follows from the header, so a cut cursor is found out. Pure; any thread.
+//! The length follows from the header, so a cut cursor is found out. What says whose it is has four
+//! characters of its own: all else is the same for all users of a partition, is written once for
+//! them, and gets each user's characters when it goes out. Pure; any thread.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::base::{EpochMillis, LogIdentity, LogShape};
+use crate::base::{EpochMillis, LogIdentity, LogShape, mark_of_user};
 use crate::limits::cursor as limits;
 
-const VERSION: u8 = 1;
+/// 1 had nothing of its user.
+const VERSION: u8 = 2;
 const VERSION_SHIFT: u8 = 4;
 const BACKLOG_BIT: u8 = 0b1000;
 const WIDTH_MASK: u8 = 0b0111;
 const MILLIS_PER_HOUR: u64 = 3_600_000;
+/// Before the text of a cursor in its line.
+const FIELD: &[u8] = b"id: ";
+/// Where the user's characters begin in the text, and how many they are.
+const USER_AT: usize = 4;
+const USER_CHARS: usize = 4;
+
+/// Whose a cursor is, as far as it says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct UserMark(u16);
+
+impl UserMark {
+    pub fn of(user: &str) -> Self {
+        Self(mark_of_user(user))
+    }
+
+    /// Appends a line `id: CURSOR\n` of a user of this partition, made into this user's.
+    pub fn write_line(self, line: &[u8], own_partition: u16, out: &mut Vec<u8>) {
+        let start = out.len() + FIELD.len() + USER_AT;
+        out.extend_from_slice(line);
+        let [high, low] = self.0.to_be_bytes();
+        let bytes = [high, low, narrow(own_partition)];
+        let place = &mut out[start..start + USER_CHARS];
+        let written = URL_SAFE_NO_PAD.encode_slice(bytes, place);
+        debug_assert_eq!(written.ok(), Some(USER_CHARS));
+    }
+}
 
 /// A cursor that a client presented.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,6 +65,7 @@ pub struct Cursor {
     pub hours: u32,
     /// Presented in the middle of a backlog: positions are progress in it, not in the log.
     pub backlog: bool,
+    pub user: UserMark,
     /// The user's partition of the selected topic, by the shape above.
     pub own_partition: u16,
     pub own: u64,
@@ -47,6 +78,7 @@ pub struct CursorParts<'a> {
     pub shape: LogShape,
     pub at: EpochMillis,
     pub backlog: bool,
+    pub user: UserMark,
     pub own_partition: u16,
     pub own: u64,
     pub group: &'a [u64],
@@ -92,7 +124,7 @@ impl Cursor {
             return Err(CursorError::Version(version));
         }
         let width = usize::from(header[0] & WIDTH_MASK) + 1;
-        let (groups, selected, own_partition) = (header[7], header[8], header[9]);
+        let (groups, selected, own_partition) = (header[1], header[2], header[5]);
         if groups == 0 || own_partition >= selected || width > limits::OFFSET_BYTES_MAX {
             return Err(CursorError::Partitions);
         }
@@ -103,12 +135,13 @@ impl Cursor {
         let own = offsets.next().ok_or(CursorError::Length)?;
         Ok(Self {
             shape: LogShape {
-                identity: LogIdentity([header[1], header[2], header[3]]),
+                identity: LogIdentity([header[6], header[7], header[8]]),
                 selected_partitions: u16::from(selected),
                 group_partitions: u16::from(groups),
             },
-            hours: u32::from_be_bytes([0, header[4], header[5], header[6]]),
+            hours: u32::from_be_bytes([0, header[9], header[10], header[11]]),
             backlog: header[0] & BACKLOG_BIT != 0,
+            user: UserMark(u16::from_be_bytes([header[3], header[4]])),
             own_partition: u16::from(own_partition),
             own,
             group: offsets.collect(),
@@ -135,11 +168,12 @@ impl CursorParts<'_> {
         let hours = (self.at.0 / MILLIS_PER_HOUR).min(0xff_ffff) as u32;
         let backlog = if self.backlog { BACKLOG_BIT } else { 0 };
         bytes[0] = VERSION << VERSION_SHIFT | backlog | (width as u8 - 1);
-        bytes[1..4].copy_from_slice(&self.shape.identity.0);
-        bytes[4..7].copy_from_slice(&hours.to_be_bytes()[1..]);
-        bytes[7] = narrow(self.shape.group_partitions);
-        bytes[8] = narrow(self.shape.selected_partitions);
-        bytes[9] = narrow(self.own_partition);
+        bytes[1] = narrow(self.shape.group_partitions);
+        bytes[2] = narrow(self.shape.selected_partitions);
+        bytes[3..5].copy_from_slice(&self.user.0.to_be_bytes());
+        bytes[5] = narrow(self.own_partition);
+        bytes[6..9].copy_from_slice(&self.shape.identity.0);
+        bytes[9..12].copy_from_slice(&hours.to_be_bytes()[1..]);
         let mut length = limits::HEADER_BYTES;
         for offset in std::iter::once(self.own).chain(self.group.iter().copied()) {
             debug_assert!(offset <= self.offset_max, "an offset beyond the announced width");
@@ -154,7 +188,7 @@ impl CursorParts<'_> {
 
     /// Appends `id: CURSOR\n`.
     pub fn write_id_line(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"id: ");
+        out.extend_from_slice(FIELD);
         self.write(out);
         out.push(b'\n');
     }
@@ -190,6 +224,7 @@ mod tests {
             shape: LogShape { group_partitions: group.len() as u16, ..SHAPE },
             at: EpochMillis(1_764_000_000_000),
             backlog,
+            user: UserMark(0xa11c),
             own_partition: 7,
             own,
             group,
@@ -217,11 +252,33 @@ mod tests {
             let parsed = Cursor::parse(expected).expect("a golden cursor");
             assert_eq!((parsed.own, &*parsed.group), (own, &*group), "{line}");
             assert_eq!((parsed.backlog, parsed.own_partition), (backlog, 7), "{line}");
+            assert_eq!(parsed.user, UserMark(0xa11c), "{line}");
             assert_eq!(parsed.shape.identity, SHAPE.identity);
             assert_eq!(parsed.at(), EpochMillis(1_764_000_000_000), "a full hour");
             rows += 1;
         }
         assert!(rows >= 4, "the golden file has rows");
+    }
+
+    #[test]
+    fn a_line_that_many_share_becomes_one_of_a_user() {
+        let parts = CursorParts {
+            shape: SHAPE,
+            at: EpochMillis(1_764_000_000_000),
+            backlog: false,
+            user: UserMark::default(),
+            own_partition: 7,
+            own: 5,
+            group: &[1; 10],
+            offset_max: 300,
+        };
+        let (mut shared, mut own, mut made) = (Vec::new(), Vec::new(), b"before".to_vec());
+        parts.write_id_line(&mut shared);
+        let user = UserMark::of("alice");
+        CursorParts { user, ..parts }.write_id_line(&mut own);
+        user.write_line(&shared, 7, &mut made);
+        assert_ne!(shared, own);
+        assert_eq!(made, [&b"before"[..], &own].concat());
     }
 
     #[test]
@@ -248,7 +305,7 @@ mod tests {
         for (bad, why) in [
             ("!".repeat(8), CursorError::NotBase64),
             ("A".repeat(257), CursorError::TooLong),
-            (format!("I{}", &whole[1..]), CursorError::Version(2)),
+            (format!("E{}", &whole[1..]), CursorError::Version(1)),
         ] {
             assert_eq!(Cursor::parse(&bad), Err(why), "{bad}");
         }

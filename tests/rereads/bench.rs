@@ -12,7 +12,7 @@ use corecast::domain::{
     Open, Outcome, ReadAgain, Reread, RingLimits, StreamKey, Streams, StreamsOptions, Vector,
 };
 use corecast::wire::archive::{Archiver, Audience, Event, SharedEvent};
-use corecast::wire::cursor::{Cursor, CursorParts};
+use corecast::wire::cursor::{Cursor, CursorParts, UserMark};
 
 pub const SHAPE: LogShape =
     LogShape { identity: LogIdentity([1, 2, 3]), selected_partitions: 1, group_partitions: 1 };
@@ -74,7 +74,7 @@ impl Bench {
                 user: &UserId::new(user).expect("a user id"),
                 members: &[],
                 connection: "tab",
-                cursor: Some(cursor(served)),
+                cursor: Some(cursor(user, served)),
                 backlog: None,
                 response_head: b"",
             },
@@ -130,13 +130,14 @@ impl Bench {
     }
 }
 
-/// Of who has been served everything before this offset.
-pub fn cursor(served: u64) -> Cursor {
+/// Of a user who has been served everything before this offset.
+pub fn cursor(user: &str, served: u64) -> Cursor {
     let mut text = Vec::new();
     let parts = CursorParts {
         shape: SHAPE,
         at: NOON,
         backlog: false,
+        user: UserMark::of(user),
         own_partition: 0,
         own: 0,
         group: &[served],

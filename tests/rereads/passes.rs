@@ -236,10 +236,14 @@ fn what_is_not_to_be_had_ends_the_streams_and_the_next_come_in() {
             (0..3).map(|number| bench.open(&format!("user-{number}"), 0).1).collect();
         bench.write();
         let reread = bench.streams.poll_reread(bench.now).expect("they are behind");
-        assert!(bench.streams.prefers_log(&cursor(0), true, bench.now));
-        assert!(!bench.streams.prefers_log(&cursor(0), false, bench.now), "he is alone, and near");
+        assert!(bench.streams.prefers_log(&cursor("user-0", 0), true, bench.now));
+        assert!(
+            !bench.streams.prefers_log(&cursor("user-0", 0), false, bench.now),
+            "he is alone, and near"
+        );
         bench.streams.handle_reread(reread.pass, Err(why), bench.now);
-        let prefers = |after| bench.streams.prefers_log(&cursor(0), true, bench.now.plus(after));
+        let prefers =
+            |after| bench.streams.prefers_log(&cursor("user-0", 0), true, bench.now.plus(after));
         assert!(!prefers(Duration::ZERO), "the store may have it");
         assert!(prefers(REPLAY_REFUSED_TIME), "it may be another part, or the log is back");
         bench.write();
@@ -264,11 +268,11 @@ fn what_is_not_to_be_had_ends_the_streams_and_the_next_come_in() {
 fn who_is_far_behind_is_served_by_the_log() {
     let mut bench = Bench::new(RING);
     bench.streams.handle_position(GROUP, REPLAY_RECORDS_FAR + 1);
-    let prefers = |served| bench.streams.prefers_log(&cursor(served), false, bench.now);
+    let prefers = |served| bench.streams.prefers_log(&cursor("user-0", served), false, bench.now);
     assert_eq!([0, 1, 2].map(prefers), [true, true, false]);
     for offset in REPLAY_RECORDS_MAX + 1..=REPLAY_RECORDS_MAX + 2 * RING {
         bench.streams.handle_events(&mut vec![event(offset, offset)]);
     }
-    let prefers = |served| bench.streams.prefers_log(&cursor(served), true, bench.now);
+    let prefers = |served| bench.streams.prefers_log(&cursor("user-0", served), true, bench.now);
     assert!(!prefers(0), "the log is not read as far back for one client");
 }

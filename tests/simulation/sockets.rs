@@ -58,7 +58,18 @@ impl World {
         }
         let shard = usize::from(owner);
         let user = &self.clients[number].user.clone();
-        let Some(cursor) = self.clients[number].last_id.clone() else {
+        let mut cursor = self.clients[number].last_id.clone();
+        let other = self.random.below(CLIENTS);
+        let others = self.clients[other].last_id.as_ref();
+        let others = others.filter(|_| self.clients[other].user != *user);
+        if self.faults.forgeries && others.is_some() && self.random.one_in(12) {
+            self.seen.note("cursors of another user");
+            cursor = others.cloned();
+            self.clients[number].last_id = None;
+        }
+        let streams = &self.nodes[node].shards[shard].streams;
+        let Some(cursor) = cursor.filter(|cursor| streams.knows(cursor, user)) else {
+            self.clients[number].last_id = None;
             return self.ask(number, (node, shard), None, None);
         };
         if self.faults.forgeries && cursor.shape == self.shape && self.random.one_in(12) {

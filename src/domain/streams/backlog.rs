@@ -17,12 +17,13 @@ impl<S> Streams<S> {
     pub(super) fn plan_backlog(&mut self, index: u32, wall: EpochMillis) {
         let own_shape = self.options.shape;
         let Some(stream) = self.slab.get_mut(index) else { return };
+        let mark = self.users.get(stream.user).mark;
         let Some(private) = stream.private.as_deref_mut() else { return };
         let Some(backlog) = private.backlog.as_mut() else { return };
         let shape = backlog.replaced.unwrap_or(own_shape);
         let lead = &mut private.lead;
         if let Some((message, served)) = backlog.next(wall) {
-            write_cursor(&shape, lead, &served, backlog.since, true);
+            write_cursor((&shape, mark), lead, &served, backlog.since, true);
             lead.extend_from_slice(&message.body);
             private.lead_row = message.candidate.row;
             let before = std::mem::replace(&mut backlog.progress, served);
@@ -34,9 +35,10 @@ impl<S> Streams<S> {
                 frame::write_retry(lead, limits::BACKLOG_RETRY);
                 stream.state |= super::CLOSING | super::CONTINUES;
             } else {
+                let of = (&own_shape, mark);
                 match &then {
-                    Some(then) => write_cursor(&own_shape, lead, &then.progress, then.since, true),
-                    None => write_cursor(&own_shape, lead, &backlog.checkpoint, wall, false),
+                    Some(then) => write_cursor(of, lead, &then.progress, then.since, true),
+                    None => write_cursor(of, lead, &backlog.checkpoint, wall, false),
                 }
                 match backlog.gap {
                     Some(Gap { from, to, reason }) => {

@@ -15,9 +15,11 @@ use super::timers::ticks;
 use super::{BEHIND, BLOCKED, CLOSING, CONTINUES, CUT_OFF, QUEUED, STALLED};
 use super::{CloseReason, Frame, Served, Stream, StreamKey, Streams, enqueue, write_id_line};
 use crate::base::{EpochMillis, Moment};
+use crate::domain::audience::User;
 use crate::domain::backlog::{KeptMessage, Row, What};
 use crate::limits::shard as limits;
 use crate::wire::archive::{AudienceRef, SharedEvent};
+use crate::wire::cursor::UserMark;
 
 const FRAMES_MAX: usize = limits::WRITE_PIECES_MAX / 2;
 
@@ -45,6 +47,9 @@ pub enum Outcome {
 pub(super) struct Plan {
     frames: Vec<Planned>,
     own_partition: u16,
+    mark: UserMark,
+    /// The id lines of the frames, with whose they are.
+    ids: Vec<u8>,
     /// Bytes of the stream's own that go first.
     pub(super) lead_bytes: usize,
     /// Where the stream stands once all of it is out.
@@ -89,6 +94,14 @@ struct Planned {
     /// Bytes of it that are out already, and its length.
     out: usize,
     bytes: usize,
+}
+
+impl Plan {
+    fn push(&mut self, planned: Planned) {
+        let line = planned.frame.id_line(self.own_partition);
+        self.mark.write_line(line, self.own_partition, &mut self.ids);
+        self.frames.push(planned);
+    }
 }
 
 impl<S> Streams<S> {
@@ -161,7 +174,9 @@ impl<S> Streams<S> {
         self.plan.lead_bytes = 0;
         self.plan.undo = None;
         let Some(stream) = self.slab.get_mut(index) else { return };
-        self.plan.own_partition = self.users.get(stream.user).own_partition;
+        let &User { own_partition, mark, .. } = self.users.get(stream.user);
+        (self.plan.own_partition, self.plan.mark) = (own_partition, mark);
+        self.plan.ids.clear();
         self.plan.end = if stream.is(BEHIND) { stream.at } else { self.ring.next() };
         let (mut is_ahead, mut has_backlog) = (false, false);
         if let Some(private) = stream.private.as_deref_mut() {
@@ -170,7 +185,7 @@ impl<S> Streams<S> {
                 debug_assert_eq!(self.plan.lead_bytes, 0, "a frame is finished before anything");
                 let bytes = frame_bytes(frame, self.plan.own_partition);
                 let (frame, out) = (frame.clone(), *out);
-                self.plan.frames.push(Planned { frame, end: self.plan.end, out, bytes });
+                self.plan.push(Planned { frame, end: self.plan.end, out, bytes });
             }
             is_ahead = private.ahead.is_some();
             has_backlog = private.backlog.is_some();
@@ -241,7 +256,7 @@ impl<S> Streams<S> {
             let bytes = frame_bytes(frame, user.own_partition);
             let (frame, end) = (frame.clone(), self.plan.end);
             planned_bytes += bytes;
-            self.plan.frames.push(Planned { frame, end, out: 0, bytes });
+            self.plan.push(Planned { frame, end, out: 0, bytes });
         }
         self.plan.looked_at += (self.plan.end - begin) as usize;
         if self.plan.end >= until {
@@ -274,7 +289,8 @@ impl<S> Streams<S> {
             }
             ahead.raise_to(after);
             if due {
-                write_id_line(&self.options.shape, &mut private.lead, ahead, event.appended_at());
+                let (of, lead) = ((&self.options.shape, user.mark), &mut private.lead);
+                write_id_line(of, lead, ahead, event.appended_at());
                 private.lead.extend_from_slice(event.body());
             }
             if ahead.is_within(after) {
@@ -303,9 +319,11 @@ impl<S> Streams<S> {
         {
             pieces.push(IoSlice::new(&private.lead[private.lead_out..]));
         }
+        let mut ids = &self.plan.ids[..];
         for planned in &self.plan.frames {
-            let id_line = planned.frame.id_line(self.plan.own_partition);
             let body = planned.frame.event().body();
+            let (id_line, others) = ids.split_at(planned.bytes - body.len());
+            ids = others;
             if planned.out < id_line.len() {
                 pieces.push(IoSlice::new(&id_line[planned.out..]));
                 pieces.push(IoSlice::new(body));

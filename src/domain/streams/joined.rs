@@ -54,7 +54,8 @@ impl<S> Streams<S> {
             ahead.raise(position.partition, position.offset + 1);
             if is_due {
                 let lead = &mut private.lead;
-                super::write_id_line(&options.shape, lead, ahead, event.appended_at());
+                let of = (&options.shape, user.mark);
+                super::write_id_line(of, lead, ahead, event.appended_at());
                 lead.extend_from_slice(event.body());
                 plan.joined.push(JoinedFrame { end: lead.len(), next, row: row_of(event) });
             }

@@ -32,7 +32,7 @@ use super::vector::{Served, Vector, VectorRef};
 use super::wheel::Wheel;
 use crate::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, Position, UserId};
 use crate::wire::archive::{AudienceRef, SharedEvent};
-use crate::wire::cursor::CursorParts;
+use crate::wire::cursor::{CursorParts, UserMark};
 use crate::wire::frame;
 
 use entry::{
@@ -435,13 +435,18 @@ fn enqueue<S>(stream: &mut Stream<S>, index: u32, queue: &mut VecDeque<u32>) {
     }
 }
 
-fn write_id_line(shape: &LogShape, out: &mut Vec<u8>, served: &Served, at: EpochMillis) {
-    write_cursor(shape, out, served, at, false);
+fn write_id_line(
+    (shape, user): (&LogShape, UserMark),
+    out: &mut Vec<u8>,
+    served: &Served,
+    at: EpochMillis,
+) {
+    write_cursor((shape, user), out, served, at, false);
 }
 
 /// The same; flagged, it says how far a backlog is out.
 fn write_cursor(
-    shape: &LogShape,
+    (shape, user): (&LogShape, UserMark),
     out: &mut Vec<u8>,
     served: &Served,
     at: EpochMillis,
@@ -451,6 +456,7 @@ fn write_cursor(
         shape: *shape,
         at,
         backlog: is_backlog,
+        user,
         own_partition: served.own_partition,
         own: served.own,
         group: &served.group,

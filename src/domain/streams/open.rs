@@ -10,7 +10,7 @@ use crate::domain::backlog::{Backlog, Presented, SINCE_EVER};
 use crate::domain::vector::Served;
 use crate::limits::keeping::CLOCKS_DIFFER;
 use crate::limits::shard as limits;
-use crate::wire::cursor::Cursor;
+use crate::wire::cursor::{Cursor, UserMark};
 use crate::wire::frame;
 
 /// A stream that is to be opened.
@@ -64,7 +64,8 @@ impl<S> Streams<S> {
         let serial = self.serials;
         frame::write_retry(&mut lead, self.jittered(limits::RETRY, serial, 50));
         let Start { shape, presented, presented_at, is_progress, served, is_resumed } = start;
-        write_cursor(&shape, &mut lead, &presented, presented_at, is_progress);
+        let mark = self.users.get(user).mark;
+        write_cursor((&shape, mark), &mut lead, &presented, presented_at, is_progress);
         frame::write_connected(&mut lead, open.connection, wall);
         let at = self.ring.place_of(&served);
         let is_cut_off = !self.reaches(&served);
@@ -112,7 +113,10 @@ impl<S> Streams<S> {
         let has_grown = then.group_partitions <= now.group_partitions
             && then.selected_partitions <= now.selected_partitions;
         let is_usable = has_grown || self.replaced(cursor).is_some();
-        is_usable && cursor.own_partition == cursor.shape.partition_of_user(user.as_str())
+        let user = user.as_str();
+        is_usable
+            && cursor.user == UserMark::of(user)
+            && cursor.own_partition == cursor.shape.partition_of_user(user)
     }
 
     /// What a client of this log has been served that presents this cursor: of partitions that it

@@ -7,6 +7,7 @@ use super::{
     BLOCKED, CUT_OFF, CloseReason, QUEUED, SERIAL_MASK, Served, Streams, enqueue, write_id_line,
 };
 use crate::base::{EpochMillis, Moment};
+use crate::domain::audience::User;
 use crate::limits::shard as limits;
 use crate::wire::frame;
 
@@ -57,7 +58,7 @@ impl<S> Streams<S> {
         let is_at_ring = !has_backlog && !stream.is(CUT_OFF);
         if stream.heartbeats >= limits::HEARTBEATS_PER_ID && is_at_ring {
             stream.heartbeats = 0;
-            let own_partition = self.users.get(stream.user).own_partition;
+            let &User { own_partition, mark, .. } = self.users.get(stream.user);
             let mut served = match stream.private.as_ref().and_then(|private| private.ahead.clone())
             {
                 Some(ahead) => ahead,
@@ -65,7 +66,7 @@ impl<S> Streams<S> {
             };
             served.raise_to(self.vector.view());
             let lead = &mut stream.private().lead;
-            write_id_line(&self.options.shape, lead, &served, wall);
+            write_id_line((&self.options.shape, mark), lead, &served, wall);
             lead.push(b'\n');
         } else {
             frame::write_heartbeat(&mut stream.private().lead);
