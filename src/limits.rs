@@ -438,6 +438,9 @@ pub mod store {
     /// The same for quick looks at what is parked, and how often a look is a whole one.
     pub const PARKED_QUICK_SLACK: Duration = Duration::from_secs(10);
     pub const PARKED_WHOLE_LOOK: Duration = Duration::from_secs(30);
+    /// How long endings are known, and what was due is after its time: longer than any log is kept
+    /// by default, and a day.
+    pub const ENDINGS_KEEP: Duration = Duration::from_secs(30 * 24 * 3_600);
     /// How far the position moves before it is stored again.
     pub const POSITION_STEP: Duration = Duration::from_secs(60);
 }
@@ -467,9 +470,10 @@ pub mod inbox {
     /// what is written three days ahead.
     pub const ID_AHEAD_MAX: Duration = Duration::from_secs(2 * DAY_S);
     /// Offsets of one partition of group rows, as a power of two. A row that has expired counts as
-    /// three cells until it is compacted away, and a read that meets 100,000 is refused.
+    /// three cells, that of a removal as four, until it is compacted away, and a read that meets
+    /// 100,000 is refused.
     pub const GROUP_BUCKET_BITS: u32 = 14;
-    const _: () = assert!((1 << GROUP_BUCKET_BITS) * 3 <= 100_000 / 2);
+    const _: () = assert!((1 << GROUP_BUCKET_BITS) * 4 <= 100_000);
     /// Stored cursors of users who stay away are forgotten after 400 days: they have been past all
     /// that is kept for a year.
     pub const CURSOR_KEEP: Duration = Duration::from_secs(400 * DAY_S);

@@ -17,9 +17,9 @@ use corecast::domain::{
 use corecast::lane::Ask;
 use corecast::limits::keeping as limits;
 use corecast::ports::{
-    Batch, Bounds, Commit, Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Log,
-    LogError, Mark, MovedRecord, NewRecord, Owned, Ownership, Place, Progress, Standing,
-    StoreError, SystemClock, Want,
+    Batch, Bounds, Commit, Content, Delivery, GroupRow, GroupWhat, Hole, Inbox, InboxRow,
+    InboxWrite, Log, LogError, Mark, MovedRecord, NewRecord, Owned, Ownership, Place, Progress,
+    Removal, Standing, StoreError, SystemClock, Want,
 };
 use corecast::wire::archive::MemberKind;
 use corecast::wire::frame::GapReason;
@@ -154,10 +154,15 @@ impl Inbox for Stub {
             }),
             progress: Progress { attempt: 0, delivery: self.stands(offset).0 },
             delivered_at: Some(EpochMillis(offset)),
+            removed: None,
         };
         let rows: Vec<_> = (first..self.rows).take(limit).map(row).collect();
         self.rows_read.fetch_add(rows.len(), Ordering::Relaxed);
         Ok(rows)
+    }
+
+    async fn write_removals(&self, _: &[Removal]) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn write_group(&self, _: &[GroupRow]) -> Result<(), StoreError> {
@@ -174,6 +179,7 @@ impl Inbox for Stub {
         let partition = Partition { topic: Topic::Group, index };
         let row = |offset| GroupRow {
             broadcast: BroadcastId::new(GROUP_FIRST + offset).expect("small"),
+            what: GroupWhat::Created,
             place: Place {
                 log,
                 position: Position { partition, offset },

@@ -13,7 +13,7 @@ use corecast::control::{KeptParts, KeptStore, inboxes};
 use corecast::domain::Served;
 use corecast::lane::Ask;
 use corecast::ports::{
-    Commit, GroupRow, Inbox, Mark, MovedRecord, Owned, Place, StoreError, SystemClock,
+    Commit, GroupRow, GroupWhat, Inbox, Mark, MovedRecord, Owned, Place, StoreError, SystemClock,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use fakes::{Call, Gated};
@@ -31,6 +31,7 @@ async fn keep_broadcasts(embedded: &Embedded) {
     let log = embedded.log().shape().await.expect("embedded").identity;
     let row = |offset: u64| GroupRow {
         broadcast: id_at(now(), offset),
+        what: GroupWhat::Created,
         place: Place { log, position: Position { partition, offset }, appended_at: now() },
         keep_until: EpochMillis(now().0 + 3_600_000),
     };

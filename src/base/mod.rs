@@ -13,4 +13,4 @@ pub use ids::{BroadcastId, USER_ID_BYTES_MAX, UserId, UserIdError};
 pub use log::{LogIdentity, LogShape, Partition, Position, Topic, mark_of_user, partition_of_key};
 pub use moment::{EpochMillis, Moment};
 pub use shards::Sharding;
-pub use words::{EventType, Priority, Status, TargetType};
+pub use words::{End, EventType, Priority, Status, TargetType};

@@ -16,8 +16,8 @@ use crate::domain::{Aside, Assessor, Broadcast, Effect, Kept, Rules, Unserved};
 use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
 use crate::limits::{owner as limits, parking};
 use crate::ports::{
-    Backoff, Batch, Clock, Delivery, GroupRow, Hole, Inbox, InboxWrite, Parked, Parking, Place,
-    Progress, Record, StoreError, join_all,
+    Backoff, Batch, Clock, Delivery, GroupRow, GroupWhat, Hole, Inbox, InboxWrite, Parked, Parking,
+    Place, Progress, Record, StoreError, join_all,
 };
 
 /// Shared by the work on all partitions. `assess` and `write` are one try, without a clock to wait
@@ -204,7 +204,8 @@ impl Keeper {
                     let content = Some(content).filter(|content| is_new(content.id));
                     rows.contents.extend(content.map(|content| *content));
                     let (broadcast, keep_until) = (kept.broadcast, kept.ends_at);
-                    rows.groups.push(GroupRow { broadcast, place, keep_until });
+                    let what = GroupWhat::Created;
+                    rows.groups.push(GroupRow { broadcast, what, place, keep_until });
                     rows.served.extend(again(&kept));
                 }
                 Effect::Passing(kept) => rows.served.extend(again(&kept)),

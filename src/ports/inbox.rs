@@ -48,19 +48,41 @@ pub struct InboxWrite {
     pub keep_until: EpochMillis,
 }
 
-/// One message of one user. What only DELIVERED has been written of is no row yet.
+/// Word that a message is to be taken away from a user again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Removal {
+    pub user: UserId,
+    pub broadcast: BroadcastId,
+    /// Where the record stands that says so. Stored rows keep the smallest offset, as of messages.
+    pub place: Place,
+    /// As that of the message.
+    pub keep_until: EpochMillis,
+}
+
+/// One message of one user. What only DELIVERED, or a removal, has been written of is no row yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct InboxRow {
     pub broadcast: BroadcastId,
     pub place: Option<Place>,
     pub progress: Progress,
     pub delivered_at: Option<EpochMillis>,
+    /// Where the CANCELLED or EXPIRED record for this user stands.
+    pub removed: Option<Place>,
 }
 
-/// A record of the group topic that created a broadcast, and until when it is of interest.
+/// What a record of the group topic did to its broadcast.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum GroupWhat {
+    Created,
+    /// Cancelled it, or said that it has expired.
+    Removed,
+}
+
+/// A record of the group topic about a broadcast, and until when it is of interest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GroupRow {
     pub broadcast: BroadcastId,
+    pub what: GroupWhat,
     pub place: Place,
     pub keep_until: EpochMillis,
 }
@@ -107,6 +129,9 @@ pub trait Inbox: Send + Sync {
         let rows = self.inbox(user, before, 1).await?;
         Ok(rows.into_iter().find(|row| row.broadcast == broadcast))
     }
+
+    /// Idempotent, before the rows or behind them. A removal alone makes no row.
+    async fn write_removals(&self, removals: &[Removal]) -> Result<(), StoreError>;
 
     /// Idempotent: the place is the key.
     async fn write_group(&self, rows: &[GroupRow]) -> Result<(), StoreError>;

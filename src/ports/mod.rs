@@ -1,12 +1,13 @@
 //! Floor 2: the seams to the world, as traits. Implementations stand on floor 3.
 //!
-//! `Log`, `Ownership`, `Store`, `Inbox`, `Parking` and `DeadLetterRows` are called on the control
-//! threads only; `Clock` everywhere.
+//! `Log`, `Ownership`, `Store`, `Endings`, `Inbox`, `Parking` and `DeadLetterRows` are called on
+//! the control threads only; `Clock` everywhere.
 
 mod backoff;
 mod clock;
 mod dead_letters;
 mod descriptors;
+mod endings;
 mod inbox;
 mod log;
 mod ownership;
@@ -21,7 +22,11 @@ pub use dead_letters::{
     DeadLetterId, DeadLetterPlace, DeadLetterRow, DeadLetterRows, Original, ShownDeadLetter,
 };
 pub use descriptors::Descriptors;
-pub use inbox::{Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Place, Progress};
+pub use endings::{Change, Due, Ending, Endings, NotedEnding};
+pub use inbox::{
+    Content, Delivery, GroupRow, GroupWhat, Hole, Inbox, InboxRow, InboxWrite, Place, Progress,
+    Removal,
+};
 pub use log::{
     Batch, Bounds, Header, Log, LogError, MovedRecord, NewRecord, Record, TimedBy, Want,
 };

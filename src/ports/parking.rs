@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{Record, StoreError};
-use crate::base::{EpochMillis, Partition};
+use crate::base::{BroadcastId, EpochMillis, Partition};
 use crate::limits::parking::BUCKETS;
 
 /// A record that waits. What makes it one of its kind: when it is due, the event, the attempt.
@@ -27,9 +27,16 @@ pub struct Parked {
     pub record: Record,
 }
 
-/// A share of what is parked: below `BUCKETS`.
+/// A share of what is parked, or of the broadcasts: below `BUCKETS`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Bucket(pub u16);
+
+impl Bucket {
+    /// Follows from the id: its lowest bits are random, or those of a counter.
+    pub const fn of_broadcast(id: BroadcastId) -> Self {
+        Self((id.get() % BUCKETS as u64) as u16)
+    }
+}
 
 impl Parked {
     /// Follows from the event.

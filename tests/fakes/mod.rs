@@ -12,7 +12,7 @@ use corecast::base::{
 use corecast::domain::Broadcast;
 use corecast::ports::{
     Batch, Bounds, Bucket, Content, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Log, LogError,
-    MovedRecord, NewRecord, Parked, Parking, StoreError, Want,
+    MovedRecord, NewRecord, Parked, Parking, Removal, StoreError, Want,
 };
 use uuid::Uuid;
 
@@ -20,6 +20,7 @@ use uuid::Uuid;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Call {
     WriteInbox(usize),
+    WriteRemovals(usize),
     Inbox,
     WriteGroup(usize),
     Group,
@@ -74,6 +75,11 @@ impl Inbox for Gated<dyn Inbox, StoreError> {
     ) -> Result<Vec<InboxRow>, StoreError> {
         self.ask(Call::Inbox).await?;
         self.port.inbox(user, after, limit).await
+    }
+
+    async fn write_removals(&self, removals: &[Removal]) -> Result<(), StoreError> {
+        self.ask(Call::WriteRemovals(removals.len())).await?;
+        self.port.write_removals(removals).await
     }
 
     async fn write_group(&self, rows: &[GroupRow]) -> Result<(), StoreError> {

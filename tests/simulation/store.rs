@@ -13,7 +13,8 @@ use async_trait::async_trait;
 use corecast::base::{BroadcastId, LogIdentity, Moment, Partition, Status, UserId};
 use corecast::domain::Broadcast;
 use corecast::ports::{
-    Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Parked, StoreError,
+    Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Parked, Progress, Removal,
+    StoreError,
 };
 use uuid::Uuid;
 
@@ -25,6 +26,7 @@ use crate::sky::{REPLACED, REPLACED_START, wall_at};
 #[derive(Clone, Debug)]
 pub enum Piece {
     Inbox(InboxWrite),
+    Removal(Removal),
     Group(GroupRow),
     Cursor { user: UserId, log: LogIdentity, partition: Partition, next: u64 },
     Hole(Hole),
@@ -264,6 +266,7 @@ impl Shelves {
     fn apply(&mut self, piece: Piece) {
         match piece {
             Piece::Inbox(write) => self.apply_inbox(write),
+            Piece::Removal(removal) => self.apply_removal(removal),
             Piece::Group(row) => {
                 let position = row.place.position;
                 let stored = self.groups.entry((position.partition, position.offset));
@@ -312,7 +315,13 @@ impl Shelves {
         let is_delivered = progress.delivery == Delivery::Delivered;
         let new = Stored {
             is_row: !is_delivered,
-            row: InboxRow { broadcast, place, progress, delivered_at: is_delivered.then_some(at) },
+            row: InboxRow {
+                broadcast,
+                place,
+                progress,
+                delivered_at: is_delivered.then_some(at),
+                removed: None,
+            },
             keep_until,
         };
         if is_delivered {
@@ -326,6 +335,17 @@ impl Shelves {
         row.delivered_at = row.delivered_at.into_iter().chain(new.row.delivered_at).min();
         let places = row.place.into_iter().chain(new.row.place);
         row.place = places.min_by_key(|place| place.position.offset);
+    }
+
+    fn apply_removal(&mut self, removal: Removal) {
+        let Removal { user, broadcast, place, keep_until } = removal;
+        let progress = Progress { attempt: 0, delivery: Delivery::Pending };
+        let none = InboxRow { broadcast, place: None, progress, delivered_at: None, removed: None };
+        let none = Stored { is_row: false, row: none, keep_until };
+        let stored = self.inbox.entry((user, broadcast)).or_insert(none);
+        stored.keep_until = stored.keep_until.max(keep_until);
+        let places = stored.row.removed.into_iter().chain([place]);
+        stored.row.removed = places.min_by_key(|place| place.position.offset);
     }
 }
 
@@ -354,6 +374,10 @@ impl Inbox for FakeStore {
             rows.map(|stored| stored.row.clone()).take(limit).collect()
         })
         .await
+    }
+
+    async fn write_removals(&self, removals: &[Removal]) -> Result<(), StoreError> {
+        self.write(removals.iter().cloned().map(Piece::Removal).collect()).await
     }
 
     async fn write_group(&self, rows: &[GroupRow]) -> Result<(), StoreError> {

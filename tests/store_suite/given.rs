@@ -1,7 +1,7 @@
 //! What the cases of several modules are given: users, a log, rows, and dice.
 
 use corecast::base::{BroadcastId, EpochMillis, LogIdentity, Partition, Position, Topic, UserId};
-use corecast::ports::{GroupRow, Place};
+use corecast::ports::{GroupRow, GroupWhat, Place};
 
 use super::store::now;
 
@@ -31,6 +31,7 @@ pub fn group_row(log: LogIdentity, partition: u16, offset: u64) -> GroupRow {
     let appended_at = EpochMillis(1_795_514_400_000 + offset % 1_000);
     GroupRow {
         broadcast: BroadcastId::new(offset % (1 << 40)).expect("an id"),
+        what: GroupWhat::Created,
         place: Place { log, position: Position { partition, offset }, appended_at },
         keep_until: EpochMillis(now().0 / 1_000 * 1_000 + 10 * 24 * 3_600_000),
     }

@@ -568,6 +568,7 @@ fn merged(writes: &[InboxWrite]) -> Option<InboxRow> {
         place: places.min_by_key(|place| place.position.offset),
         progress: writes.iter().map(|write| write.progress).max()?,
         delivered_at: writes.iter().filter(is_delivered).map(|write| write.at).min(),
+        removed: None,
     })
 }
 

@@ -17,7 +17,7 @@ use crate::domain::{
 use crate::lane::Ask;
 use crate::limits::cursor::OFFSET_MAX;
 use crate::limits::keeping as limits;
-use crate::ports::{Delivery, GroupRow, Hole, InboxRow, StoreError};
+use crate::ports::{Delivery, GroupRow, GroupWhat, Hole, InboxRow, StoreError};
 use crate::wire::frame::{self, GapReason, Message};
 
 /// What is known of what the client has had.
@@ -328,7 +328,8 @@ async fn group_rows(
             let rows = kept.parts.inbox.group(log, index, next, limit).await?;
             let last = rows.last().map(|row| row.place.position.offset);
             let is_end = rows.len() < limit || met.len() >= limits::INBOX_ROWS_MAX;
-            let first = rows.into_iter().filter(|row| met.insert(row.broadcast));
+            let created = rows.into_iter().filter(|row| row.what == GroupWhat::Created);
+            let first = created.filter(|row| met.insert(row.broadcast));
             found.extend(first.filter(|row| row.place.position.offset >= *from));
             match last {
                 Some(last) if !is_end => next = last + 1,

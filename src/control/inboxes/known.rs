@@ -14,7 +14,7 @@ use crate::base::{
 };
 use crate::domain::{Broadcast, Membership, Served};
 use crate::limits::keeping as limits;
-use crate::ports::{Content, GroupRow, Hole, LogError, StoreError};
+use crate::ports::{Content, GroupRow, GroupWhat, Hole, LogError, StoreError};
 use crate::wire::archive::MemberKind;
 
 /// Up to where everything is durable, of every partition.
@@ -332,7 +332,7 @@ impl Partial {
     /// Takes rows in; those from `to` on may not be all.
     fn take(&mut self, rows: Vec<GroupRow>, to: u64, is_end: bool) {
         let last = rows.last().map(|row| row.place.position.offset);
-        for row in rows {
+        for row in rows.into_iter().filter(|row| row.what == GroupWhat::Created) {
             let offset = row.place.position.offset;
             if offset < to && self.broadcasts.insert(row.broadcast) {
                 self.rows.insert(offset, row);

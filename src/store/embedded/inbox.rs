@@ -12,7 +12,7 @@ use super::rows::{id_key, write_broadcast};
 use super::store::{broadcast_of, failed, status_of};
 use crate::base::{BroadcastId, LogIdentity, Partition, TargetType, UserId};
 use crate::domain::Broadcast;
-use crate::ports::{Content, GroupRow, Hole, Inbox, InboxRow, InboxWrite, StoreError};
+use crate::ports::{Content, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Removal, StoreError};
 
 #[async_trait]
 impl Inbox for EmbeddedStore {
@@ -51,6 +51,16 @@ impl Inbox for EmbeddedStore {
             Ok(found)
         })
         .await
+    }
+
+    async fn write_removals(&self, removals: &[Removal]) -> Result<(), StoreError> {
+        let rows = removals.iter().map(|removal| JoinedRow {
+            keyspace: self.keyspaces.inbox.clone(),
+            key: rows::inbox_key(&removal.user, removal.broadcast),
+            value: rows::write_removal(removal),
+            join: rows::join_inbox,
+        });
+        self.join(rows).await
     }
 
     async fn write_group(&self, group: &[GroupRow]) -> Result<(), StoreError> {

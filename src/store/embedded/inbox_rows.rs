@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::rows::{RowError, VERSION, json, read, read_id};
 use crate::base::{BroadcastId, EpochMillis, LogIdentity, Partition, Position, Topic, UserId};
-use crate::ports::{Delivery, GroupRow, Hole, InboxRow, InboxWrite, Place, Progress};
+use crate::ports::{
+    Delivery, GroupRow, GroupWhat, Hole, InboxRow, InboxWrite, Place, Progress, Removal,
+};
 
 /// Ends the user id in a key: no user id holds it.
 const USER_END: u8 = 0;
@@ -20,13 +22,16 @@ const HOLE_KEY_BYTES: usize = 14;
 #[serde(rename_all = "camelCase")]
 struct InboxJson {
     v: u32,
-    /// Whether more than DELIVERED was written: without that it is no row yet.
+    /// Whether more than DELIVERED or a removal was written: without that it is no row yet.
     is_row: bool,
     attempt: u32,
     #[serde(with = "DeliveryWord")]
     delivery: Delivery,
     place: Option<PlaceJson>,
     delivered_at: Option<EpochMillis>,
+    /// Older releases know of none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    removed: Option<PlaceJson>,
     keep_until: EpochMillis,
 }
 
@@ -56,6 +61,9 @@ struct GroupJson {
     id: BroadcastId,
     appended_at: EpochMillis,
     keep_until: EpochMillis,
+    /// Older releases write only what created a broadcast.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_removal: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,15 +94,24 @@ pub fn write_inbox(write: &InboxWrite) -> Vec<u8> {
         is_row: !is_delivered,
         attempt: progress.attempt,
         delivery: progress.delivery,
-        place: place.map(|place| PlaceJson {
-            offset: place.position.offset,
-            topic: place.position.partition.topic as u8,
-            partition: place.position.partition.index,
-            log: place.log.0,
-            appended_at: place.appended_at,
-        }),
+        place: place.map(PlaceJson::of),
         delivered_at: is_delivered.then_some(*at),
+        removed: None,
         keep_until: *keep_until,
+    })
+}
+
+/// Says nothing of how far the message has come.
+pub fn write_removal(removal: &Removal) -> Vec<u8> {
+    json(&InboxJson {
+        v: VERSION,
+        is_row: false,
+        attempt: 0,
+        delivery: Delivery::Pending,
+        place: None,
+        delivered_at: None,
+        removed: Some(PlaceJson::of(removal.place)),
+        keep_until: removal.keep_until,
     })
 }
 
@@ -108,6 +125,7 @@ pub fn join_inbox(stored: &[u8], new: &[u8]) -> Result<Vec<u8>, RowError> {
         delivery: progress.delivery,
         place: least(stored.place, new.place),
         delivered_at: least(stored.delivered_at, new.delivered_at),
+        removed: least(stored.removed, new.removed),
         keep_until: stored.keep_until.max(new.keep_until),
     }))
 }
@@ -118,8 +136,9 @@ pub fn read_inbox(key: &[u8], value: &[u8]) -> Result<StoredInboxRow, RowError> 
     let start = key.len().saturating_sub(size_of::<u64>());
     let broadcast = read_id(&key[start..])?;
     let place = stored.place.map(PlaceJson::read).transpose()?;
+    let removed = stored.removed.map(PlaceJson::read).transpose()?;
     let delivered_at = stored.delivered_at;
-    let row = InboxRow { broadcast, place, progress, delivered_at };
+    let row = InboxRow { broadcast, place, progress, delivered_at, removed };
     Ok(StoredInboxRow { row: stored.is_row.then_some(row), keep_until })
 }
 
@@ -130,6 +149,16 @@ impl InboxJson {
 }
 
 impl PlaceJson {
+    fn of(place: Place) -> Self {
+        Self {
+            offset: place.position.offset,
+            topic: place.position.partition.topic as u8,
+            partition: place.position.partition.index,
+            log: place.log.0,
+            appended_at: place.appended_at,
+        }
+    }
+
     fn read(self) -> Result<Place, RowError> {
         let topic = read_topic(self.topic)?;
         let partition = Partition { topic, index: self.partition };
@@ -144,14 +173,19 @@ fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
 }
 
 pub fn write_group(row: &GroupRow) -> Vec<u8> {
-    let appended_at = row.place.appended_at;
-    json(&GroupJson { v: VERSION, id: row.broadcast, appended_at, keep_until: row.keep_until })
+    json(&GroupJson {
+        v: VERSION,
+        id: row.broadcast,
+        appended_at: row.place.appended_at,
+        keep_until: row.keep_until,
+        is_removal: row.what == GroupWhat::Removed,
+    })
 }
 
 /// What stands at one place is the same whoever says it, but for how long it is of interest.
 pub fn join_group(stored: &[u8], new: &[u8]) -> Result<Vec<u8>, RowError> {
     let (stored, new) = (read::<GroupJson>(stored)?, read::<GroupJson>(new)?);
-    let rank = |row: &GroupJson| (row.keep_until, row.id, row.appended_at);
+    let rank = |row: &GroupJson| (row.keep_until, row.id, row.appended_at, row.is_removal);
     Ok(json(if rank(&stored) >= rank(&new) { &stored } else { &new }))
 }
 
@@ -165,6 +199,7 @@ pub fn read_group(key: &[u8], value: &[u8]) -> Result<GroupRow, RowError> {
     let row = read::<GroupJson>(value)?;
     Ok(GroupRow {
         broadcast: row.id,
+        what: if row.is_removal { GroupWhat::Removed } else { GroupWhat::Created },
         place: Place {
             log: LogIdentity([first, second, third]),
             position,
@@ -293,7 +328,18 @@ mod tests {
 
     fn group_row() -> GroupRow {
         let broadcast = BroadcastId::new(42).expect("small");
-        GroupRow { broadcast, place: place(Topic::Group, 65_536), keep_until: KEEP_UNTIL }
+        let (what, place) = (GroupWhat::Created, place(Topic::Group, 65_536));
+        GroupRow { broadcast, what, place, keep_until: KEEP_UNTIL }
+    }
+
+    fn removed_row() -> GroupRow {
+        GroupRow { what: GroupWhat::Removed, ..group_row() }
+    }
+
+    fn removal(offset: u64) -> Removal {
+        let InboxWrite { user, broadcast, .. } = write(0, Delivery::Pending, None);
+        let place = place(Topic::Selected, offset);
+        Removal { user, broadcast, place, keep_until: KEEP_UNTIL }
     }
 
     fn text(row: Vec<u8>) -> String {
@@ -313,7 +359,9 @@ mod tests {
             ("inbox pending", write(Delivery::Pending, Some(7))),
             ("inbox failed", write(Delivery::Failed, None)),
             ("inbox delivered", write(Delivery::Delivered, None)),
+            ("inbox removed", text(write_removal(&removal(9)))),
             ("group message", text(write_group(&group_row()))),
+            ("group message removed", text(write_group(&removed_row()))),
             ("cursor", text(write_cursor(1 << 47))),
             ("hole", text(write_hole(&hole))),
             ("inbox key", hex(&inbox_key(&user(), id))),
@@ -334,10 +382,20 @@ mod tests {
         let key = inbox_key(&written.user, written.broadcast);
         let row = read_inbox(&key, &write_inbox(&written)).expect("a row");
         let InboxWrite { broadcast, place, progress, .. } = written;
-        assert_eq!(row.row, Some(InboxRow { broadcast, place, progress, delivered_at: None }));
+        let expected = InboxRow { broadcast, place, progress, delivered_at: None, removed: None };
+        assert_eq!(row.row, Some(expected.clone()));
         assert_eq!(row.keep_until, KEEP_UNTIL);
+        let removal = removal(9);
+        let alone = read_inbox(&key, &write_removal(&removal)).expect("well-formed");
+        assert_eq!(alone.row, None);
+        let both = join_inbox(&write_removal(&removal), &write_inbox(&written)).expect("rows");
+        let removed = Some(removal.place);
+        let row = read_inbox(&key, &both).expect("a row");
+        assert_eq!(row.row, Some(InboxRow { removed, ..expected }));
         let key = group_key(LOG, 258, 65_536);
-        assert_eq!(read_group(&key, &write_group(&group_row())), Ok(group_row()));
+        for row in [group_row(), removed_row()] {
+            assert_eq!(read_group(&key, &write_group(&row)), Ok(row));
+        }
         let partition = Partition { topic: Topic::Selected, index: 9 };
         let key = cursor_partition_key(&user(), LOG, partition);
         assert_eq!(read_cursor(&key, &write_cursor(5)), Ok((partition, 5)));
@@ -357,16 +415,21 @@ mod tests {
         let delivery =
             prop_oneof![Just(Delivery::Pending), Just(Delivery::Failed), Just(Delivery::Delivered)];
         let place = proptest::option::of((0..3_u64, 0..2_u8));
-        (0..3_u32, delivery, place, 0..3_u64, 0..3_u64).prop_map(
-            |(attempt, delivery, offset, at, keep)| {
+        let any_place = |(offset, log)| Place { log: LogIdentity([log; 3]), ..place_at(offset) };
+        let written = (0..3_u32, delivery, place, 0..3_u64, 0..3_u64).prop_map(
+            move |(attempt, delivery, offset, at, keep)| {
                 let mut write = write(attempt, delivery, None);
-                write.place = offset
-                    .map(|(offset, log)| Place { log: LogIdentity([log; 3]), ..place_at(offset) });
+                write.place = offset.map(any_place);
                 write.at = EpochMillis(at);
                 write.keep_until = EpochMillis(keep);
                 write_inbox(&write)
             },
-        )
+        );
+        let removed = (0..3_u64, 0..2_u8, 0..3_u64).prop_map(move |(offset, log, keep)| {
+            let (place, keep_until) = (any_place((offset, log)), EpochMillis(keep));
+            write_removal(&Removal { place, keep_until, ..removal(0) })
+        });
+        prop_oneof![3 => written, 1 => removed]
     }
 
     fn place_at(offset: u64) -> Place {
@@ -374,9 +437,11 @@ mod tests {
     }
 
     fn any_group() -> impl Strategy<Value = Vec<u8>> {
-        (0..3_u64, 0..3_u64).prop_map(|(id, keep)| {
+        let what = prop_oneof![Just(GroupWhat::Created), Just(GroupWhat::Removed)];
+        (0..3_u64, 0..3_u64, what).prop_map(|(id, keep, what)| {
             let broadcast = BroadcastId::new(id).expect("small");
-            write_group(&GroupRow { broadcast, keep_until: EpochMillis(keep), ..group_row() })
+            let keep_until = EpochMillis(keep);
+            write_group(&GroupRow { broadcast, what, keep_until, ..group_row() })
         })
     }
 

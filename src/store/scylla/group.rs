@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use scylla::DeserializeRow;
 use scylla::statement::batch::BatchStatement;
-use scylla::value::CqlTimestamp;
+use scylla::value::{CqlTimestamp, MaybeUnset};
 
 use super::inbox::{offset_column, read_offset};
 use super::lists::limit_column;
@@ -19,11 +19,14 @@ use super::statements::{Connected, Shared, each, execute, execute_together, rows
 use super::{ScyllaStore, lock};
 use crate::base::{EpochMillis, LogIdentity, Partition, Position, Topic};
 use crate::limits::{inbox as limits, store};
-use crate::ports::{GroupRow, Place, StoreError};
+use crate::ports::{GroupRow, GroupWhat, Place, StoreError};
 
 /// A bucket is noted for up to two days longer than its rows live, so that rising ends of its rows
 /// are noted once a day.
 const NOTE_STEP: Duration = Duration::from_secs(24 * 3_600);
+
+/// What a record did that took its broadcast away.
+const REMOVED: &str = "REMOVED";
 
 /// A partition of the table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -45,6 +48,7 @@ struct GroupColumns {
     id: Option<i64>,
     appended_at: Option<CqlTimestamp>,
     keep_until: Option<CqlTimestamp>,
+    what: Option<String>,
 }
 
 impl Bucket {
@@ -119,6 +123,7 @@ async fn write_batch(
                 id_column(row.broadcast),
                 time_column(appended_at),
                 time_column(row.keep_until),
+                what_column(row.what),
                 // Producers' clocks are not ours, and ScyllaDB takes nothing from the future.
                 written_at(appended_at.min(now)),
                 ttl_column(keep_time(row.keep_until, now)),
@@ -235,9 +240,22 @@ impl GroupColumns {
         let appended_at = read_time(self.appended_at)?.ok_or_else(malformed)?;
         Ok(GroupRow {
             broadcast: read_id(self.id.ok_or_else(malformed)?)?,
+            what: match self.what.as_deref() {
+                None => GroupWhat::Created,
+                Some(REMOVED) => GroupWhat::Removed,
+                Some(_) => return Err(malformed()),
+            },
             place: Place { log: LogIdentity(bucket.log), position, appended_at },
             keep_until: read_time(self.keep_until)?.ok_or_else(malformed)?,
         })
+    }
+}
+
+/// Unset for what created a broadcast, as the releases before leave it.
+fn what_column(what: GroupWhat) -> MaybeUnset<&'static str> {
+    match what {
+        GroupWhat::Created => MaybeUnset::Unset,
+        GroupWhat::Removed => MaybeUnset::Set(REMOVED),
     }
 }
 

@@ -26,7 +26,8 @@ use crate::base::{BroadcastId, EpochMillis, LogIdentity, Partition, Position, To
 use crate::domain::Broadcast;
 use crate::limits::inbox as limits;
 use crate::ports::{
-    Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Place, Progress, StoreError,
+    Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Place, Progress, Removal,
+    StoreError,
 };
 
 /// Log, topic, partition, offset, time of the append.
@@ -43,6 +44,7 @@ struct InboxColumns {
     place: Option<ReadPlaceColumn>,
     progress: Option<ProgressColumn>,
     delivered_at: Option<CqlTimestamp>,
+    removed: Option<ReadPlaceColumn>,
 }
 
 /// What one statement sets.
@@ -58,7 +60,7 @@ type CellValues<'a> = (i64, i32, Cell, &'a str, i64);
 #[async_trait]
 impl Inbox for ScyllaStore {
     async fn write_inbox(&self, writes: &[InboxWrite]) -> Result<(), StoreError> {
-        let batches = batches_of(writes);
+        let batches = batches_of(writes, |write| &write.user);
         if batches.is_empty() {
             return Ok(());
         }
@@ -78,6 +80,20 @@ impl Inbox for ScyllaStore {
         limit: usize,
     ) -> Result<Vec<InboxRow>, StoreError> {
         rows(&self.connected()?, user, after, limit).await
+    }
+
+    async fn write_removals(&self, removals: &[Removal]) -> Result<(), StoreError> {
+        let batches = batches_of(removals, |removal| &removal.user);
+        if batches.is_empty() {
+            return Ok(());
+        }
+        let (connected, now) = (self.connected()?, self.clock.wall());
+        each(batches, |batch| {
+            let connected = connected.clone();
+            async move { write_removals(&connected, &batch, now).await }
+        })
+        .await
+        .map(drop)
     }
 
     async fn write_group(&self, rows: &[GroupRow]) -> Result<(), StoreError> {
@@ -154,12 +170,12 @@ impl Inbox for ScyllaStore {
     }
 }
 
-/// The writes by user, so many together as one batch takes.
-fn batches_of(writes: &[InboxWrite]) -> Vec<Vec<InboxWrite>> {
-    let mut sorted: Vec<&InboxWrite> = writes.iter().collect();
-    sorted.sort_by(|one, other| one.user.cmp(&other.user));
+/// What is written, by user, so much together as one batch takes.
+fn batches_of<T: Clone>(writes: &[T], user: impl Fn(&T) -> &UserId) -> Vec<Vec<T>> {
+    let mut sorted: Vec<&T> = writes.iter().collect();
+    sorted.sort_by(|one, other| user(one).cmp(user(other)));
     sorted
-        .chunk_by(|one, other| one.user == other.user)
+        .chunk_by(|one, other| user(one) == user(other))
         .flat_map(|of_user| of_user.chunks(limits::BATCH_ROWS))
         .map(|batch| batch.iter().copied().cloned().collect())
         .collect()
@@ -195,6 +211,27 @@ async fn write_batch(
             put(&prepared.set_place, rank, state_ttl, Cell::Place(place_column(place)));
         }
     }
+    execute_together(&connected.session, statements, values).await
+}
+
+/// A removal lives as long as what says how the row stands, so it never ends before the row.
+async fn write_removals(
+    connected: &Connected,
+    batch: &[Removal],
+    now: EpochMillis,
+) -> Result<(), StoreError> {
+    let set = &connected.statements.inbox.set_removed;
+    let statements = vec![BatchStatement::from(set.clone()); batch.len()];
+    let values: Vec<CellValues<'_>> = batch
+        .iter()
+        .map(|removal| {
+            let Removal { user, broadcast, place, keep_until } = removal;
+            let rank = Ranks::of(*broadcast, now).place(place.position.offset);
+            let ttl = ttl_column(keep_time(*keep_until, now) + limits::STATE_OUTLIVES);
+            let cell = Cell::Place(place_column(place));
+            (rank, ttl, cell, user.as_str(), id_column(*broadcast))
+        })
+        .collect();
     execute_together(&connected.session, statements, values).await
 }
 
@@ -269,6 +306,7 @@ impl InboxColumns {
             place: self.place.map(read_place).transpose()?,
             progress: read_progress(progress)?,
             delivered_at: read_time(self.delivered_at)?,
+            removed: self.removed.map(read_place).transpose()?,
         }))
     }
 }
@@ -358,7 +396,7 @@ mod tests {
         writes.insert(1, write("ben", 7));
         writes.push(write("ben", 8));
         writes.push(write("cem", 9));
-        let batches: Vec<(String, usize)> = batches_of(&writes)
+        let batches: Vec<(String, usize)> = batches_of(&writes, |write| &write.user)
             .iter()
             .map(|batch| {
                 assert!(batch.iter().all(|write| write.user == batch[0].user));
@@ -367,7 +405,7 @@ mod tests {
             .collect();
         let expected = [("ann", limits::BATCH_ROWS), ("ann", 1), ("ben", 2), ("cem", 1)];
         assert_eq!(batches, expected.map(|(user, count)| (user.to_owned(), count)));
-        assert!(batches_of(&[]).is_empty());
+        assert!(batches_of(&[], |write: &InboxWrite| &write.user).is_empty());
     }
 
     #[test]
@@ -378,6 +416,7 @@ mod tests {
             place: None,
             progress: Some((u32::MAX.into(), 2)),
             delivered_at: None,
+            removed: None,
         };
         let furthest = Progress { attempt: u32::MAX, delivery: Delivery::Delivered };
         let row = bare().read().expect("well-formed").expect("a row");

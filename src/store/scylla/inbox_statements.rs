@@ -12,6 +12,7 @@ pub(super) struct InboxStatements {
     pub set_progress: PreparedStatement,
     pub set_place: PreparedStatement,
     pub set_delivered: PreparedStatement,
+    pub set_removed: PreparedStatement,
     pub inbox: PreparedStatement,
     pub insert_group: PreparedStatement,
     pub group: PreparedStatement,
@@ -55,20 +56,25 @@ impl InboxStatements {
                  WHERE user_id = ? AND id = ?",
             )
             .await?,
+            set_removed: prepare(
+                "UPDATE KS.inbox USING TIMESTAMP ? AND TTL ? SET removed = ? \
+                 WHERE user_id = ? AND id = ?",
+            )
+            .await?,
             inbox: prepare(
-                "SELECT id, v, place, progress, delivered_at FROM KS.inbox \
+                "SELECT id, v, place, progress, delivered_at, removed FROM KS.inbox \
                  WHERE user_id = ? AND id > ? LIMIT ?",
             )
             .await?,
             insert_group: prepare(
                 "INSERT INTO KS.group_message (log, partition_index, bucket, log_offset, id, \
-                 appended_at, keep_until) VALUES (?, ?, ?, ?, ?, ?, ?) \
+                 appended_at, keep_until, what) VALUES (?, ?, ?, ?, ?, ?, ?, ?) \
                  USING TIMESTAMP ? AND TTL ?",
             )
             .await?,
             insert_content: prepare(INSERT_BROADCAST).await?,
             group: prepare(
-                "SELECT log_offset, id, appended_at, keep_until FROM KS.group_message \
+                "SELECT log_offset, id, appended_at, keep_until, what FROM KS.group_message \
                  WHERE log = ? AND partition_index = ? AND bucket = ? AND log_offset >= ? LIMIT ?",
             )
             .await?,

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::ScyllaOptions;
 use super::errors::{ConnectError, OpenError, db_error, store_error};
 use super::lwt::{Answer, answer};
-use super::schema::{self, LAYOUT, META, OLDEST, STEPS};
+use super::schema::{self, Column, LAYOUT, META, OLDEST, STEPS};
 use crate::limits::store as limits;
 use crate::ports::{Clock, StoreError};
 
@@ -180,6 +180,9 @@ impl Migration<'_> {
                 }
                 self.change(&schema::create(table, self.options)).await?;
             }
+            for column in step.columns {
+                self.add(column).await?;
+            }
         }
         let text = format!(
             "INSERT INTO {}.{META} (part, product, layout, oldest, made_by, made_at) \
@@ -197,6 +200,24 @@ impl Migration<'_> {
             self.options.keyspace
         );
         self.transaction(&text, (LAYOUT, OLDEST, self.node, made_at, LAYOUT)).await.map(drop)
+    }
+
+    /// Adds a column, unless an earlier try has.
+    async fn add(&self, column: &Column) -> Result<(), ConnectError> {
+        let found = self
+            .texts(
+                "SELECT column_name FROM system_schema.columns WHERE keyspace_name = ? \
+                 AND table_name = ? AND column_name = ?",
+                (&self.options.keyspace, column.table, column.name),
+            )
+            .await?;
+        if !found.is_empty() {
+            return Ok(());
+        }
+        if !self.keep_lock().await? {
+            return Err(ConnectError::Away("the lock of the schema was lost".to_owned()));
+        }
+        self.change(&schema::add(column, self.options)).await
     }
 
     /// A change of the schema, by the node that every Corecast node sends them to.

@@ -10,7 +10,7 @@
 use super::ScyllaOptions;
 
 /// The layout that this release makes.
-pub const LAYOUT: i32 = 5;
+pub const LAYOUT: i32 = 6;
 /// The oldest layout whose releases can still run on it.
 pub const OLDEST: i32 = 1;
 
@@ -21,6 +21,8 @@ pub const META: &str = "corecast_schema";
 pub struct Step {
     pub layout: i32,
     pub tables: &'static [Table],
+    /// To tables of earlier steps.
+    pub columns: &'static [Column],
 }
 
 pub struct Table {
@@ -31,13 +33,21 @@ pub struct Table {
     pub with: &'static str,
 }
 
+/// A column that is added to a table: null in the rows of releases that do not know it.
+pub struct Column {
+    pub table: &'static str,
+    pub name: &'static str,
+    pub kind: &'static str,
+}
+
 /// In order; each only adds.
 pub const STEPS: &[Step] = &[
-    Step { layout: 1, tables: BROADCASTS },
-    Step { layout: 2, tables: INBOX },
-    Step { layout: 3, tables: PARKING },
-    Step { layout: 4, tables: DEAD_LETTERS },
-    Step { layout: 5, tables: HOLES },
+    Step { layout: 1, tables: BROADCASTS, columns: &[] },
+    Step { layout: 2, tables: INBOX, columns: &[] },
+    Step { layout: 3, tables: PARKING, columns: &[] },
+    Step { layout: 4, tables: DEAD_LETTERS, columns: &[] },
+    Step { layout: 5, tables: HOLES, columns: &[] },
+    Step { layout: 6, tables: ENDINGS, columns: ENDING_COLUMNS },
 ];
 
 /// Broadcasts, and what is still to be published.
@@ -244,6 +254,47 @@ const HOLES: &[Table] = &[
     },
 ];
 
+/// How broadcasts end.
+const ENDINGS: &[Table] = &[
+    // A broadcast that is being ended, or was. Rows are marked, not deleted, as in the outbox;
+    // without `how` a row is only a mark. Key: the hour of its writing. A partition grows by 50
+    // bytes a broadcast that ends in that hour. Dropped as a whole after 30 days: a node that
+    // starts reads those of the log's retention and a day.
+    Table {
+        name: "ending",
+        body: "bucket timestamp, at timestamp, id bigint, how text, settled boolean, \
+               PRIMARY KEY ((bucket), at, id)",
+        with: "CLUSTERING ORDER BY (at ASC, id ASC) AND \
+               default_time_to_live = 2592000 AND \
+               compaction = {'class': 'TimeWindowCompactionStrategy', \
+               'compaction_window_unit': 'DAYS', 'compaction_window_size': '1'}",
+    },
+    // What is to expire. Rows are marked, not deleted; without `v` a row is only a mark. They live
+    // until 30 days after their time, which may be years ahead, so windows of time hold nothing
+    // together. Key: one of 16 shares of the broadcasts, and the hour at which it is due. A
+    // partition grows by 40 bytes a broadcast of that share that expires in that hour.
+    Table {
+        name: "due",
+        body: "share int, bucket timestamp, at timestamp, id bigint, v int, done boolean, \
+               PRIMARY KEY ((share, bucket), at, id)",
+        with: "CLUSTERING ORDER BY (at ASC, id ASC)",
+    },
+];
+
+const ENDING_COLUMNS: &[Column] = &[
+    // Drawn for each change of a status, so that a change whose answer is lost is known again. Not
+    // `claim`: by that who created the row knows it.
+    Column { table: "broadcast_status", name: "change", kind: "uuid" },
+    // Where the record stands that takes a message away from this user.
+    Column {
+        table: "inbox",
+        name: "removed",
+        kind: "frozen<tuple<blob, tinyint, int, bigint, timestamp>>",
+    },
+    // What the record did; null: it created the broadcast.
+    Column { table: "group_message", name: "what", kind: "text" },
+];
+
 /// Key: `schema` for what was made, `lock` for who is making it. Two rows.
 const META_TABLE: Table = Table {
     name: META,
@@ -288,15 +339,22 @@ pub fn create(table: &Table, options: &ScyllaOptions) -> String {
     format!("CREATE TABLE IF NOT EXISTS {}.{name} ({body}) WITH {with}", options.keyspace)
 }
 
+/// To be run once: not every database knows `IF NOT EXISTS` here.
+pub fn add(column: &Column, options: &ScyllaOptions) -> String {
+    let Column { table, name, kind } = column;
+    format!("ALTER TABLE {}.{table} ADD {name} {kind}", options.keyspace)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::{dead_letters, inbox};
+    use crate::limits::{dead_letters, inbox, store};
 
     fn statements(options: &ScyllaOptions) -> Vec<String> {
         let mut all = vec![create_keyspace(options), create_meta(options)];
         for step in STEPS {
             all.extend(step.tables.iter().map(|table| create(table, options)));
+            all.extend(step.columns.iter().map(|column| add(column, options)));
         }
         all
     }
@@ -334,5 +392,7 @@ mod tests {
         assert!(cursors.with.contains(&keep));
         let keep = format!("default_time_to_live = {}", dead_letters::KEEP.as_secs());
         assert!(DEAD_LETTERS.iter().all(|table| table.with.contains(&keep)));
+        let keep = format!("default_time_to_live = {}", store::ENDINGS_KEEP.as_secs());
+        assert!(ENDINGS.iter().any(|table| table.with.contains(&keep)));
     }
 }
