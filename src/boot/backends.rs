@@ -9,7 +9,7 @@ use crate::control::Threads;
 use crate::ingest::kafka::{KafkaLog, KafkaOwnership};
 use crate::ops::config::{Config, LogConfig, StoreConfig};
 use crate::ops::health::{Health, Part};
-use crate::ports::{Clock, DeadLetterRows, Inbox, Log, Ownership, Parking, Store};
+use crate::ports::{Clock, DeadLetterRows, Endings, Inbox, Log, Ownership, Parking, Store};
 use crate::store::embedded::{Embedded, EmbeddedOptions};
 use crate::store::scylla::{Progress, ScyllaStore};
 
@@ -20,6 +20,8 @@ pub(super) struct Backends {
     pub inbox: Arc<dyn Inbox>,
     pub parking: Arc<dyn Parking>,
     pub dead_letters: Arc<dyn DeadLetterRows>,
+    #[expect(dead_code, reason = "who ends broadcasts asks for it")]
+    pub endings: Arc<dyn Endings>,
     /// No other node can use the store.
     pub is_alone: bool,
     embedded: Option<Embedded>,
@@ -32,11 +34,18 @@ struct Stores {
     inbox: Arc<dyn Inbox>,
     parking: Arc<dyn Parking>,
     dead_letters: Arc<dyn DeadLetterRows>,
+    endings: Arc<dyn Endings>,
 }
 
 impl Stores {
-    fn of<S: Store + Inbox + Parking + DeadLetterRows + 'static>(one: Arc<S>) -> Self {
-        Self { store: one.clone(), inbox: one.clone(), parking: one.clone(), dead_letters: one }
+    fn of<S: Store + Inbox + Parking + DeadLetterRows + Endings + 'static>(one: Arc<S>) -> Self {
+        Self {
+            store: one.clone(),
+            inbox: one.clone(),
+            parking: one.clone(),
+            dead_letters: one.clone(),
+            endings: one,
+        }
     }
 }
 
@@ -77,9 +86,20 @@ impl Backends {
             (None, Some(embedded)) => Stores::of(embedded.stores()),
             (None, None) => unreachable!("it was opened above"),
         };
-        let Stores { store, inbox, parking, dead_letters } = stores;
+        let Stores { store, inbox, parking, dead_letters, endings } = stores;
         let is_alone = scylla.is_none();
-        Ok(Self { log, ownership, store, inbox, parking, dead_letters, is_alone, embedded, scylla })
+        Ok(Self {
+            log,
+            ownership,
+            store,
+            inbox,
+            parking,
+            dead_letters,
+            endings,
+            is_alone,
+            embedded,
+            scylla,
+        })
     }
 
     /// Tells health of the store, from now on; the log is told of by who reads it.

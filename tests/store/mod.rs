@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use corecast::base::{BroadcastId, EpochMillis, Priority, TargetType};
 use corecast::domain::{Broadcast, Target};
-use corecast::ports::{Clock, DeadLetterRows, Inbox, Parking, Store, SystemClock};
+use corecast::ports::{Clock, DeadLetterRows, Endings, Inbox, Parking, Store, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use corecast::store::scylla::{OpenError, Progress, ScyllaOptions, ScyllaStore};
 use harness::wait;
@@ -29,6 +29,9 @@ pub trait Stores {
     }
 
     fn fresh_parking(&self) -> Arc<dyn Parking>;
+
+    /// One store, by the ports of its broadcasts and of their ends.
+    fn fresh_endings(&self) -> (Arc<dyn Store>, Arc<dyn Endings>);
 
     /// Nobody uses any of them any more. Tables take memory and time of a database, used or not.
     fn forget(&self);
@@ -61,6 +64,11 @@ impl Stores for EmbeddedStores {
 
     fn fresh_parking(&self) -> Arc<dyn Parking> {
         self.open().parking()
+    }
+
+    fn fresh_endings(&self) -> (Arc<dyn Store>, Arc<dyn Endings>) {
+        let embedded = self.open();
+        (embedded.store(), embedded.endings())
     }
 
     fn forget(&self) {
@@ -104,6 +112,11 @@ impl Stores for CqlStores {
 
     fn fresh_parking(&self) -> Arc<dyn Parking> {
         self.open()
+    }
+
+    fn fresh_endings(&self) -> (Arc<dyn Store>, Arc<dyn Endings>) {
+        let store = self.open();
+        (store.clone(), store)
     }
 
     fn forget(&self) {

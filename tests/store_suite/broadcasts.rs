@@ -430,15 +430,7 @@ fn all_at_a_time(stores: &dyn Stores) {
     });
 }
 
-const ALL_STATUSES: [Status; 7] = [
-    Status::Preparing,
-    Status::Ready,
-    Status::Scheduled,
-    Status::Active,
-    Status::Expired,
-    Status::Cancelled,
-    Status::Failed,
-];
+const ALL_STATUSES: [Status; 7] = Status::ALL;
 
 const ALL_FILTERS: [ListFilter; 3] = [ListFilter::All, ListFilter::Active, ListFilter::Scheduled];
 
@@ -448,20 +440,25 @@ fn outbox_row(at: u64, random: u64) -> OutboxRow {
 }
 
 /// Writes the content under a free id.
-async fn claimed(store: &dyn Store, broadcast: Broadcast) -> BroadcastId {
+pub async fn claimed(store: &dyn Store, broadcast: Broadcast) -> BroadcastId {
     assert_eq!(store.claim_broadcast(&broadcast).await.unwrap(), Claim::Applied);
     broadcast.id
 }
 
 /// A broadcast that exists.
-async fn existing(store: &dyn Store, at: EpochMillis, random: u64, status: Status) -> BroadcastId {
+pub async fn existing(
+    store: &dyn Store,
+    at: EpochMillis,
+    random: u64,
+    status: Status,
+) -> BroadcastId {
     let broadcast = Broadcast { created_at: at, ..broadcast(id_at(at, random)) };
     let id = claimed(store, broadcast).await;
     assert_eq!(store.create_status(id, status).await.unwrap(), Claim::Applied);
     id
 }
 
-async fn ids(
+pub async fn ids(
     store: &dyn Store,
     filter: ListFilter,
     after: Option<ListPlace>,

@@ -10,7 +10,8 @@ use corecast::base::{
 use corecast::domain::{Broadcast, Target};
 use corecast::limits::{cursor, inbox as limits};
 use corecast::ports::{
-    Claim, Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Place, Progress, SystemClock,
+    Claim, Content, Delivery, GroupRow, Inbox, InboxRow, InboxWrite, Place, Progress, Removal,
+    SystemClock,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use corecast::store::scylla::{Progress as StoreProgress, ScyllaOptions};
@@ -522,6 +523,13 @@ pub fn cells_expire_in_their_order(cluster: &Cassandra) {
     is_about(seconds[0], 10 * DAY);
     is_about(seconds[1], 11 * DAY);
     is_about(seconds[3], 11 * DAY);
+
+    let (user, place) = (user_id("ann"), pending.place.expect("it has one"));
+    let keep_until = EpochMillis(now().0 + 10 * DAY * 1_000);
+    let removal = Removal { user, broadcast: pending.broadcast, place, keep_until };
+    block_on(inbox.write_removals(&[removal])).unwrap();
+    let removed = "TTL(removed) FROM KS.inbox WHERE user_id = 'ann' AND id = 1";
+    is_about(left(removed)[0], 11 * DAY);
 
     let ended = write("ann", 2).says(0, Delivery::Pending).keep(0);
     let mut endless = write("ann", 3).says(0, Delivery::Pending);

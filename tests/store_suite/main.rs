@@ -5,10 +5,14 @@
 mod broadcasts;
 mod cursors;
 mod dead_letters;
+mod due;
+mod endings;
 mod given;
 mod groups;
 mod inbox;
 mod parking;
+mod removals;
+mod statuses;
 #[path = "../store/mod.rs"]
 mod store;
 
@@ -29,6 +33,10 @@ const PORTS: &[(&str, &[Case])] = &[
     ("Inbox, cursors", cursors::CASES),
     ("DeadLetterRows", dead_letters::CASES),
     ("Parking", parking::CASES),
+    ("Inbox, removals", removals::CASES),
+    ("Endings, statuses", statuses::CASES),
+    ("Endings", endings::CASES),
+    ("Endings, what is due", due::CASES),
 ];
 
 #[test]

@@ -4,19 +4,20 @@
 //! transaction of the embedded store. Group commit after D. DeWitt et al., "Implementation
 //! Techniques for Main Memory Database Systems" (1984), section 5.2.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, PersistMode};
+use fjall::{Database, Keyspace, PersistMode, Slice};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::rows::RowError;
+use super::rows::{self, RowError};
 use super::{Keyspaces, log};
-use crate::base::{EpochMillis, LogShape, Partition, Position, Topic};
+use crate::base::{BroadcastId, EpochMillis, LogShape, Partition, Position, Status, Topic};
+use crate::domain::may_become;
 use crate::limits::log as limits;
-use crate::ports::{Claim, Clock, LogError, MovedRecord, StoreError};
+use crate::ports::{Change, Claim, Clock, LogError, MovedRecord, StoreError};
 
 /// The durable end of every partition.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -50,6 +51,13 @@ pub(super) enum Condition {
     Absent,
 }
 
+/// A change of a status, and the rows that are written with it.
+pub(super) struct StatusChange {
+    pub id: BroadcastId,
+    pub to: Status,
+    pub rows: Vec<Row>,
+}
+
 enum Operation {
     Append {
         records: Vec<MovedRecord>,
@@ -59,6 +67,10 @@ enum Operation {
         rows: Vec<Row>,
         condition: Condition,
         reply: oneshot::Sender<Result<Claim, StoreError>>,
+    },
+    Change {
+        change: StatusChange,
+        reply: oneshot::Sender<Result<Change, StoreError>>,
     },
     Join {
         rows: Vec<JoinedRow>,
@@ -147,6 +159,14 @@ impl Committer {
         answer.await.map_err(|_| gone())?
     }
 
+    pub async fn change(&self, change: StatusChange) -> Result<Change, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || StoreError::Failed("the embedded store has stopped".to_owned());
+        let sent = self.operations.send(Operation::Change { change, reply }).await;
+        sent.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
     /// On an error some of the rows may have been joined; doing it again does no harm.
     pub async fn join(&self, rows: Vec<JoinedRow>) -> Result<(), StoreError> {
         let (reply, answer) = oneshot::channel();
@@ -170,8 +190,12 @@ struct Writer {
 enum Waiting {
     Append(oneshot::Sender<Result<Vec<Position>, LogError>>, Vec<Position>),
     Write(oneshot::Sender<Result<Claim, StoreError>>, Claim),
+    Change(oneshot::Sender<Result<Change, StoreError>>, Change),
     Join(oneshot::Sender<Result<(), StoreError>>),
 }
+
+/// Rows that are in the batch, or with `None` are removed by it, by keyspace and key.
+type Written = HashMap<(u64, Bytes), Option<Slice>>;
 
 /// Joined rows of one batch by keyspace and key, so that each is put into it once.
 type JoinedRows = HashMap<(u64, Vec<u8>), (Keyspace, Vec<u8>)>;
@@ -181,7 +205,7 @@ impl Writer {
         while let Some(first) = inbox.blocking_recv() {
             let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
             let mut waiting = Vec::new();
-            let mut written = HashSet::new();
+            let mut written = Written::new();
             let mut joined = JoinedRows::new();
             let mut bytes = 0;
             let mut ends = self.ends.clone();
@@ -195,6 +219,12 @@ impl Writer {
                     Operation::Write { rows, condition, reply } => {
                         match self.put_rows(&mut batch, &mut written, rows, &condition) {
                             Ok(claim) => waiting.push(Waiting::Write(reply, claim)),
+                            Err(error) => drop(reply.send(Err(error))),
+                        }
+                    }
+                    Operation::Change { change, reply } => {
+                        match self.change_status(&mut batch, &mut written, change) {
+                            Ok(change) => waiting.push(Waiting::Change(reply, change)),
                             Err(error) => drop(reply.send(Err(error))),
                         }
                     }
@@ -258,26 +288,65 @@ impl Writer {
     fn put_rows(
         &self,
         batch: &mut fjall::OwnedWriteBatch,
-        written: &mut HashSet<(u64, Bytes)>,
+        written: &mut Written,
         rows: Vec<Row>,
         condition: &Condition,
     ) -> Result<Claim, StoreError> {
-        let place = |row: &Row| (row.keyspace.id(), Bytes::copy_from_slice(&row.key));
         if let (Condition::Absent, Some(first)) = (condition, rows.first()) {
             let stored = first.keyspace.contains_key(&first.key);
             let stored = stored.map_err(|error| StoreError::Failed(error.to_string()))?;
-            if stored || written.contains(&place(first)) {
+            if stored || written.contains_key(&first.place()) {
                 return Ok(Claim::Taken);
             }
         }
         for row in rows {
-            written.insert(place(&row));
-            match row.value {
+            let place = row.place();
+            let value = row.value.map(Slice::from);
+            match value.clone() {
                 Some(value) => batch.insert(&row.keyspace, row.key, value),
                 None => batch.remove(&row.keyspace, row.key),
             }
+            written.insert(place, value);
         }
         Ok(Claim::Applied)
+    }
+
+    /// Changes a status as it may, by what the batch or else the database says of it.
+    fn change_status(
+        &self,
+        batch: &mut fjall::OwnedWriteBatch,
+        written: &mut Written,
+        StatusChange { id, to, mut rows }: StatusChange,
+    ) -> Result<Change, StoreError> {
+        let row = Row {
+            keyspace: self.keyspaces.status.clone(),
+            key: rows::id_key(id).to_vec(),
+            value: Some(rows::write_status(to)),
+        };
+        let stands = match written.get(&row.place()) {
+            Some(value) => value.clone(),
+            None => {
+                let stored = row.keyspace.get(&row.key);
+                stored.map_err(|error| StoreError::Failed(error.to_string()))?
+            }
+        };
+        let Some(stands) = stands else { return Ok(Change::Missing) };
+        let stands = rows::read_status(&stands)?;
+        if stands == to {
+            return Ok(Change::Already);
+        }
+        if !may_become(Some(stands), to) {
+            return Ok(Change::Refused(stands));
+        }
+        rows.push(row);
+        self.put_rows(batch, written, rows, &Condition::None)?;
+        Ok(Change::Done)
+    }
+}
+
+impl Row {
+    fn place(&self) -> (u64, Bytes) {
+        (self.keyspace.id(), Bytes::copy_from_slice(&self.key))
     }
 }
 
@@ -318,6 +387,10 @@ fn answer(waiting: Vec<Waiting>, committed: &Result<(), String>) {
                 drop(reply.send(Err(LogError::Failed(reason.clone()))));
             }
             (Waiting::Write(reply, _), Err(reason)) => {
+                drop(reply.send(Err(StoreError::Failed(reason.clone()))));
+            }
+            (Waiting::Change(reply, change), Ok(())) => drop(reply.send(Ok(change))),
+            (Waiting::Change(reply, _), Err(reason)) => {
                 drop(reply.send(Err(StoreError::Failed(reason.clone()))));
             }
             (Waiting::Join(reply), Ok(())) => drop(reply.send(Ok(()))),

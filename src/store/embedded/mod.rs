@@ -22,6 +22,9 @@
 //! | `dead_letter_id` | `dltTopic-partition-offset` | original (16) |
 //! | `cursor` | user id, 0 (1), log identity (3), topic (1), partition (2) | JSON `{v, next}` |
 //! | `hole` | log identity (3), topic (1), partition (2), offset (8) | JSON `{v, next, notedAt}` |
+//! | `ending` | time (8), broadcast id (8) | JSON, `endings.rs` |
+//! | `open_ending` | the same, of those that are not settled | empty |
+//! | `due` | share (2), time (8), broadcast id (8) | empty |
 //!
 //! Rows of the inbox, of group messages, cursors, holes and dead letters are joined with what
 //! stands there. Those past their `keepUntil` are no longer read; nothing removes them yet.
@@ -29,6 +32,7 @@
 mod commit;
 mod dead_letter_rows;
 mod dead_letters;
+mod endings;
 mod inbox;
 mod inbox_rows;
 mod log;
@@ -44,7 +48,9 @@ use std::sync::Arc;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use crate::base::{LogIdentity, LogShape};
-use crate::ports::{Clock, DeadLetterRows, Descriptors, Inbox, Log, Ownership, Parking, Store};
+use crate::ports::{
+    Clock, DeadLetterRows, Descriptors, Endings, Inbox, Log, Ownership, Parking, Store,
+};
 
 use commit::Committer;
 
@@ -116,6 +122,9 @@ struct Keyspaces {
     dead_letter: Keyspace,
     dead_letter_list: Keyspace,
     dead_letter_id: Keyspace,
+    ending: Keyspace,
+    open_ending: Keyspace,
+    due: Keyspace,
 }
 
 impl Embedded {
@@ -129,6 +138,7 @@ impl Embedded {
             .map_err(|error| open_error(path, error))?;
         let keyspaces = Keyspaces::open(&database).map_err(|error| open_error(path, error))?;
         let shape = log_shape(&database, &keyspaces, options)?;
+        endings::fill_due(&database, &keyspaces).map_err(|error| open_error(path, error))?;
         let ends = log::ends(&keyspaces.log, &shape).map_err(|error| open_error(path, error))?;
         let committer = commit::start(database, keyspaces.clone(), ends, clock.clone())
             .map_err(|error| open_error(path, error.into()))?;
@@ -172,6 +182,10 @@ impl Embedded {
         self.store.clone()
     }
 
+    pub fn endings(&self) -> Arc<dyn Endings> {
+        self.store.clone()
+    }
+
     /// Waits until a write has failed, which poisons the database: the reason. Keeps nothing open.
     pub fn failure(&self) -> impl Future<Output = String> + Send + use<> {
         self.committer.failure()
@@ -198,6 +212,9 @@ impl Keyspaces {
             dead_letter: open("dead_letter")?,
             dead_letter_list: open("dead_letter_list")?,
             dead_letter_id: open("dead_letter_id")?,
+            ending: open("ending")?,
+            open_ending: open("open_ending")?,
+            due: open("due")?,
         })
     }
 }

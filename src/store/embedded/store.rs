@@ -74,21 +74,10 @@ impl Store for EmbeddedStore {
             StoreError::Failed(format!("broadcast {id} has no content to give a status to"))
         })?;
         let mut rows = vec![row_of(&self.keyspaces.status, id, Some(rows::write_status(status)))];
-        let created = ListPlace { at: broadcast.created_at, id };
-        let mut lists = vec![(List::All, created)];
-        match status {
-            Status::Active => lists.push((List::Active, created)),
-            Status::Scheduled => {
-                let at = broadcast.scheduled_at.unwrap_or(broadcast.created_at);
-                lists.push((List::Scheduled, ListPlace { at, id }));
-            }
-            _ => {}
-        }
-        rows.extend(lists.into_iter().map(|(list, place)| Row {
-            keyspace: self.keyspaces.list.clone(),
-            key: rows::list_key(list, place).to_vec(),
-            value: Some(Vec::new()),
-        }));
+        let all = ListPlace { at: broadcast.created_at, id };
+        let lists = [Some((List::All, all)), list_of(&broadcast, status)];
+        rows.extend(lists.into_iter().flatten().map(|(list, place)| self.entry(list, place, true)));
+        rows.extend(self.due_row(&broadcast, status));
         self.committer.write(rows, Condition::Absent).await
     }
 
@@ -124,6 +113,30 @@ impl Store for EmbeddedStore {
             Ok(found)
         })
         .await
+    }
+}
+
+impl EmbeddedStore {
+    /// An entry of a list, or its removal.
+    pub(super) fn entry(&self, list: List, place: ListPlace, is_there: bool) -> Row {
+        Row {
+            keyspace: self.keyspaces.list.clone(),
+            key: rows::list_key(list, place).to_vec(),
+            value: is_there.then(Vec::new),
+        }
+    }
+}
+
+/// The list in which a broadcast of that status stands, besides that of all.
+pub(super) fn list_of(broadcast: &Broadcast, status: Status) -> Option<(List, ListPlace)> {
+    let Broadcast { id, created_at, scheduled_at, .. } = *broadcast;
+    match status {
+        Status::Active => Some((List::Active, ListPlace { at: created_at, id })),
+        Status::Scheduled => {
+            let at = scheduled_at.unwrap_or(created_at);
+            Some((List::Scheduled, ListPlace { at, id }))
+        }
+        _ => None,
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) enum List {
     Outbox,
     Parked,
     DeadLetters,
+    Endings,
+    Due,
 }
 
 impl List {
@@ -37,6 +39,8 @@ impl List {
             Self::Outbox => "outbox",
             Self::Parked => "parked",
             Self::DeadLetters => "dead letters",
+            Self::Endings => "endings",
+            Self::Due => "due",
         }
     }
 
@@ -53,7 +57,7 @@ impl List {
             Self::All => true,
             Self::Active => status == Status::Active,
             Self::Scheduled => status == Status::Scheduled,
-            Self::Outbox | Self::Parked | Self::DeadLetters => false,
+            _ => false,
         }
     }
 
@@ -65,7 +69,14 @@ impl List {
             Self::Outbox => &statements.outbox,
             Self::Parked => &statements.parking.list,
             Self::DeadLetters => &statements.dead_letters.listed,
+            Self::Endings => &statements.endings.listed,
+            Self::Due => &statements.endings.due,
         }
+    }
+
+    /// Whether the oldest come first.
+    const fn rises(self) -> bool {
+        !matches!(self, Self::All | Self::Active | Self::DeadLetters)
     }
 }
 
@@ -149,9 +160,7 @@ async fn places(
         // Days are whole, so the next one begins a day on.
         let day = u64::try_from(limits::LIST_BUCKET.as_millis()).unwrap_or(u64::MAX);
         from = Some(match list {
-            List::Scheduled | List::Outbox | List::Parked => {
-                EpochMillis(last.0.saturating_add(day))
-            }
+            _ if list.rises() => EpochMillis(last.0.saturating_add(day)),
             _ if last.0 < day => return Ok(found),
             _ => EpochMillis(last.0 - day),
         });
@@ -185,7 +194,7 @@ async fn places_of_bucket(
 ) -> Result<Vec<ListPlace>, StoreError> {
     let (at, id) = match (after, list) {
         (Some(place), _) => (time_column(place.at), id_column(place.id)),
-        (None, List::Scheduled | List::Outbox | List::Parked) => (CqlTimestamp(-1), -1),
+        (None, _) if list.rises() => (CqlTimestamp(-1), -1),
         (None, _) => (CqlTimestamp(i64::MAX), i64::MAX),
     };
     let values = (time_column(bucket), at, id, limit_column(limit));
@@ -206,11 +215,11 @@ pub(super) async fn buckets(
     from: Option<EpochMillis>,
 ) -> Result<Vec<EpochMillis>, StoreError> {
     let statements = &connected.statements;
+    // The active ones stand in the buckets of their ends.
     let (statement, default) = match list {
-        List::All | List::DeadLetters => (&statements.buckets_down, CqlTimestamp(i64::MAX)),
-        List::Active | List::Scheduled | List::Outbox | List::Parked => {
-            (&statements.buckets_up, CqlTimestamp(0))
-        }
+        _ if list.rises() => (&statements.buckets_up, CqlTimestamp(0)),
+        List::Active => (&statements.buckets_up, CqlTimestamp(0)),
+        _ => (&statements.buckets_down, CqlTimestamp(i64::MAX)),
     };
     let from = from.map_or(default, time_column);
     let values = (list.name(), from, limit_column(limits::BUCKETS_READ));
@@ -225,14 +234,24 @@ pub(super) async fn buckets_from(
     list: List,
     from: EpochMillis,
 ) -> Result<Vec<EpochMillis>, StoreError> {
+    buckets_between(connected, list, from, EpochMillis::MAX).await
+}
+
+/// The same, up to that one.
+pub(super) async fn buckets_between(
+    connected: &Shared,
+    list: List,
+    from: EpochMillis,
+    to: EpochMillis,
+) -> Result<Vec<EpochMillis>, StoreError> {
     let mut all: Vec<EpochMillis> = Vec::new();
     let mut next = from;
     loop {
         let some = buckets(connected, list, Some(next)).await?;
         let is_end = some.len() < limits::BUCKETS_READ;
-        all.extend(some);
+        all.extend(some.into_iter().take_while(|bucket| *bucket <= to));
         match all.last() {
-            Some(last) if !is_end => next = EpochMillis(last.0 + 1),
+            Some(last) if !is_end && *last >= next => next = EpochMillis(last.0 + 1),
             _ => return Ok(all),
         }
     }

@@ -8,6 +8,7 @@ mod connect;
 mod cursor;
 mod dead_letter_statements;
 mod dead_letters;
+mod endings;
 mod errors;
 mod group;
 mod hole;
@@ -18,6 +19,7 @@ mod lwt;
 mod migrate;
 mod outbox;
 mod parking;
+mod positions;
 mod ranks;
 mod rows;
 mod schema;
@@ -43,9 +45,9 @@ use group::NotedBuckets;
 use lists::List;
 use lwt::Insert;
 use migrate::Migration;
-use parking::LookedShares;
+use positions::Positions;
 use rows::{
-    BroadcastColumns, NewBroadcast, TimesColumns, chunks_of, id_column, read_status, status_word,
+    BroadcastColumns, NewBroadcast, Times, TimesColumns, chunks_of, id_column, read_status,
     time_column, written_at,
 };
 use statements::{Connected, Shared, Statements, each, execute, rows_of};
@@ -70,9 +72,8 @@ pub struct ScyllaStore {
     missing: Mutex<String>,
     /// Buckets that this process has noted.
     noted: Mutex<HashSet<(List, EpochMillis)>>,
-    outbox_position: Mutex<Option<EpochMillis>>,
     group_buckets: Mutex<NotedBuckets>,
-    looked: Mutex<LookedShares>,
+    positions: Mutex<Positions>,
 }
 
 impl ScyllaStore {
@@ -85,9 +86,8 @@ impl ScyllaStore {
             connected: OnceLock::new(),
             missing: Mutex::new("not connected yet".to_owned()),
             noted: Mutex::new(HashSet::new()),
-            outbox_position: Mutex::new(None),
             group_buckets: Mutex::default(),
-            looked: Mutex::default(),
+            positions: Mutex::default(),
         }
     }
 
@@ -166,15 +166,6 @@ impl ScyllaStore {
         noted.insert((list, bucket));
         Ok(())
     }
-
-    fn outbox_position(&self) -> Option<EpochMillis> {
-        *lock(&self.outbox_position)
-    }
-
-    fn set_outbox_position(&self, position: EpochMillis) {
-        let mut known = lock(&self.outbox_position);
-        *known = (*known).max(Some(position));
-    }
 }
 
 /// Asks every second, and tells what changed. The driver reconnects by itself.
@@ -242,18 +233,19 @@ impl Store for ScyllaStore {
     async fn create_status(&self, id: BroadcastId, status: Status) -> Result<Claim, StoreError> {
         let connected = self.connected()?;
         let Connected { session, statements } = &*connected;
-        let key = (id_column(id),);
-        let times = rows_of::<TimesColumns>(session, &statements.broadcast_times, key).await?;
-        let times = times.into_iter().next().ok_or_else(|| {
+        let times = times_of(&connected, id).await?.ok_or_else(|| {
             StoreError::Failed(format!("broadcast {id} has no content to give a status to"))
         })?;
-        lists::enter(self, &connected, id, times.read()?, status).await?;
+        tokio::try_join!(
+            lists::enter(self, &connected, id, times, status),
+            endings::enter(self, &connected, id, times, status),
+        )?;
         let token = Uuid::new_v4();
         let changed_at = time_column(self.clock.wall());
         let insert = Insert {
             session,
             insert: &statements.insert_status,
-            values: (id_column(id), token, status_word(status), changed_at),
+            values: (id_column(id), token, status.word(), changed_at),
             read_back: &statements.status_claim,
             id: id_column(id),
             token,
@@ -291,6 +283,13 @@ async fn write_audience(connected: &Shared, broadcast: &Broadcast) -> Result<(),
     })
     .await
     .map(drop)
+}
+
+/// The times by which a broadcast is listed; `None` without content.
+async fn times_of(connected: &Shared, id: BroadcastId) -> Result<Option<Times>, StoreError> {
+    let (session, statement) = (&connected.session, &connected.statements.broadcast_times);
+    let times = rows_of::<TimesColumns>(session, statement, (id_column(id),)).await?;
+    times.into_iter().next().map(TimesColumns::read).transpose()
 }
 
 /// `None` without a status: it does not exist.

@@ -1,13 +1,13 @@
 //! The outbox: rows by hour of their writing, marked when they are done.
 //!
-//! A reader goes on from a stored position, below which every row is marked. The position stays
-//! behind the clock by what clocks may differ, and rows may take to arrive.
+//! A reader goes on from a stored position (`positions.rs`).
 
 use scylla::DeserializeRow;
 use scylla::value::CqlTimestamp;
 
 use super::ScyllaStore;
 use super::lists::{List, buckets_from, limit_column};
+use super::positions::{move_position, position};
 use super::rows::{bucket_of, id_column, malformed, read_id, read_time, time_column, written_at};
 use super::statements::{Shared, execute, rows_of};
 use crate::base::EpochMillis;
@@ -49,7 +49,7 @@ pub(super) async fn open(
 ) -> Result<Vec<OutboxRow>, StoreError> {
     // What is written after this moment is not below the new position.
     let now = store.clock.wall();
-    let position = position(store, connected).await?;
+    let position = position(store, connected, List::Outbox).await?;
     let mut found = Vec::new();
     let first_bucket = bucket_of(position, limits::OUTBOX_BUCKET);
     let buckets = buckets_from(connected, List::Outbox, first_bucket).await?;
@@ -59,11 +59,9 @@ pub(super) async fn open(
         }
         open_of_bucket(connected, bucket, position, limit, &mut found).await?;
     }
-    let slack = u64::try_from(limits::OUTBOX_SLACK.as_millis()).unwrap_or(u64::MAX);
-    let settled = EpochMillis(now.0.saturating_sub(slack));
-    let reached = found.first().map_or(settled, |row| row.created_at.min(settled));
-    if limit > 0 && reached > position {
-        move_position(store, connected, position, reached).await?;
+    if limit > 0 {
+        let first = found.first().map(|row| row.created_at);
+        move_position(store, connected, List::Outbox, position, (now, first)).await?;
     }
     Ok(found)
 }
@@ -97,33 +95,4 @@ async fn open_of_bucket(
             return Ok(());
         }
     }
-}
-
-/// Every row below it is done.
-async fn position(store: &ScyllaStore, connected: &Shared) -> Result<EpochMillis, StoreError> {
-    if let Some(known) = store.outbox_position() {
-        return Ok(known);
-    }
-    let (session, statement) = (&connected.session, &connected.statements.position);
-    let rows =
-        rows_of::<(Option<CqlTimestamp>,)>(session, statement, (List::Outbox.name(),)).await?;
-    let stored = rows.into_iter().next().and_then(|(at,)| at);
-    Ok(read_time(stored)?.unwrap_or(EpochMillis(0)))
-}
-
-/// Remembers it here; stores it once it has moved far enough to be worth a write.
-async fn move_position(
-    store: &ScyllaStore,
-    connected: &Shared,
-    from: EpochMillis,
-    to: EpochMillis,
-) -> Result<(), StoreError> {
-    let step = u64::try_from(limits::POSITION_STEP.as_millis()).unwrap_or(u64::MAX);
-    if to.0.saturating_sub(from.0) < step {
-        return Ok(());
-    }
-    let values = (written_at(to), time_column(to), List::Outbox.name());
-    execute(&connected.session, &connected.statements.set_position, values).await?;
-    store.set_outbox_position(to);
-    Ok(())
 }

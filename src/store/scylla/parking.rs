@@ -1,11 +1,6 @@
 //! Parked records: rows by share and hour of their due time, marked when they are done.
 //!
-//! As with the outbox, a reader goes on from a stored position below which every row is marked, and
-//! which stays far behind the clock. Most looks are quick: they begin a few seconds before the
-//! latest one, so that a burst of marked rows is not read through twice a second. A row that a
-//! clock far behind has hidden from them is found by the next whole look.
-
-use std::collections::HashMap;
+//! Readers go on from a stored position (`positions.rs`).
 
 use bytes::Bytes;
 use scylla::DeserializeRow;
@@ -15,12 +10,13 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::value::CqlTimestamp;
 use uuid::Uuid;
 
+use super::ScyllaStore;
 use super::lists::{List, buckets_from, limit_column};
+use super::positions::Look;
 use super::rows::{bucket_of, malformed, read_time, time_column, written_at};
 use super::statements::{Kind, Shared, execute, prepare, rows_of};
-use super::{ScyllaStore, lock};
 use crate::base::{EpochMillis, Partition, Topic};
-use crate::limits::{parking, store as limits};
+use crate::limits::store as limits;
 use crate::ports::{Bucket, Header, Parked, Parking, Record, StoreError, TimedBy};
 
 pub(super) struct ParkingStatements {
@@ -66,18 +62,6 @@ impl ParkingStatements {
         })
     }
 }
-
-/// How far this process has read a share.
-#[derive(Clone, Copy)]
-pub(super) struct Looked {
-    /// Every row below is marked; stored.
-    position: EpochMillis,
-    /// Where a quick look begins.
-    quick_from: EpochMillis,
-    whole_at: EpochMillis,
-}
-
-pub(super) type LookedShares = HashMap<Bucket, Looked>;
 
 #[derive(DeserializeRow)]
 struct ListColumns {
@@ -143,21 +127,10 @@ impl Parking for ScyllaStore {
         limit: usize,
     ) -> Result<Vec<Parked>, StoreError> {
         let connected = self.connected()?;
-        let (looked, is_whole) = looked(self, &connected, share).await?;
-        let from = if is_whole { looked.position } else { looked.quick_from };
-        // What is written after this moment lies above it, but for what clocks differ.
-        let started_at = self.clock.wall();
-        let open = open(&connected, share, from, limit).await?;
+        let look = Look::begin(self, &connected, List::Parked, share).await?;
+        let open = open(&connected, share, look.from(), limit).await?;
         let first = open.first().map(|(place, _)| read_due(place)).transpose()?;
-        let behind = |slack| EpochMillis(started_at.0.saturating_sub(millis(slack)));
-        let settled = |slack| first.map_or(behind(slack), |first| first.min(behind(slack)));
-        let mut next = Looked { quick_from: settled(limits::PARKED_QUICK_SLACK), ..looked };
-        if is_whole {
-            next.position = settled(limits::OUTBOX_SLACK).max(looked.position);
-            next.whole_at = started_at;
-            store_position(&connected, share, looked.position, &mut next).await?;
-        }
-        lock(&self.looked).insert(share, next);
+        look.end(self, &connected, first).await?;
         let mut found = Vec::new();
         for (place, tries) in open {
             if read_due(&place)? > now {
@@ -193,46 +166,6 @@ impl Parking for ScyllaStore {
         let rows = rows_of::<(Option<i32>,)>(&connected.session, statement, (event,)).await?;
         Ok(!rows.is_empty())
     }
-}
-
-/// Where to begin, and whether the look is a whole one.
-async fn looked(
-    store: &ScyllaStore,
-    connected: &Shared,
-    share: Bucket,
-) -> Result<(Looked, bool), StoreError> {
-    let known = lock(&store.looked).get(&share).copied();
-    if let Some(looked) = known {
-        let is_due = looked.whole_at.plus(limits::PARKED_WHOLE_LOOK) <= store.clock.wall();
-        return Ok((looked, is_due));
-    }
-    let statement = &connected.statements.position;
-    let rows = rows_of::<(Option<CqlTimestamp>,)>(
-        &connected.session,
-        statement,
-        (position_name(share).as_str(),),
-    )
-    .await?;
-    let stored = rows.into_iter().next().and_then(|(at,)| at);
-    let position = read_time(stored)?.unwrap_or(EpochMillis(0));
-    Ok((Looked { position, quick_from: position, whole_at: EpochMillis(0) }, true))
-}
-
-/// Stores the position once it has moved far enough to be worth a write.
-async fn store_position(
-    connected: &Shared,
-    share: Bucket,
-    stored: EpochMillis,
-    looked: &mut Looked,
-) -> Result<(), StoreError> {
-    let to = looked.position;
-    if to.0.saturating_sub(stored.0) < millis(limits::POSITION_STEP) {
-        looked.position = stored;
-        return Ok(());
-    }
-    let name = position_name(share);
-    let values = (written_at(to), time_column(to), name.as_str());
-    execute(&connected.session, &connected.statements.set_position, values).await
 }
 
 /// Rows that are not marked, in order, at most `limit`.
@@ -319,14 +252,6 @@ fn read_due(place: &Place) -> Result<EpochMillis, StoreError> {
     read_time(Some(place.0))?.ok_or_else(|| malformed("no time"))
 }
 
-fn share_column(share: Bucket) -> i32 {
+pub(super) fn share_column(share: Bucket) -> i32 {
     i32::from(share.0)
-}
-
-fn position_name(share: Bucket) -> String {
-    format!("{}-{}-of-{}", List::Parked.name(), share.0, parking::BUCKETS)
-}
-
-fn millis(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

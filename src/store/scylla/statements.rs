@@ -14,6 +14,7 @@ use scylla::statement::{Consistency, Statement};
 use tokio::task::JoinSet;
 
 use super::dead_letter_statements::DeadLetterStatements;
+use super::endings::EndingStatements;
 use super::errors::store_error;
 use super::inbox_statements::{INSERT_BROADCAST, InboxStatements};
 use super::parking::ParkingStatements;
@@ -31,6 +32,8 @@ pub(super) struct Statements {
     pub insert_status: PreparedStatement,
     pub status: PreparedStatement,
     pub status_claim: PreparedStatement,
+    pub change_status: PreparedStatement,
+    pub status_change: PreparedStatement,
     pub insert_listed: PreparedStatement,
     pub listed: PreparedStatement,
     pub insert_active: PreparedStatement,
@@ -49,6 +52,7 @@ pub(super) struct Statements {
     pub inbox: InboxStatements,
     pub parking: ParkingStatements,
     pub dead_letters: DeadLetterStatements,
+    pub endings: EndingStatements,
 }
 
 /// How a statement may be run.
@@ -102,6 +106,17 @@ impl Statements {
             status: prepare(Plain, "SELECT status FROM KS.broadcast_status WHERE id = ?").await?,
             status_claim: prepare(Serial, "SELECT claim FROM KS.broadcast_status WHERE id = ?")
                 .await?,
+            change_status: prepare(
+                Transaction,
+                "UPDATE KS.broadcast_status SET status = ?, change = ?, changed_at = ? \
+                 WHERE id = ? IF status = ? AND change = ?",
+            )
+            .await?,
+            status_change: prepare(
+                Serial,
+                "SELECT status, change FROM KS.broadcast_status WHERE id = ?",
+            )
+            .await?,
             insert_listed: prepare(
                 Plain,
                 "INSERT INTO KS.broadcast_list (bucket, created_at, id) VALUES (?, ?, ?) \
@@ -183,6 +198,7 @@ impl Statements {
             inbox: InboxStatements::prepare(session, keyspace).await?,
             parking: ParkingStatements::prepare(session, keyspace).await?,
             dead_letters: DeadLetterStatements::prepare(session, keyspace).await?,
+            endings: EndingStatements::prepare(session, keyspace).await?,
         })
     }
 }
