@@ -374,8 +374,66 @@ pub mod lane {
     pub const STREAMS_TO_SHARDS: usize = 2_048;
     pub const STREAMS_TO_SHARD_MIN: usize = 64;
     pub const STREAMS_TO_SHARD_MAX: usize = 1_024;
+    /// What the control topic says, to a shard: what finds no room is joined to the next.
+    pub const ORDERS: usize = 64;
     /// Requests and reports from a shard to the control threads.
     pub const SHARD_TO_CONTROL: usize = 4_096;
+}
+
+/// The control topic: what the nodes of a fleet tell each other.
+pub mod control {
+    use super::Duration;
+
+    /// Between two beats of a node.
+    pub const BEAT_PACE: Duration = Duration::from_millis(500);
+    /// The same while another node may wait for what this one has applied: with a fetch every
+    /// `READ_PACE` at both ends, a cancel is answered within about a quarter of a second.
+    pub const ANSWER_PACE: Duration = Duration::from_millis(100);
+    /// Between two fetches of the topic, so that a hundred nodes are no load.
+    pub const READ_PACE: Duration = Duration::from_millis(50);
+    /// How long a fetch waits for the first record.
+    pub const READ_WAIT: Duration = Duration::from_millis(500);
+    /// How long after the sending of its last beat that it has read back a node begins messages:
+    /// three beats may be lost.
+    pub const FENCE: Duration = Duration::from_secs(2);
+    /// Who has said nothing for so long begins no message any more. Beyond the fence, half a
+    /// second for clocks that run apart, and as much for what is being written.
+    pub const SILENCE: Duration = Duration::from_secs(3);
+    const _: () = assert!(SILENCE.as_millis() >= FENCE.as_millis() + 2 * BEAT_PACE.as_millis());
+    const _: () = assert!(FENCE.as_millis() >= 4 * BEAT_PACE.as_millis());
+    /// How long a cancel is waited for: the silence, and what log and store take.
+    pub const SETTLE_TIME: Duration = Duration::from_secs(8);
+    /// For the append of what all nodes are to apply; then whoever asked is told to ask again.
+    pub const TELL_TIME: Duration = Duration::from_secs(5);
+    /// For the append of a beat. A later one says more.
+    pub const BEAT_TIME: Duration = Duration::from_secs(1);
+    /// Beats that are on their way: as many as the fence and slow appends leave.
+    pub const BEATS_SENT_MAX: usize = 64;
+    /// Appends of beats that are under way: one that is late does not hold up the next.
+    pub const BEATS_AT_ONCE: usize = 4;
+    /// Nodes that are heard of late. With more, a cancel waits for the silence.
+    pub const NODES_MAX: usize = 1_024;
+    /// A record: a node's name and some numbers.
+    pub const RECORD_BYTES_MAX: usize = 4_096;
+    /// How long the topic keeps its records. A node that has not read for longer begins anew.
+    pub const RETENTION: Duration = Duration::from_secs(3_600);
+    /// Records that a node which is alone keeps of what it tells itself: minutes of beats.
+    pub const LONE_RECORDS_MAX: usize = 4_096;
+    /// Ended broadcasts that a node remembers, 32 bytes each on every shard. With as many a cancel
+    /// is refused: one each second of the log's retention, and half of that again.
+    pub const ENDED_MAX: usize = 1_000_000;
+    /// How long after the log's retention an ended broadcast is remembered: what was on its way
+    /// to the log when it ended.
+    pub const ENDED_SLACK: Duration = Duration::from_secs(24 * 3_600);
+    /// The same where the log keeps all: a hundred years.
+    pub const ENDED_KEPT_BY_ALL: Duration = Duration::from_secs(36_525 * 24 * 3_600);
+    /// Ended broadcasts that are read from the store, and told a shard, at once.
+    pub const ENDED_READ: usize = 4_096;
+    /// Between two tries while log or store are away: the first, and the longest.
+    pub const RETRY_WAIT_FIRST: Duration = Duration::from_millis(100);
+    pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(1);
+    /// What is waited before a shard's full lane is tried again.
+    pub const FULL_LANE_WAIT: Duration = Duration::from_millis(2);
 }
 
 /// The store over CQL.
@@ -568,6 +626,18 @@ pub mod relay {
     pub const OWED_MAX: usize = 4_096;
 }
 
+/// Expiring broadcasts.
+pub mod expiry {
+    use super::Duration;
+
+    /// Between two looks at what is due: with one, a broadcast expires within half a second.
+    pub const LOOK: Duration = Duration::from_millis(500);
+    /// Longest wait while the store or the log is away.
+    pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
+    /// Broadcasts of a share that are expired in one look.
+    pub const ROWS_MAX: usize = 100;
+}
+
 /// Owning partitions: what their records leave behind.
 pub mod owner {
     use super::{Duration, kafka, log, store};
@@ -657,6 +727,9 @@ pub mod keeping {
     /// Contents that are read together, each by a statement of its own: little enough that a slow
     /// store has it within `shard::ASK_TIME`, after which a question is given up.
     pub const CONTENTS_READ: usize = 100;
+    /// For so long after the end of a broadcast what is read of it is not remembered: it may have
+    /// been asked for before.
+    pub const ENDED_AGE: Duration = Duration::from_secs(60);
     /// Rows of one inbox that are looked at: a hundred thousand messages of one user.
     pub const INBOX_ROWS_MAX: usize = 100_000;
     /// One piece of a backlog: as much as a client gets on one stream before it comes back for

@@ -12,7 +12,7 @@ use corecast::base::{
 };
 use corecast::control::{KeptParts, KeptStore};
 use corecast::domain::{
-    Backlog, Broadcast, KeptMessage, Membership, Presented, SINCE_EVER, Served, Target, What,
+    Backlog, Broadcast, Ended, KeptMessage, Membership, Presented, SINCE_EVER, Served, Target, What,
 };
 use corecast::lane::Ask;
 use corecast::limits::keeping as limits;
@@ -480,7 +480,7 @@ fn what_the_log_has_lost_is_told_of_behind_a_cursor() {
         let backlog = ask(&stub, cursor).expect("the store is there");
         let told = |message: &KeptMessage| match message.candidate.what {
             What::Gap(gap) => Some((message.candidate.position?.offset, gap.reason)),
-            What::Message(_) => None,
+            What::Message(_) | What::Removed(_) => None,
         };
         let order: Vec<u64> = offsets(&backlog);
         assert!(order.is_sorted(), "{order:?}");
@@ -517,7 +517,7 @@ fn every_piece_of_a_backlog_gets_further_whatever_the_log_has_lost() {
     loop {
         let mut backlog = ask_by(&kept, &[], Some(presented((at, 0), None))).expect("it is there");
         let before = at;
-        while let Some((message, served)) = backlog.next(EpochMillis(0)) {
+        while let Some((message, served)) = backlog.next(EpochMillis(0), &Ended::default()) {
             told.push((matches!(message.candidate.what, What::Gap(_)), served.own));
             at = served.own;
         }

@@ -64,6 +64,7 @@ impl Sight {
             brokers: world().kafka.addresses(),
             topic_selected: place.selected.clone(),
             topic_group: place.group.clone(),
+            topic_control: format!("{}-control", place.group),
             partitions: PARTITIONS,
             replication: 1,
             retention: Duration::from_secs(3_600),

@@ -18,9 +18,11 @@ use corecast::ports::{
     Batch, Bounds, Clock, Header, Hole, Log, LogError, Mark, MovedRecord, NewRecord, Owned,
     Ownership, Record, StoreError, SystemClock, TimedBy, Want, join_all,
 };
-use corecast::store::embedded::{Embedded, EmbeddedOptions};
+use corecast::store::embedded::{Embedded, EmbeddedOptions, LoneControl};
+use corecast::wire::control::NodeStart;
 use fakes::{Call, Gated};
 use tokio::sync::{Barrier, watch};
+use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -39,6 +41,9 @@ fn owner(embedded: &Embedded) -> Owner {
         ownership: embedded.ownership(true),
         inbox: embedded.inbox(),
         parking: embedded.parking(),
+        endings: embedded.stores(),
+        control: Arc::new(LoneControl::default()),
+        node: NodeStart { node: "n".to_owned(), start: Uuid::nil() },
         dead_letters: embedded.dead_letters(),
         clock: Arc::new(SystemClock),
         names: LogNames::default(),

@@ -16,8 +16,10 @@ use corecast::ports::{
     Clock, Delivery, Header, Inbox, InboxRow, Log, MovedRecord, Ownership, Progress, Record, Store,
     SystemClock, Want,
 };
-use corecast::store::embedded::{Embedded, EmbeddedOptions};
+use corecast::store::embedded::{Embedded, EmbeddedOptions, LoneControl};
+use corecast::wire::control::NodeStart;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(30);
 const PARTITIONS: u16 = 5;
@@ -46,6 +48,9 @@ impl Bench {
             ownership: ownership.clone(),
             inbox: embedded.inbox(),
             parking: embedded.parking(),
+            endings: embedded.stores(),
+            control: Arc::new(LoneControl::default()),
+            node: NodeStart { node: "n".to_owned(), start: Uuid::nil() },
             dead_letters: embedded.dead_letters(),
             clock,
             names: LogNames::default(),

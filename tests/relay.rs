@@ -15,9 +15,11 @@ use corecast::domain::{Broadcast, Draft};
 use corecast::limits::log::AGAIN_RECORDS;
 use corecast::owner::{Leaver, LogNames, Owner, leaving};
 use corecast::ports::{Clock, Log, LogError, MovedRecord, OutboxRow, SystemClock, Want};
-use corecast::store::embedded::{Embedded, EmbeddedOptions};
+use corecast::store::embedded::{Embedded, EmbeddedOptions, LoneControl};
+use corecast::wire::control::NodeStart;
 use fakes::Gated;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(90);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -48,6 +50,9 @@ impl Bench {
             ownership: ownership.clone(),
             inbox: self.embedded.inbox(),
             parking: self.embedded.parking(),
+            endings: self.embedded.stores(),
+            control: Arc::new(LoneControl::default()),
+            node: NodeStart { node: "n".to_owned(), start: Uuid::nil() },
             dead_letters: self.embedded.dead_letters(),
             clock: Arc::new(SystemClock),
             names: LogNames::default(),

@@ -34,7 +34,7 @@ const ROOMS: [Room; 16] = [
         "ops",
         &[
             "limits", "base", "wire", "domain", "ports", "lane", "edge", "shard", "ingest",
-            "owner", "store",
+            "owner", "control", "store",
         ],
     ),
     room("admin", &["limits", "base", "wire", "domain", "ports", "lane", "edge", "control", "ops"]),

@@ -15,7 +15,7 @@ use corecast::domain::{
     RingLimits, SINCE_EVER, Served, StreamKey, Streams, StreamsOptions, Unread, Vector, What,
 };
 use corecast::limits::shard::REPLAY_RECORDS_MAX;
-use corecast::wire::archive::{Archiver, Audience, Event, MemberKind, SharedEvent};
+use corecast::wire::archive::{Archiver, Audience, Event, EventKind, MemberKind, SharedEvent};
 use corecast::wire::cursor::{Cursor, UserMark};
 use corecast::wire::frame::GapReason;
 use corecast::wire::head::STREAM_RESPONSE_HEAD;
@@ -42,10 +42,13 @@ impl Bench {
             streams_max: 10,
             heartbeat: Duration::from_secs(25),
             write_progress: Duration::from_secs(30),
+            ended_kept: Duration::from_secs(3_600),
             seed: 1,
         };
         let now = Moment(1_000_000);
-        Self { streams: Streams::new(options, Vector::new(&SHAPE), now), now }
+        let mut streams = Streams::new(options, Vector::new(&SHAPE), now);
+        streams.handle_fence(true);
+        Self { streams, now }
     }
 
     fn open(&mut self, user: &str, cursor: Option<&str>) -> (StreamKey, Socket) {
@@ -120,6 +123,7 @@ fn event(partition: Partition, offset: u64, audience: Audience<'_>) -> SharedEve
         attempt: 0,
         broadcast: BroadcastId::new(42).expect("small"),
         expires_at: None,
+        kind: EventKind::Message,
         is_passing: false,
         audience,
         body: body.as_bytes(),

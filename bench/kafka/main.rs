@@ -55,6 +55,7 @@ fn open_log(kafka: &Kafka, prefix: &str) -> Arc<KafkaLog> {
         brokers: kafka.addresses(),
         topic_selected: format!("{prefix}-selected"),
         topic_group: format!("{prefix}-group"),
+        topic_control: format!("{prefix}-control"),
         partitions: PARTITIONS,
         replication: 1,
         retention: Duration::from_secs(24 * 3_600),

@@ -137,9 +137,11 @@ impl Shard {
             streams_max: STREAMS as usize,
             heartbeat: Duration::from_secs(25),
             write_progress: limits::shard::WRITE_PROGRESS,
+            ended_kept: Duration::from_secs(3_600),
             seed: 1,
         };
         let mut streams = Streams::new(options, Vector::new(&SHAPE), Moment(0));
+        streams.handle_fence(true);
         for number in 0..STREAMS {
             let (site, team) = audience::roles(number);
             let role = |name: String| Membership { kind: MemberKind::Role, name: name.into() };

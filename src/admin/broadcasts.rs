@@ -1,4 +1,4 @@
-//! `/api/admin/broadcasts`: create, list, show.
+//! `/api/admin/broadcasts`: create, list, show, cancel.
 
 use std::time::Duration;
 
@@ -84,6 +84,23 @@ pub(super) async fn show(
     let _held = state.room.for_rows(1).await;
     let row = find(&state, read_id(&id)?).await?;
     Ok(Json(response(&row)).into_response())
+}
+
+/// Answers once no message of it begins any more, on any node.
+pub(super) async fn cancel(
+    State(state): State<AdminState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, Failure> {
+    let Path(id) = id?;
+    let id = read_id(&id)?;
+    // A client that goes away does not leave it in the middle.
+    let ender = state.ender.clone();
+    let cancelling = tokio::spawn(async move { ender.cancel(id).await });
+    let cancelled = tokio::time::timeout(limits::ANSWER_TIME, cancelling).await;
+    cancelled.map_err(|_| Failure::late())?.map_err(|error| {
+        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cancelling it failed: {error}"))
+    })??;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// All target ids, paged by their number.

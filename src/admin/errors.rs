@@ -8,7 +8,7 @@ use axum::response::Response;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::AdminState;
-use crate::control::CreateError;
+use crate::control::{CreateError, EndError};
 use crate::domain::{DraftError, access};
 use crate::limits::admin as limits;
 use crate::ports::{LogError, StoreError};
@@ -70,6 +70,19 @@ impl From<CreateError> for Failure {
             | CreateError::Store(_)
             | CreateError::NoId
             | CreateError::Unpublished { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<EndError> for Failure {
+    fn from(error: EndError) -> Self {
+        let status = match &error {
+            EndError::Missing(_) => StatusCode::NOT_FOUND,
+            EndError::Refused { .. } => StatusCode::CONFLICT,
+            EndError::Store(_) | EndError::Log(_) | EndError::Full | EndError::Unsettled { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         };
         Self::new(status, error.to_string())
     }

@@ -19,7 +19,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::routing::{any, get, post};
 
-use crate::control::Creator;
+use crate::control::{Creator, Ender};
 use crate::limits::admin as limits;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -32,6 +32,7 @@ pub use room::Room;
 #[derive(Clone)]
 pub struct AdminState {
     pub creator: Arc<Creator>,
+    pub ender: Arc<Ender>,
     pub store: Arc<dyn Store>,
     pub clock: Arc<dyn Clock>,
     pub health: Health,
@@ -51,7 +52,7 @@ fn admin_router(state: AdminState) -> Router {
         .route("/health/ready", get(pages::ready))
         .route("/metrics", get(pages::metrics))
         .route("/api/admin/broadcasts", create)
-        .route("/api/admin/broadcasts/{id}", get(broadcasts::show))
+        .route("/api/admin/broadcasts/{id}", get(broadcasts::show).delete(broadcasts::cancel))
         .route("/api/admin/broadcasts/{id}/targets", get(broadcasts::targets))
         .fallback(errors::not_found)
         .method_not_allowed_fallback(errors::method_not_allowed)

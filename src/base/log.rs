@@ -2,7 +2,8 @@
 
 use super::BroadcastId;
 
-/// The two topics whose records become events of streams, and one for the dead letters of each.
+/// The two topics whose records become events of streams, one for the dead letters of each, and
+/// what the nodes tell each other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum Topic {
@@ -14,6 +15,8 @@ pub enum Topic {
     SelectedDead = 2,
     /// Records of `Group` that could not be processed.
     GroupDead = 3,
+    /// Of one partition. It has no dead letters and is no original.
+    Control = 4,
 }
 
 impl Topic {
@@ -21,9 +24,12 @@ impl Topic {
     pub const ALL: [Topic; 2] = [Topic::Selected, Topic::Group];
     /// In the order of `ALL`. Each has one partition.
     pub const DEAD: [Topic; 2] = [Topic::SelectedDead, Topic::GroupDead];
-    /// In the order of their numbers.
+    /// What outlives every node, in the order of their numbers.
     pub const EVERY: [Topic; 4] =
         [Topic::Selected, Topic::Group, Topic::SelectedDead, Topic::GroupDead];
+    /// What nodes share, in the order of their numbers.
+    pub const SHARED: [Topic; 5] =
+        [Topic::Selected, Topic::Group, Topic::SelectedDead, Topic::GroupDead, Topic::Control];
     /// What a dead-letter topic's name has behind that of the original.
     pub const DEAD_SUFFIX: &str = "-dlt";
 
@@ -42,7 +48,13 @@ impl Topic {
             Self::Group => "group",
             Self::SelectedDead => "selected-dlt",
             Self::GroupDead => "group-dlt",
+            Self::Control => "control",
         }
+    }
+
+    /// Whether cursors, rings and shards know of it.
+    pub const fn is_served(self) -> bool {
+        matches!(self, Self::Selected | Self::Group)
     }
 
     pub const fn is_dead(self) -> bool {
@@ -54,6 +66,7 @@ impl Topic {
         match self {
             Self::Selected | Self::SelectedDead => Self::SelectedDead,
             Self::Group | Self::GroupDead => Self::GroupDead,
+            Self::Control => Self::Control,
         }
     }
 
@@ -62,6 +75,7 @@ impl Topic {
         match self {
             Self::Selected | Self::SelectedDead => Self::Selected,
             Self::Group | Self::GroupDead => Self::Group,
+            Self::Control => Self::Control,
         }
     }
 }
@@ -97,7 +111,7 @@ impl LogShape {
         match topic {
             Topic::Selected => self.selected_partitions,
             Topic::Group => self.group_partitions,
-            Topic::SelectedDead | Topic::GroupDead => 1,
+            Topic::SelectedDead | Topic::GroupDead | Topic::Control => 1,
         }
     }
 

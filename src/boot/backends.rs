@@ -9,19 +9,21 @@ use crate::control::Threads;
 use crate::ingest::kafka::{KafkaLog, KafkaOwnership};
 use crate::ops::config::{Config, LogConfig, StoreConfig};
 use crate::ops::health::{Health, Part};
-use crate::ports::{Clock, DeadLetterRows, Endings, Inbox, Log, Ownership, Parking, Store};
-use crate::store::embedded::{Embedded, EmbeddedOptions};
+use crate::ports::{
+    Clock, ControlTopic, DeadLetterRows, Endings, Inbox, Log, Ownership, Parking, Store,
+};
+use crate::store::embedded::{Embedded, EmbeddedOptions, LoneControl};
 use crate::store::scylla::{Progress, ScyllaStore};
 
 pub(super) struct Backends {
     pub log: Arc<dyn Log>,
     pub ownership: Arc<dyn Ownership>,
+    pub control: Arc<dyn ControlTopic>,
     pub store: Arc<dyn Store>,
+    pub endings: Arc<dyn Endings>,
     pub inbox: Arc<dyn Inbox>,
     pub parking: Arc<dyn Parking>,
     pub dead_letters: Arc<dyn DeadLetterRows>,
-    #[expect(dead_code, reason = "who ends broadcasts asks for it")]
-    pub endings: Arc<dyn Endings>,
     /// No other node can use the store.
     pub is_alone: bool,
     embedded: Option<Embedded>,
@@ -31,20 +33,20 @@ pub(super) struct Backends {
 /// One store, by all of its ports.
 struct Stores {
     store: Arc<dyn Store>,
+    endings: Arc<dyn Endings>,
     inbox: Arc<dyn Inbox>,
     parking: Arc<dyn Parking>,
     dead_letters: Arc<dyn DeadLetterRows>,
-    endings: Arc<dyn Endings>,
 }
 
 impl Stores {
-    fn of<S: Store + Inbox + Parking + DeadLetterRows + Endings + 'static>(one: Arc<S>) -> Self {
+    fn of<S: Store + Endings + Inbox + Parking + DeadLetterRows + 'static>(one: Arc<S>) -> Self {
         Self {
             store: one.clone(),
+            endings: one.clone(),
             inbox: one.clone(),
             parking: one.clone(),
-            dead_letters: one.clone(),
-            endings: one,
+            dead_letters: one,
         }
     }
 }
@@ -63,17 +65,21 @@ impl Backends {
                  publishes what it finds there; nodes that share it need log.kind = \"kafka\""
             );
         }
-        let (log, ownership): (Arc<dyn Log>, Arc<dyn Ownership>) = match (&config.log, &embedded) {
+        let parts: (Arc<dyn Log>, Arc<dyn Ownership>, Arc<dyn ControlTopic>);
+        parts = match (&config.log, &embedded) {
             (LogConfig::Kafka { options, groups }, _) => {
                 let (options, groups) = ((**options).clone(), groups.clone());
                 let ownership = KafkaOwnership::new(options.clone(), groups, config.is_owner)?;
-                (Arc::new(KafkaLog::new(options)?), Arc::new(ownership))
+                let log = Arc::new(KafkaLog::new(options)?);
+                (log.clone(), Arc::new(ownership), log)
             }
             (LogConfig::Embedded { .. }, Some(embedded)) => {
-                (embedded.log(), embedded.ownership(config.is_owner))
+                let control = Arc::new(LoneControl::default());
+                (embedded.log(), embedded.ownership(config.is_owner), control)
             }
             (LogConfig::Embedded { .. }, None) => unreachable!("it was opened above"),
         };
+        let (log, ownership, control) = parts;
         let scylla = match &config.store {
             StoreConfig::Embedded => None,
             StoreConfig::Scylla(options) => {
@@ -86,17 +92,17 @@ impl Backends {
             (None, Some(embedded)) => Stores::of(embedded.stores()),
             (None, None) => unreachable!("it was opened above"),
         };
-        let Stores { store, inbox, parking, dead_letters, endings } = stores;
-        let is_alone = scylla.is_none();
+        let Stores { store, endings, inbox, parking, dead_letters } = stores;
         Ok(Self {
             log,
             ownership,
+            control,
             store,
+            endings,
             inbox,
             parking,
             dead_letters,
-            endings,
-            is_alone,
+            is_alone: scylla.is_none(),
             embedded,
             scylla,
         })

@@ -21,8 +21,8 @@ use shards::{Places, Shards};
 use crate::admin::{AdminState, PublicCalls, serve_admin};
 use crate::base::{LogIdentity, LogShape};
 use crate::control::{
-    Creator, InboxDesk, KeptParts, KeptStore, Relay, RereadDesk, Signals, Threads, Unfinished,
-    inboxes, rereads, run_reports,
+    ControlCounters, Creator, Desks, EndRelay, Ender, Expiry, FollowerParts, Hearing, KeptParts,
+    KeptStore, Relay, Signals, Threads, Unfinished, control_topic, inboxes, rereads, run_reports,
 };
 use crate::edge::listen;
 use crate::ingest::kafka::OptionsError;
@@ -36,6 +36,7 @@ use crate::owner::{Owner, OwnerCounters};
 use crate::ports::{Clock, Descriptors, Log, SystemClock};
 use crate::shard::{Cores, CoresError, ShardError, pin};
 use crate::store::embedded::OpenError;
+use crate::wire::control::NodeStart;
 
 /// A configuration that is wrong.
 const EXIT_CONFIG: u8 = 2;
@@ -167,6 +168,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let (probes, runtimes) = (shards.probes, shards.runtimes);
     let notes_dropped = Arc::<AtomicU64>::default();
     let records_reread = Arc::<AtomicU64>::default();
+    let control_counters = Arc::<ControlCounters>::default();
     let owner = owner_counters.clone();
     let sources = Sources {
         shards: probes,
@@ -175,6 +177,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         owner,
         notes_dropped: notes_dropped.clone(),
         records_reread: records_reread.clone(),
+        control: control_counters.clone(),
         lanes,
     };
     let lanes = shards.lanes;
@@ -189,8 +192,36 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let (desk, inboxes) = inboxes(kept, lanes.clone(), notes_dropped);
     let health_of_inboxes = health.clone();
     threads.spawn(inboxes.run(move || say_if_ready(health_of_inboxes.found(Part::Inboxes))));
+    let node = NodeStart { node: config.node_id.clone(), start: uuid::Uuid::new_v4() };
+    let (control, follower) = control_topic(FollowerParts {
+        topic: backends.control.clone(),
+        endings: backends.endings.clone(),
+        inbox: backends.inbox.clone(),
+        clock: clock.clone(),
+        node: node.clone(),
+        orders: shards.orders,
+        desk: desk.clone(),
+        ended_kept: config.ended_kept,
+        counters: control_counters,
+    });
+    let health_of_control = health.clone();
+    threads.spawn(follower.run(move |hearing| match hearing {
+        Hearing::Heard => say_if_ready(health_of_control.found(Part::Control)),
+        Hearing::Fenced => {
+            tracing::warn!("messages wait: the control topic is not heard");
+            health_of_control.lost(Part::Control, "the control topic is not heard");
+        }
+    }));
+    let ender = Arc::new(Ender {
+        creator: creator.clone(),
+        endings: backends.endings.clone(),
+        inbox: backends.inbox.clone(),
+        desk: control.clone(),
+        unfinished: Unfinished::default(),
+    });
     let state = AdminState {
         creator: creator.clone(),
+        ender: ender.clone(),
         store,
         clock: clock.clone(),
         health: health.clone(),
@@ -201,13 +232,17 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     if let Some(admin) = admin.pop() {
         let (rereads, rereading) = rereads(log.clone(), lanes.clone(), records_reread);
         threads.spawn(rereading.run());
-        let reports = Reports { reports, bell: report_bell, desk: desk.clone(), rereads };
+        let desks = Desks { inboxes: desk.clone(), rereads, control };
+        let reports = Reports { reports, bell: report_bell, desks };
         start_control(&threads, admin, state, reports, lanes.len(), &endings);
     }
     let owner = Owner {
         log: log.clone(),
         ownership: backends.ownership.clone(),
         inbox: backends.inbox.clone(),
+        endings: backends.endings.clone(),
+        control: backends.control.clone(),
+        node: node.clone(),
         parking: backends.parking.clone(),
         dead_letters: backends.dead_letters.clone(),
         clock,
@@ -218,6 +253,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         counters: owner_counters,
     };
     let leaver = start_owner(&threads, &backends, owner, &health, config.is_owner);
+    start_endings(&threads, &backends, ender);
     start_ingest(&threads, log, lanes.clone(), log_lag, health.clone(), &endings);
     say_hello(public_address, admin_address);
     if config.is_testing {
@@ -267,8 +303,7 @@ fn bind(
 struct Reports {
     reports: Receiver<FromShard>,
     bell: Arc<Doorbell>,
-    desk: InboxDesk,
-    rereads: RereadDesk,
+    desks: Desks,
 }
 
 /// Starts the admin API, the shards' reports, and the wait for signals.
@@ -291,8 +326,8 @@ fn start_control(
     let calls = Arc::new(PublicCalls::new(state.clone(), Box::new(serving)));
     let ending = endings.clone();
     threads.spawn(async move {
-        let Reports { reports, bell, desk, rereads } = reports;
-        let ended = run_reports(reports, bell, calls, (desk, rereads)).await;
+        let Reports { reports, bell, desks } = reports;
+        let ended = run_reports(reports, bell, calls, desks).await;
         let _ = ending.send(Ending::Part(format!("the shards' reports stopped: {ended:?}")));
     });
     let ending = endings.clone();
@@ -317,6 +352,13 @@ fn start_control(
             }
         }
     });
+}
+
+/// Starts what ends broadcasts at their time, and what completes endings that were left.
+fn start_endings(threads: &Threads, backends: &Backends, ender: Arc<Ender>) {
+    let (ownership, log) = (backends.ownership.clone(), backends.log.clone());
+    threads.spawn(Expiry { ender: ender.clone(), ownership, log }.run());
+    threads.spawn(EndRelay { ender, is_alone: backends.is_alone }.run());
 }
 
 fn start_ingest(

@@ -10,7 +10,7 @@ use super::{BootError, Ending};
 use crate::base::LogShape;
 use crate::domain::StreamsOptions;
 use crate::edge::AccessRules;
-use crate::lane::{Doorbell, FromShard, Refusals, Sender, ToShard, lane};
+use crate::lane::{Doorbell, FromShard, Order, Refusals, Sender, ToShard, lane};
 use crate::limits;
 use crate::ops::config::Config;
 use crate::shard::{self, Cores, Probe, RuntimeKind, ShardError, ShardOptions, mesh};
@@ -20,6 +20,8 @@ use crate::shard::{self, Cores, Probe, RuntimeKind, ShardError, ShardOptions, me
 pub(super) struct Shards {
     /// A lane to each, in order.
     pub lanes: Vec<Sender<ToShard>>,
+    /// The same for what the control topic says.
+    pub orders: Vec<Sender<Order>>,
     pub probes: Vec<Arc<Probe>>,
     /// What each waits with.
     pub runtimes: Vec<RuntimeKind>,
@@ -55,10 +57,13 @@ impl Shards {
         let mut refused = None;
         let places = bells.into_iter().zip(all_peers).zip(listeners).zip(&cores.shards);
         for (number, (((bell, peers), listener), cpu)) in (0..).zip(places) {
+            let (order, orders) = lane("orders", limits::lane::ORDERS, bell.clone());
             let (to_shard, inputs) = lane("control_to_shard", limits::lane::INGEST_TO_SHARD, bell);
             let probe = Arc::new(Probe::default());
             shards.refusals.push((to_shard.name(), to_shard.refusals()));
             shards.refusals.extend(peers.lanes());
+            shards.refusals.push((order.name(), order.refusals()));
+            shards.orders.push(order);
             shards.lanes.push(to_shard);
             shards.probes.push(probe.clone());
             let options = ShardOptions {
@@ -71,6 +76,7 @@ impl Shards {
                     streams_max: config.streams_max,
                     heartbeat: config.heartbeat,
                     write_progress: config.write_progress,
+                    ended_kept: config.ended_kept,
                     seed: uuid::Uuid::new_v4().as_u128() as u64,
                 },
                 access: AccessRules { allow_anonymous: config.allow_anonymous },
@@ -78,6 +84,7 @@ impl Shards {
                 listener,
                 heads_max,
                 inputs,
+                orders,
                 peers,
                 reports: reports.clone(),
                 probe,

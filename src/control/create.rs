@@ -4,15 +4,14 @@
 //! the relay publishes what a crash or an outage left. Event ids follow from the broadcast, so a
 //! repeat is recognised. `Ok` means that store and log hold it durably.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::Notify;
 
-use crate::base::{BroadcastId, EpochMillis, EventType, Status, TargetType, Topic};
+use super::unfinished::{UnderWay, Unfinished};
+use crate::base::{BroadcastId, End, EpochMillis, EventType, Status, TargetType, Topic};
 use crate::domain::{Broadcast, Draft};
-use crate::limits::{admin as limits, relay};
+use crate::limits::admin as limits;
 use crate::ports::{
     BroadcastRow, Claim, Clock, Log, LogError, NewRecord, OutboxRow, Store, StoreError,
 };
@@ -64,12 +63,7 @@ impl Creator {
             expires_at: Some(draft.expires_at.unwrap_or(created_at.plus(self.retention))),
             fire_and_forget: draft.fire_and_forget,
         };
-        let mut under_way = UnderWay {
-            unfinished: &self.unfinished,
-            id: broadcast.id,
-            is_owed: false,
-            is_done: false,
-        };
+        let mut under_way = self.unfinished.begin(broadcast.id);
         self.claim(&mut broadcast, &mut under_way).await?;
         if self.store.create_status(broadcast.id, status).await? == Claim::Taken {
             return Err(CreateError::NoId);
@@ -128,19 +122,36 @@ impl Creator {
         user: Option<&str>,
         after: Option<u64>,
     ) -> NewRecord {
-        let is_group = user.is_none() && broadcast.target.r#type != TargetType::All;
+        self.record_of(EventType::Created, broadcast, user, after)
+    }
+
+    /// The record that says to those who had the message that it is no more.
+    pub(super) fn removal(&self, how: End, broadcast: &Broadcast, user: Option<&str>) -> NewRecord {
+        self.record_of(how.event_type(), broadcast, user, None)
+    }
+
+    fn record_of(
+        &self,
+        event_type: EventType,
+        broadcast: &Broadcast,
+        user: Option<&str>,
+        after: Option<u64>,
+    ) -> NewRecord {
+        let kind = broadcast.target.r#type;
+        let is_group = user.is_none() && !matches!(kind, TargetType::All | TargetType::Selected);
+        let message = (event_type == EventType::Created).then_some(&*broadcast.content);
         let value = OutgoingRecord {
-            event_id: event_id(broadcast.id, user, EventType::Created),
+            event_id: event_id(broadcast.id, user, event_type),
             broadcast_id: broadcast.id,
             user_id: user,
-            event_type: EventType::Created,
+            event_type,
             pod_id: &self.node,
             timestamp: self.clock.wall(),
             correlation_id: Some(&broadcast.correlation_id),
-            message: Some(&broadcast.content),
+            message,
             error_details: None,
             fire_and_forget: broadcast.fire_and_forget,
-            target_type: Some(broadcast.target.r#type),
+            target_type: Some(kind),
             target_ids: is_group.then_some(&broadcast.target.ids),
             sender_id: broadcast.sender_id.as_deref(),
             sender_name: broadcast.sender_name.as_deref(),
@@ -172,81 +183,6 @@ pub(super) fn addressees(broadcast: &Broadcast) -> Vec<Option<&str>> {
 
 fn outbox_row(broadcast: &Broadcast) -> OutboxRow {
     OutboxRow { id: broadcast.id, created_at: broadcast.created_at }
-}
-
-/// The broadcasts whose outbox row may still be there.
-#[derive(Debug, Default)]
-pub struct Unfinished {
-    sets: Mutex<Sets>,
-    look: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Sets {
-    under_way: HashSet<BroadcastId>,
-    owed: HashSet<BroadcastId>,
-}
-
-impl Unfinished {
-    /// Whether a create of this process is at it.
-    pub(super) fn is_under_way(&self, id: BroadcastId) -> bool {
-        self.lock().under_way.contains(&id)
-    }
-
-    /// Whether a create of this process has ended between status and publishing: nobody is at it
-    /// any more, and no write of its status is still on its way.
-    pub(super) fn is_owed(&self, id: BroadcastId) -> bool {
-        self.lock().owed.contains(&id)
-    }
-
-    /// Its row is gone.
-    pub(super) fn forget(&self, id: BroadcastId) {
-        self.lock().owed.remove(&id);
-    }
-
-    /// Waits until a create has ended that may have left a row, but not longer than this.
-    pub(super) async fn wait_for(&self, at_most: std::time::Duration) {
-        let _ = tokio::time::timeout(at_most, self.look.notified()).await;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Sets> {
-        // Sets of numbers are whole whoever panicked while holding them.
-        self.sets.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A create that is under way; over when this is dropped, whatever ended it.
-struct UnderWay<'a> {
-    unfinished: &'a Unfinished,
-    id: BroadcastId,
-    /// It exists and is not published.
-    is_owed: bool,
-    /// It has left nothing for the relay.
-    is_done: bool,
-}
-
-impl UnderWay<'_> {
-    /// The create goes on under another id; a row of the old one is not its own.
-    fn move_to(&mut self, id: BroadcastId) {
-        let mut sets = self.unfinished.lock();
-        sets.under_way.remove(&self.id);
-        sets.under_way.insert(id);
-        self.id = id;
-    }
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        let mut sets = self.unfinished.lock();
-        sets.under_way.remove(&self.id);
-        if self.is_owed && sets.owed.len() < relay::OWED_MAX {
-            sets.owed.insert(self.id);
-        }
-        drop(sets);
-        if !self.is_done {
-            self.unfinished.look.notify_one();
-        }
-    }
 }
 
 /// 41 bits of milliseconds and 12 random ones.

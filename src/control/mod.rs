@@ -1,15 +1,21 @@
 //! Floor 3, control threads: what the node does with log and store besides reading and serving.
 
 mod create;
+mod endings;
 mod inboxes;
 mod relay;
 mod reports;
 mod rereads;
 mod threads;
+mod topic;
+mod unfinished;
 
-pub use create::{CreateError, Creator, Unfinished};
+pub use create::{CreateError, Creator};
+pub use endings::{EndError, EndRelay, Ender, Expiry};
 pub use inboxes::{InboxDesk, Inboxes, KeptParts, KeptStore, Unavailable, inboxes};
 pub use relay::Relay;
-pub use reports::{Handover, run_reports};
+pub use reports::{Desks, Handover, run_reports};
 pub use rereads::{RereadDesk, Rereads, rereads};
 pub use threads::{Signals, Threads};
+pub use topic::{ControlCounters, ControlDesk, Follower, FollowerParts, Hearing, control_topic};
+pub use unfinished::Unfinished;

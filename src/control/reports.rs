@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::inboxes::InboxDesk;
 use super::rereads::RereadDesk;
+use super::topic::ControlDesk;
 use crate::lane::{Doorbell, FromShard, Receiver};
 use crate::limits::shard as limits;
 
@@ -21,12 +22,19 @@ pub trait Handover: Send + Sync {
     fn handle_serving(&self, shard: u16);
 }
 
+/// Who takes what the shards ask and tell.
+pub struct Desks {
+    pub inboxes: InboxDesk,
+    pub rereads: RereadDesk,
+    pub control: ControlDesk,
+}
+
 /// Runs until the process ends. The doorbell is that of the lane.
 pub async fn run_reports(
     reports: Receiver<FromShard>,
     bell: Arc<Doorbell>,
     handover: Arc<dyn Handover>,
-    (desk, rereads): (InboxDesk, RereadDesk),
+    Desks { inboxes, rereads, control }: Desks,
 ) -> std::io::Result<()> {
     // SAFETY: the doorbell owns its eventfd, never replaces it, and lives in `rings` by its Arc.
     let rings = unsafe { AsyncFd::register_with_interest(bell.clone(), Interest::READABLE)? };
@@ -35,9 +43,10 @@ pub async fn run_reports(
         while let Some(report) = reports.try_recv() {
             match report {
                 FromShard::LongTurn { shard, took } => turns.take(shard, took, Instant::now()),
-                FromShard::Ask(ask) => desk.take_ask(*ask),
+                FromShard::Ask(ask) => inboxes.take_ask(*ask),
                 FromShard::Reread { shard, reread } => rereads.take(shard, reread),
-                FromShard::Notes(notes) => desk.take_notes(notes),
+                FromShard::Notes(notes) => inboxes.take_notes(notes),
+                FromShard::Applied { shard, applied } => control.take_applied(shard, applied),
                 report => take(report, &*handover),
             }
         }
@@ -77,6 +86,7 @@ fn take(report: FromShard, handover: &dyn Handover) {
         FromShard::LongTurn { .. }
         | FromShard::Ask(_)
         | FromShard::Reread { .. }
+        | FromShard::Applied { .. }
         | FromShard::Notes(_) => {}
     }
 }

@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
+use super::ended::Ended;
 use super::vector::Served;
 use crate::base::{BroadcastId, EpochMillis, LogShape, Partition, Position, UserId};
 use crate::wire::frame::GapReason;
@@ -29,15 +30,18 @@ pub struct Candidate {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum What {
     Message(BroadcastId),
+    /// One that was served before has ended.
+    Removed(BroadcastId),
     /// Not all that stood before this place was kept.
     Gap(Gap),
 }
 
 impl What {
+    /// Whose message it is.
     pub fn broadcast(self) -> Option<BroadcastId> {
         match self {
             Self::Message(broadcast) => Some(broadcast),
-            Self::Gap(_) => None,
+            Self::Removed(_) | Self::Gap(_) => None,
         }
     }
 }
@@ -112,6 +116,8 @@ pub struct Backlog {
     pub since: EpochMillis,
     /// More is kept than goes out at once: the client comes back for it.
     pub is_cut: bool,
+    /// What had ended was left out.
+    pub has_skipped: bool,
     /// Told behind the last message.
     pub gap: Option<Gap>,
     /// Its positions are those of a log that is no more. What comes then is of this log.
@@ -151,6 +157,7 @@ impl Backlog {
             is_resumed,
             since,
             is_cut,
+            has_skipped: false,
             gap: None,
             replaced: None,
             then: None,
@@ -167,17 +174,23 @@ impl Backlog {
         self.is_resumed && self.replaced.is_none() && self.progress == self.checkpoint
     }
 
-    /// Takes the next message that has not ended; with it, what will have been served.
-    pub fn next(&mut self, wall: EpochMillis) -> Option<(KeptMessage, Served)> {
+    /// Takes the next message that has not ended; with it, what will have been served. What has
+    /// ended counts as served.
+    pub fn next(&mut self, wall: EpochMillis, ended: &Ended) -> Option<(KeptMessage, Served)> {
+        let is_ended = |what| matches!(what, What::Message(id) if ended.contains(id));
         loop {
             let message = self.messages.pop_front()?;
-            if message.expires_at.is_some_and(|at| at <= wall) {
-                continue;
-            }
+            let what = message.candidate.what;
+            let is_over = message.expires_at.is_some_and(|at| at <= wall) || is_ended(what);
             let mut served = self.progress.clone();
             if let Some(position) = message.candidate.position {
-                let is_message = matches!(message.candidate.what, What::Message(_));
-                served.raise(position.partition, position.offset + u64::from(is_message));
+                let is_record = !matches!(what, What::Gap(_));
+                served.raise(position.partition, position.offset + u64::from(is_record));
+            }
+            if is_over {
+                self.progress = served;
+                self.has_skipped = true;
+                continue;
             }
             return Some((message, served));
         }
@@ -195,7 +208,7 @@ pub fn in_order(candidates: Vec<Candidate>) -> impl Iterator<Item = Candidate> {
         // A gap goes out before what stands at its end.
         queue.make_contiguous().sort_by_key(|Candidate { what, position, appended_at, .. }| {
             let offset = position.map_or(0, |position| position.offset);
-            (offset, matches!(what, What::Message(_)), *appended_at, what.broadcast())
+            (offset, !matches!(what, What::Gap(_)), *appended_at, what.broadcast())
         });
     }
     oldest_first(queues, |candidate| candidate.appended_at)
@@ -262,10 +275,11 @@ mod tests {
             body: Arc::from(*b"event: MESSAGE"),
         };
         let mut backlog = Backlog::new(reach, (0..3).map(message).collect(), false);
-        let (next, served) = backlog.next(EpochMillis(100)).expect("two are left");
+        let mut ended = Ended::default();
+        let (next, served) = backlog.next(EpochMillis(100), &ended).expect("two are left");
         assert_eq!((next.candidate.appended_at.0, &*served.group), (1, [0, 2].as_slice()));
         assert_eq!(backlog.progress.group[1], 0, "until it is out");
-        assert!(backlog.next(EpochMillis(100)).is_some());
-        assert!(backlog.next(EpochMillis(100)).is_none());
+        ended.insert(BroadcastId::new(2).expect("small"), EpochMillis(1_000));
+        assert!(backlog.next(EpochMillis(100), &ended).is_none());
     }
 }

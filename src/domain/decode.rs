@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::judge::{BadRecord, Rules, Says, Unserved, Verdict, judge, parse};
 use crate::base::{EpochMillis, Position};
-use crate::wire::archive::{Archiver, Event, SharedEvent};
+use crate::wire::archive::{Archiver, Event, EventKind, SharedEvent};
 use crate::wire::frame::{self, Message};
 use crate::wire::record::{DeliveryRecord, Parser};
 
@@ -77,15 +77,23 @@ impl Decoder {
                 write_message(&mut self.body, &record, content, appended_at);
             }
             Says::Read => frame::write_read_receipt(&mut self.body, record.broadcast_id),
+            Says::Removed(_) => frame::write_message_removed(&mut self.body, record.broadcast_id),
         }
+        let kind = match says {
+            Says::Message(_) => EventKind::Message,
+            Says::Read => EventKind::Receipt,
+            Says::Removed(_) => EventKind::Removal,
+        };
         Ok(Finding::Serve(self.archiver.write(Event {
             position,
             appended_at,
             event_id: event_id.as_u128(),
             attempt: record.attempt.unwrap_or(0),
             broadcast: record.broadcast_id,
+            kind,
             expires_at: record.expires_at,
-            is_passing: record.is_fire_and_forget(),
+            // Who has the message is told whenever he comes back.
+            is_passing: record.is_fire_and_forget() && kind != EventKind::Removal,
             audience,
             body: &self.body,
         })))

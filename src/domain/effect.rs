@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::decode::caught;
 use super::judge::{BadRecord, Rules, Says, Unserved, Verdict, judge, parse};
 use super::{Broadcast, Target};
-use crate::base::{BroadcastId, EpochMillis, EventType, Position, TargetType, UserId};
+use crate::base::{BroadcastId, End, EpochMillis, EventType, Position, TargetType, UserId};
 use crate::limits::log as limits;
 use crate::wire::archive::{Audience, MemberKind};
 use crate::wire::record::{DeliveryRecord, Parser};
@@ -30,6 +30,15 @@ pub enum Effect {
     /// A message of a group audience, and its content, which the store may not have: another
     /// producer's.
     Group { kept: Kept, content: Box<Broadcast> },
+    /// The broadcast has ended, or the message of one user is taken back.
+    Removed {
+        how: End,
+        kept: Kept,
+        /// Whose message; `None`: the broadcast as a whole.
+        user: Option<UserId>,
+        /// Members of a group audience are told by it.
+        is_for_group: bool,
+    },
     /// Not served where it stands: to be published again.
     Parked { why: Unserved, aside: Aside },
     /// Its serving has failed for good: a dead letter.
@@ -55,6 +64,8 @@ pub struct Aside {
     pub user: Option<UserId>,
     /// Whether the user's inbox has a row of it.
     pub has_row: bool,
+    /// It says that its broadcast has ended.
+    pub is_removal: bool,
 }
 
 /// Finds effects with buffers that it reuses.
@@ -95,16 +106,22 @@ impl Assessor {
         let record = parse(&mut self.parser, value)?;
         let verdict = judge(&record, position, &self.rules)?;
         let (Verdict::Serve { event_id, .. } | Verdict::Ignore { event_id, .. }) = verdict;
+        // Who comes back after the end is told of it as well.
+        let is_end = matches!(record.event_type, EventType::Cancelled | EventType::Expired);
+        let expires_at = record.expires_at.filter(|_| !is_end);
         let kept = Kept {
             event: event_id,
             broadcast: record.broadcast_id,
             attempt: record.attempt.unwrap_or(0),
-            ends_at: record.expires_at.unwrap_or(appended_at.plus(self.retention)),
+            ends_at: expires_at.unwrap_or(appended_at.plus(self.retention)),
         };
         let (audience, content) = match verdict {
             Verdict::Ignore { why, .. } => return unserved(why, &record, kept),
             Verdict::Serve { audience, says: Says::Message(content), .. } => (audience, content),
             Verdict::Serve { says: Says::Read, .. } => return Ok(Effect::Passing(kept)),
+            Verdict::Serve { audience, says: Says::Removed(how), .. } => {
+                return removed(how, kept, &audience);
+            }
         };
         if record.is_fire_and_forget() {
             return Ok(Effect::Passing(kept));
@@ -134,12 +151,22 @@ impl Assessor {
     }
 }
 
+fn removed(how: End, kept: Kept, audience: &Audience<'_>) -> Result<Effect, BadRecord> {
+    let (user, is_for_group) = match audience {
+        Audience::User(user) => (Some(UserId::new(user).map_err(BadRecord::User)?), false),
+        Audience::Everyone => (None, true),
+        Audience::Members { names, .. } => (None, !names.is_empty()),
+    };
+    Ok(Effect::Removed { how, kept, user, is_for_group })
+}
+
 /// Of what is not served where it stands.
 fn unserved(why: Unserved, record: &DeliveryRecord<'_>, kept: Kept) -> Result<Effect, BadRecord> {
     let is_kept = record.event_type == EventType::Created && !record.is_fire_and_forget();
     let user = record.user_id.map(UserId::new).transpose().map_err(BadRecord::User)?;
     let has_row = is_kept && user.is_some();
-    let aside = Aside { kept, user, has_row };
+    let is_removal = matches!(record.event_type, EventType::Cancelled | EventType::Expired);
+    let aside = Aside { kept, user, has_row, is_removal };
     Ok(match why {
         Unserved::EventType => Effect::Unserved(why),
         Unserved::Failing if kept.attempt.saturating_add(1) >= limits::ATTEMPTS => {
@@ -214,6 +241,9 @@ mod tests {
                     assert_eq!(reason, why);
                 }
                 (Finding::Serve(_), Ok(Effect::Passing(_))) => {}
+                (Finding::Serve(event), Ok(Effect::Removed { user, .. })) => {
+                    assert_eq!(event.ends_broadcast(), user.is_none());
+                }
                 (Finding::Serve(event), Ok(Effect::Message { user, kept: row, .. })) => {
                     assert_eq!(event.broadcast(), row.broadcast);
                     assert!(event.body().windows(user.as_str().len()).count() > 0);

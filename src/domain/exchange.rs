@@ -143,7 +143,7 @@ impl Exchange {
 mod tests {
     use super::*;
     use crate::base::{BroadcastId, EpochMillis, Position, Topic};
-    use crate::wire::archive::{Archiver, Audience, Event};
+    use crate::wire::archive::{Archiver, Audience, Event, EventKind};
 
     const PARTITION: Partition = Partition { topic: Topic::Group, index: 3 };
 
@@ -155,6 +155,7 @@ mod tests {
             attempt: 0,
             broadcast: BroadcastId::new(1).expect("small"),
             expires_at: None,
+            kind: EventKind::Message,
             is_passing: false,
             audience,
             body: b"event: MESSAGE\ndata: {}\n\n",

@@ -176,7 +176,7 @@ mod tests {
     use super::*;
     use crate::base::{BroadcastId, EpochMillis, LogIdentity, Moment, Position, Topic};
     use crate::domain::{RingLimits, StreamsOptions, Vector};
-    use crate::wire::archive::{Archiver, Audience, Event};
+    use crate::wire::archive::{Archiver, Audience, Event, EventKind};
 
     const SHAPE: LogShape =
         LogShape { identity: LogIdentity([0; 3]), selected_partitions: 1, group_partitions: 1 };
@@ -190,6 +190,7 @@ mod tests {
             streams_max: 1,
             heartbeat: Duration::from_secs(25),
             write_progress: Duration::from_secs(30),
+            ended_kept: Duration::from_secs(3_600),
             seed: 0,
         };
         let sharding = Sharding::new(2).expect("some");
@@ -205,6 +206,7 @@ mod tests {
             attempt: 0,
             broadcast: BroadcastId::new(1).expect("small"),
             expires_at: None,
+            kind: EventKind::Message,
             is_passing: false,
             audience: Audience::Everyone,
             body: b"event: MESSAGE\ndata: {}\n\n",

@@ -6,7 +6,7 @@
 use uuid::Uuid;
 
 use crate::base::{
-    EventType, LogShape, Partition, Position, TargetType, Topic, UserId, UserIdError,
+    End, EventType, LogShape, Partition, Position, TargetType, Topic, UserId, UserIdError,
 };
 use crate::limits::{contract, log as limits};
 use crate::wire::archive::{Audience, MemberKind};
@@ -24,7 +24,7 @@ pub struct Rules {
 /// published again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unserved {
-    /// CANCELLED, EXPIRED, FAILED.
+    /// FAILED.
     EventType,
     /// An older producer's group event, whose audience must be looked up.
     NoAudience,
@@ -90,6 +90,8 @@ pub enum Says<'a> {
     Message(&'a str),
     /// READ_RECEIPT.
     Read,
+    /// MESSAGE_REMOVED: the broadcast, or the message of one user, is no more.
+    Removed(End),
 }
 
 /// Reads a value, which a record may lack.
@@ -120,9 +122,9 @@ pub fn judge<'a>(
         EventType::Created => Says::Message(record.message.ok_or(BadRecord::NoMessage)?),
         EventType::Read if record.user_id.is_none() => return Err(BadRecord::NoReader),
         EventType::Read => Says::Read,
-        EventType::Cancelled | EventType::Expired | EventType::Failed => {
-            return Ok(ignore(Unserved::EventType));
-        }
+        EventType::Cancelled => Says::Removed(End::Cancelled),
+        EventType::Expired => Says::Removed(End::Expired),
+        EventType::Failed => return Ok(ignore(Unserved::EventType)),
     };
     let Some(audience) = audience else { return Ok(ignore(Unserved::NoAudience)) };
     if is_foreign(&audience, position.partition, &rules.shape) {
@@ -137,6 +139,9 @@ pub fn judge<'a>(
     }
     Ok(Verdict::Serve { audience, event_id, says })
 }
+
+/// Members of nothing.
+const NOBODY: Audience<'static> = Audience::Members { kind: MemberKind::Role, names: Vec::new() };
 
 /// Whether a targeted event stands where its user's cursor does not reach.
 fn is_foreign(audience: &Audience<'_>, partition: Partition, shape: &LogShape) -> bool {
@@ -167,7 +172,8 @@ fn audience_of<'a>(
         Some(TargetType::Selected) if record.event_type == EventType::Created => {
             return Err(BadRecord::NoUser(TargetType::Selected.word()));
         }
-        Some(TargetType::Selected) => return Ok(None),
+        // It stops delivery; who had the message is told by a record of his own.
+        Some(TargetType::Selected) => return Ok(Some(NOBODY)),
     };
     let names = record.target_ids.as_deref().unwrap_or(&[]);
     if names.len() > contract::TARGET_NAMES_MAX {

@@ -61,7 +61,9 @@ impl Repeats {
         let before = match topic {
             Topic::Selected => 0,
             Topic::Group => usize::from(self.shape.selected_partitions),
-            Topic::SelectedDead | Topic::GroupDead => unreachable!("dead letters are not served"),
+            Topic::SelectedDead | Topic::GroupDead | Topic::Control => {
+                unreachable!("only two topics are served")
+            }
         };
         let window = &mut self.windows[before + usize::from(index)];
         window.forget(position.offset.saturating_sub(limits::REPEAT_RECORDS), &self.hasher);

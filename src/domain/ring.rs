@@ -243,7 +243,7 @@ impl Ring {
 mod tests {
     use super::*;
     use crate::base::{BroadcastId, EpochMillis, LogIdentity, Position};
-    use crate::wire::archive::{Archiver, Audience, Event};
+    use crate::wire::archive::{Archiver, Audience, Event, EventKind};
 
     const SHAPE: LogShape =
         LogShape { identity: LogIdentity([1, 2, 3]), selected_partitions: 1, group_partitions: 2 };
@@ -256,6 +256,7 @@ mod tests {
             attempt: 0,
             broadcast: BroadcastId::new(42).expect("small"),
             expires_at: None,
+            kind: EventKind::Message,
             is_passing: false,
             audience: Audience::Everyone,
             body: b"event: MESSAGE\n\n",

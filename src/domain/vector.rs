@@ -50,7 +50,9 @@ impl Vector {
                 usize::from(partition.index)
             }
             Topic::Selected => usize::from(self.groups) + usize::from(partition.index),
-            Topic::SelectedDead | Topic::GroupDead => unreachable!("dead letters are not served"),
+            Topic::SelectedDead | Topic::GroupDead | Topic::Control => {
+                unreachable!("only two topics are served")
+            }
         }
     }
 }
@@ -71,7 +73,9 @@ impl<'a> VectorRef<'a> {
         match partition.topic {
             Topic::Group => self.offsets[usize::from(partition.index)],
             Topic::Selected => self.selected(partition.index),
-            Topic::SelectedDead | Topic::GroupDead => unreachable!("dead letters are not served"),
+            Topic::SelectedDead | Topic::GroupDead | Topic::Control => {
+                unreachable!("only two topics are served")
+            }
         }
     }
 
@@ -243,7 +247,7 @@ impl Served {
             Topic::Selected => {
                 position.partition.index == self.own_partition && position.offset < self.own
             }
-            Topic::SelectedDead | Topic::GroupDead => false,
+            Topic::SelectedDead | Topic::GroupDead | Topic::Control => false,
         }
     }
 
@@ -270,7 +274,7 @@ impl Served {
         let served = match partition.topic {
             Topic::Group => self.group.get_mut(usize::from(partition.index)),
             Topic::Selected => (partition.index == self.own_partition).then_some(&mut self.own),
-            Topic::SelectedDead | Topic::GroupDead => None,
+            Topic::SelectedDead | Topic::GroupDead | Topic::Control => None,
         };
         if let Some(served) = served {
             *served = (*served).max(next);

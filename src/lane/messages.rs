@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::base::{LogIdentity, Partition, Position, UserId};
+use crate::base::{BroadcastId, EpochMillis, LogIdentity, Moment, Partition, Position, UserId};
 use crate::domain::{Backlog, Membership, Note, Presented, Reread, Served, Unread};
 use crate::ports::Batch;
 
@@ -32,6 +32,27 @@ pub enum ToShard {
     Drain { window: Duration },
 }
 
+/// What the control topic says, in its order. It has a lane of its own, so that it does not stand
+/// behind records.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Order {
+    /// Broadcasts of which no message may begin any more, and until when that has to be known.
+    pub ended: Vec<(BroadcastId, EpochMillis)>,
+    /// What stands before this place of the control topic is applied once this order is.
+    pub applied: u64,
+    /// Messages may begin until then; `None`: it says nothing of that.
+    pub fresh_until: Option<Moment>,
+}
+
+impl Order {
+    /// Takes the next one in, for a shard that has no room for two.
+    pub fn join(&mut self, next: Self) {
+        self.ended.extend(next.ended);
+        self.applied = self.applied.max(next.applied);
+        self.fresh_until = self.fresh_until.max(next.fresh_until);
+    }
+}
+
 /// What a shard tells the control threads.
 #[derive(Debug)]
 pub enum FromShard {
@@ -49,6 +70,8 @@ pub enum FromShard {
     BadRecord { position: Position, reason: String, others: u64 },
     /// A record that this release does not serve, and how many before it were not told of.
     Unserved { position: Position, reason: &'static str, others: u64 },
+    /// The shard has applied what stands before this place of the control topic.
+    Applied { shard: u16, applied: u64 },
     /// The shard serves streams.
     Serving { shard: u16 },
     /// A turn took longer than it should.

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam::queue::ArrayQueue;
 
 pub use doorbell::Doorbell;
-pub use messages::{Ask, FromShard, ToShard};
+pub use messages::{Ask, FromShard, Order, ToShard};
 
 /// Why a lane did not take an item.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

@@ -11,6 +11,8 @@ pub enum Part {
     /// What all users share has been read from the store, so that none of them waits for it.
     Inboxes,
     Shards,
+    /// The control topic is heard, and it is known which broadcasts have ended.
+    Control,
     /// Taking part in owning partitions.
     Ownership,
     /// Off while the node drains.
@@ -24,6 +26,7 @@ impl Part {
             Self::Store => "store",
             Self::Inboxes => "inboxes",
             Self::Shards => "shards",
+            Self::Control => "control",
             Self::Ownership => "ownership",
             Self::Node => "node",
         }
@@ -39,7 +42,8 @@ pub struct Health {
 impl Health {
     /// Nothing is there yet.
     pub fn starting() -> Self {
-        let parts = [Part::Log, Part::Store, Part::Inboxes, Part::Shards, Part::Ownership];
+        let parts =
+            [Part::Log, Part::Store, Part::Inboxes, Part::Shards, Part::Control, Part::Ownership];
         let missing = parts.into_iter().map(|part| (part, "starting".to_owned())).collect();
         Self { missing: Arc::new(Mutex::new(missing)) }
     }
@@ -74,6 +78,7 @@ mod tests {
         let health = Health::starting();
         assert!(!health.found(Part::Log) && !health.found(Part::Store));
         assert!(!health.found(Part::Ownership) && !health.found(Part::Inboxes));
+        assert!(!health.found(Part::Control));
         assert!(health.found(Part::Shards));
         assert!(health.missing().is_empty());
         health.lost(Part::Log, "no broker answers");

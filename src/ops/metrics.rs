@@ -13,6 +13,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::control::ControlCounters;
 use crate::domain::CloseReason;
 use crate::lane::{RefusalReason, Refusals};
 use crate::owner::{DeadClass, OwnerCounters};
@@ -35,6 +36,7 @@ pub struct Sources {
     pub notes_dropped: Arc<AtomicU64>,
     /// Records that were read again from the log, for all shards.
     pub records_reread: Arc<AtomicU64>,
+    pub control: Arc<ControlCounters>,
     /// The lanes; those of one name are counted together.
     pub lanes: Vec<(&'static str, Arc<Refusals>)>,
 }
@@ -83,7 +85,9 @@ const COUNTERS: [(&str, &str, Read); 24] = [
     ("writes_blocked", "Times that a stream's socket became full", |probe| &probe.blocked),
     ("heartbeats", "Heartbeats sent", |probe| &probe.heartbeats),
     ("gaps", "GAP events sent", |probe| &probe.gaps),
-    ("expired_skips", "Frames not sent because they had expired", |probe| &probe.expired_skips),
+    ("ended_skips", "Messages not sent because their broadcast had ended", |probe| {
+        &probe.ended_skips
+    }),
     ("events", "Events appended to the ring", |probe| &probe.events),
     ("bad_records", "Records that could not be decoded", |probe| &probe.bad_records),
     ("unserved_records", "Records not served by this release", |probe| &probe.unserved_records),
@@ -153,7 +157,10 @@ impl Collector for Sources {
             dead_letter_lag,
             dead_letter_retries,
         } = &*self.owner;
+        let ControlCounters { nodes, ended, ignored, fences } = &*self.control;
         for (name, help, gauge) in [
+            ("fleet_nodes", "Other nodes that have been heard of in the last seconds", nodes),
+            ("ended_broadcasts", "Ended broadcasts that may still be in the log", ended),
             (
                 "log_lag_records",
                 "Records between what was read and the end of the log",
@@ -171,6 +178,12 @@ impl Collector for Sources {
             value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)?;
         }
         for (name, help, counter) in [
+            ("control_records_ignored", "Control records of no release known here", ignored),
+            (
+                "fences",
+                "Times that messages waited, because the control topic was not heard",
+                fences,
+            ),
             ("rows", "Rows of inboxes and of group messages written", rows),
             ("records_parked", "Records that could not be served where they stood", parked),
             ("records_published_again", "Records that were published again", published_again),

@@ -15,7 +15,7 @@ use super::BackendError;
 use super::counters::{OwnerCounters, add};
 use super::dead::{DeadClass, DeadLetter, DeadLetters, DeadReason};
 use super::keep::placeless;
-use crate::base::{BroadcastId, LogShape, Partition, Position, Status, TargetType, Topic, UserId};
+use crate::base::{BroadcastId, Partition, Position, Status, TargetType, UserId};
 use crate::domain::{Aside, Assessor, Effect, Rules, Unserved};
 use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
 use crate::limits::parking as limits;
@@ -60,16 +60,6 @@ struct Moved {
     record: MovedRecord,
     row: Parked,
     failed: Option<InboxWrite>,
-}
-
-/// The shares of what is parked that go with these partitions of the group topic.
-pub fn buckets_of(owned: impl Iterator<Item = Partition>, shape: &LogShape) -> Vec<Bucket> {
-    let groups: Vec<Partition> =
-        owned.filter(|partition| partition.topic == Topic::Group).collect();
-    let is_own = |bucket: &u16| {
-        groups.iter().any(|partition| bucket % shape.group_partitions == partition.index)
-    };
-    (0..limits::BUCKETS).filter(is_own).map(Bucket).collect()
 }
 
 impl Republisher {
@@ -201,7 +191,7 @@ impl Republisher {
         }
         let id = aside.kept.broadcast;
         let audience = match why {
-            Unserved::NoAudience => match self.audience_of(id).await? {
+            Unserved::NoAudience => match self.audience_of(id, aside.is_removal).await? {
                 Audience::Known(audience) => Some(audience),
                 Audience::Ended => return Ok(Fate::Done),
                 Audience::Unknown => return Ok(Fate::Unknown),
@@ -219,8 +209,8 @@ impl Republisher {
         (self.rules.shape.partition_of_event(id, user), Bytes::from(key))
     }
 
-    /// Whom an older producer's group event is for.
-    async fn audience_of(&self, id: BroadcastId) -> Result<Audience, StoreError> {
+    /// Whom an older producer's group event is for: a message, or word that it is no more.
+    async fn audience_of(&self, id: BroadcastId, is_removal: bool) -> Result<Audience, StoreError> {
         let for_all = (TargetType::All, Vec::new());
         let found = self.inbox.contents(&[id]).await?.into_iter().next().flatten();
         let Some(content) = found else {
@@ -229,13 +219,13 @@ impl Republisher {
         };
         let is_over = matches!(content.status, Some(Status::Cancelled | Status::Expired));
         let ends_at = content.broadcast.expires_at;
-        if is_over || ends_at.is_some_and(|at| at <= self.clock.wall()) {
+        if !is_removal && (is_over || ends_at.is_some_and(|at| at <= self.clock.wall())) {
             return Ok(Audience::Ended);
         }
         let target = content.broadcast.target;
         Ok(match target.r#type {
-            // Its users have records of their own.
-            TargetType::Selected => Audience::Unknown,
+            // Its users have records of their own; that it has ended is for the nodes.
+            TargetType::Selected if !is_removal => Audience::Unknown,
             kind => Audience::Known((kind, target.ids)),
         })
     }

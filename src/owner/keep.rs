@@ -11,20 +11,24 @@ use super::Owner;
 use super::again::stands;
 use super::counters::{OwnerCounters, add};
 use super::dead::{DeadClass, DeadLetter, DeadLetters, DeadReason};
-use crate::base::{BroadcastId, LogShape, Partition, Position};
+use crate::base::{BroadcastId, End, LogShape, Partition, Position, Status};
 use crate::domain::{Aside, Assessor, Broadcast, Effect, Kept, Rules, Unserved};
 use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
 use crate::limits::{owner as limits, parking};
 use crate::ports::{
-    Backoff, Batch, Clock, Delivery, GroupRow, GroupWhat, Hole, Inbox, InboxWrite, Parked, Parking,
-    Place, Progress, Record, StoreError, join_all,
+    Backoff, Batch, Clock, ControlTopic, Delivery, Ending, Endings, GroupRow, GroupWhat, Hole,
+    Inbox, InboxWrite, Parked, Parking, Place, Progress, Record, Removal, StoreError, join_all,
 };
+use crate::wire::control::{ControlRecord, ControlSays, NodeStart};
 
 /// Shared by the work on all partitions. `assess` and `write` are one try, without a clock to wait
 /// by; `keep` is all tries.
 pub struct Keeper {
     rules: Rules,
     inbox: Arc<dyn Inbox>,
+    endings: Arc<dyn Endings>,
+    control: Arc<dyn ControlTopic>,
+    node: NodeStart,
     parking: Arc<dyn Parking>,
     dead: DeadLetters,
     clock: Arc<dyn Clock>,
@@ -44,6 +48,9 @@ pub struct Rows {
     contents: Vec<Broadcast>,
     messages: Vec<InboxWrite>,
     groups: Vec<GroupRow>,
+    removals: Vec<Removal>,
+    /// Broadcasts that have ended, as their records say.
+    ends: Vec<(BroadcastId, End)>,
     /// Events without an inbox row that were published again.
     served: Vec<Uuid>,
     holes: Vec<Hole>,
@@ -58,6 +65,9 @@ impl Keeper {
         Self {
             rules: Rules { shape, is_testing: owner.is_testing },
             inbox: owner.inbox.clone(),
+            endings: owner.endings.clone(),
+            control: owner.control.clone(),
+            node: owner.node.clone(),
             parking: owner.parking.clone(),
             dead: owner.dead_letters(),
             clock: owner.clock.clone(),
@@ -112,7 +122,18 @@ impl Keeper {
 
     /// All of it that goes into the store. After an error, `rows` are what is left.
     pub async fn write(&self, rows: &mut Rows) -> Result<(), StoreError> {
-        let Rows { contents, messages, groups, served, holes, parked, late, dead: _ } = rows;
+        let Rows {
+            contents,
+            messages,
+            groups,
+            removals,
+            ends,
+            served,
+            holes,
+            parked,
+            late,
+            dead: _,
+        } = rows;
         if !holes.is_empty() {
             self.inbox.write_holes(self.rules.shape.identity, holes).await?;
             holes.clear();
@@ -136,6 +157,13 @@ impl Keeper {
             self.inbox.write_group(&groups[from..]).await?;
             groups.truncate(from);
         }
+        while !removals.is_empty() {
+            let _turn = self.turns.acquire().await;
+            let from = part_of(removals);
+            self.inbox.write_removals(&removals[from..]).await?;
+            removals.truncate(from);
+        }
+        each(ends, |(id, how)| async move { ((id, how), self.end(id, how).await) }).await?;
         each(served, |event| async move { (event, self.parking.note_served(event).await) }).await?;
         each(parked, |row| async move {
             let done = self.park(&row).await;
@@ -147,6 +175,25 @@ impl Keeper {
             (late, done)
         })
         .await
+    }
+
+    /// What our own nodes end they have noted before its record. Another producer's end is noted
+    /// here, and told to all nodes.
+    async fn end(&self, id: BroadcastId, how: End) -> Result<(), StoreError> {
+        let content = self.inbox.contents(&[id]).await?.into_iter().next().flatten();
+        let Some(content) = content else { return Ok(()) };
+        if content.status.is_some_and(Status::is_final) {
+            return Ok(());
+        }
+        let ending = Ending { id, at: self.clock.wall(), how };
+        self.endings.put_ending(&ending).await?;
+        self.endings.change_status(id, how.status()).await?;
+        // What the nodes remember of it says that it is active.
+        let says = ControlSays::Ended { broadcast_id: id, status: how };
+        let record = ControlRecord { from: self.node.clone(), seq: 0, says };
+        let told = self.control.append(record.to_json().into()).await;
+        told.map_err(|error| StoreError::Away(error.to_string()))?;
+        self.endings.settle_ending(&ending).await
     }
 
     /// Unless it stands where it is served.
@@ -221,11 +268,26 @@ impl Keeper {
                     rows.messages.extend(placeless(&aside, record, Delivery::Failed));
                     rows.dead.push(dead(failed(&aside.kept)));
                 }
+                Effect::Removed { how, kept, user, is_for_group } if kept.ends_at > now => {
+                    let (broadcast, keep_until) = (kept.broadcast, kept.ends_at);
+                    rows.served.extend(again(&kept));
+                    match user {
+                        Some(user) => {
+                            rows.removals.push(Removal { user, broadcast, place, keep_until });
+                        }
+                        None => rows.ends.push((broadcast, how)),
+                    }
+                    if is_for_group {
+                        let what = GroupWhat::Removed;
+                        rows.groups.push(GroupRow { broadcast, what, place, keep_until });
+                    }
+                }
                 // What has ended is for nobody any more.
                 Effect::Message { .. }
                 | Effect::Group { .. }
                 | Effect::Parked { .. }
                 | Effect::Dead(_)
+                | Effect::Removed { .. }
                 | Effect::Unserved(_) => {}
             }
         }
@@ -249,9 +311,10 @@ impl Keeper {
 impl Rows {
     /// How much the store does not have yet.
     fn left(&self) -> usize {
-        let Self { contents, messages, groups, served, holes, parked, late, dead: _ } = self;
-        let rows = contents.len() + messages.len() + groups.len() + served.len() + holes.len();
-        rows + parked.len() + late.len()
+        let Self { contents, messages, groups, removals, ends, served, .. } = self;
+        let rows = contents.len() + messages.len() + groups.len() + removals.len() + ends.len();
+        let Self { holes, parked, late, .. } = self;
+        rows + served.len() + holes.len() + parked.len() + late.len()
     }
 }
 

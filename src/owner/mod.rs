@@ -25,11 +25,12 @@ use crate::domain::Rules;
 use crate::limits::log::{FETCH_WAIT, RETRY_WAIT_FIRST, RETRY_WAIT_MAX};
 use crate::limits::owner as limits;
 use crate::ports::{
-    Backoff, Batch, Bounds, Bucket, Clock, Commit, DeadLetterRows, Inbox, Log, LogError, Mark,
-    Owned, Ownership, Parking, StoreError, Want,
+    Backoff, Batch, Bounds, Bucket, Clock, Commit, ControlTopic, DeadLetterRows, Endings, Inbox,
+    Log, LogError, Mark, Owned, Ownership, Parking, StoreError, Want, buckets_of,
 };
+use crate::wire::control::NodeStart;
 
-pub use again::{Republisher, buckets_of};
+pub use again::Republisher;
 pub use counters::OwnerCounters;
 pub use dead::{DeadClass, DeadLetter, DeadLetters, DeadReason, LogNames};
 pub use held::{Holdings, Kept, Lag};
@@ -41,6 +42,10 @@ pub struct Owner {
     pub log: Arc<dyn Log>,
     pub ownership: Arc<dyn Ownership>,
     pub inbox: Arc<dyn Inbox>,
+    pub endings: Arc<dyn Endings>,
+    pub control: Arc<dyn ControlTopic>,
+    /// As this node is called in the control topic.
+    pub node: NodeStart,
     pub parking: Arc<dyn Parking>,
     pub dead_letters: Arc<dyn DeadLetterRows>,
     pub clock: Arc<dyn Clock>,

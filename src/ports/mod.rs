@@ -5,6 +5,7 @@
 
 mod backoff;
 mod clock;
+mod control;
 mod dead_letters;
 mod descriptors;
 mod endings;
@@ -18,6 +19,7 @@ mod together;
 
 pub use backoff::Backoff;
 pub use clock::{Clock, SystemClock};
+pub use control::{ControlRead, ControlTopic};
 pub use dead_letters::{
     DeadLetterId, DeadLetterPlace, DeadLetterRow, DeadLetterRows, Original, ShownDeadLetter,
 };
@@ -31,7 +33,7 @@ pub use log::{
     Batch, Bounds, Header, Log, LogError, MovedRecord, NewRecord, Record, TimedBy, Want,
 };
 pub use ownership::{Commit, Mark, Owned, Ownership, Standing, Tenure};
-pub use parking::{Bucket, Parked, Parking};
+pub use parking::{Bucket, Parked, Parking, buckets_of};
 pub use rooms::Rooms;
 pub use store::{BroadcastRow, Claim, ListFilter, ListPlace, OutboxRow, Store, StoreError};
 pub use together::join_all;

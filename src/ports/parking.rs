@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{Record, StoreError};
-use crate::base::{BroadcastId, EpochMillis, Partition};
+use crate::base::{BroadcastId, EpochMillis, LogShape, Partition, Topic};
 use crate::limits::parking::BUCKETS;
 
 /// A record that waits. What makes it one of its kind: when it is due, the event, the attempt.
@@ -44,6 +44,16 @@ impl Parked {
         let share = self.event.as_u128() % u128::from(BUCKETS);
         Bucket(share as u16)
     }
+}
+
+/// The shares that go with these partitions of the group topic.
+pub fn buckets_of(owned: impl Iterator<Item = Partition>, shape: &LogShape) -> Vec<Bucket> {
+    let groups: Vec<Partition> =
+        owned.filter(|partition| partition.topic == Topic::Group).collect();
+    let is_own = |bucket: &u16| {
+        groups.iter().any(|partition| bucket % shape.group_partitions == partition.index)
+    };
+    (0..BUCKETS).filter(is_own).map(Bucket).collect()
 }
 
 #[async_trait]

@@ -23,9 +23,9 @@ use crate::domain::{
 use crate::edge::{
     AccessRules, Arrival, Door, StreamRequest, Token, Visitor, head_of, read_stream_request, watch,
 };
-use crate::lane::{FromShard, Sender};
+use crate::lane::{FromShard, Order, Sender};
 use crate::limits::{admin, shard as limits};
-use crate::ports::Batch;
+use crate::ports::{Batch, Clock};
 use crate::wire::head::{self, HeadError};
 use crate::wire::{api, frame};
 
@@ -51,6 +51,12 @@ pub(super) struct Core {
     pub is_serving: bool,
     /// What is to be read again found no room in the lane.
     pub owes_reread: bool,
+    /// Messages may begin until then; `None`: it is not known yet which broadcasts have ended.
+    pub fresh_until: Option<Moment>,
+    /// What stands before this place of the control topic is applied, and whether that is to be
+    /// told.
+    pub applied: u64,
+    pub owes_applied: bool,
     pub wall: EpochMillis,
     /// When the oldest event was appended whose fan-out is not finished.
     pub fanout_since: Option<EpochMillis>,
@@ -148,10 +154,29 @@ impl Core {
         }
     }
 
+    pub fn take_order(&mut self, order: Order) {
+        let Order { ended, applied, fresh_until } = order;
+        ended.into_iter().for_each(|(id, until)| self.streams.handle_ended(id, until));
+        self.owes_applied |= applied > self.applied;
+        self.applied = self.applied.max(applied);
+        self.fresh_until = self.fresh_until.max(fresh_until);
+    }
+
+    /// Tells how far the control topic is applied.
+    pub fn tell_applied(&mut self) {
+        if self.owes_applied {
+            let (shard, applied) = (self.number, self.applied);
+            self.owes_applied = !self.report(FromShard::Applied { shard, applied });
+        }
+    }
+
     /// Writes to streams until none wants to, or the turn is long enough.
-    pub fn feed(&mut self, now: Moment) {
+    pub fn feed(&mut self, now: Moment, clock: &impl Clock) {
         self.streams.handle_turn();
         for _ in 0..limits::FEEDS_PER_TURN_MAX {
+            // Before each write: a process that was frozen in the middle of a turn goes on here.
+            let is_fresh = self.fresh_until.is_some_and(|until| clock.moment() < until);
+            self.streams.handle_fence(is_fresh);
             let Some(write) = self.streams.poll_write(self.wall) else { break };
             let key = write.key;
             let outcome = match send(write.socket, &write.pieces) {

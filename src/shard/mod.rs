@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 
 use crate::domain::StreamsOptions;
 use crate::edge::AccessRules;
-use crate::lane::{FromShard, Receiver, Sender, ToShard};
+use crate::lane::{FromShard, Order, Receiver, Sender, ToShard};
 use crate::ports::SystemClock;
 
 pub use cores::{Cores, CoresError, ShardsWanted, pin};
@@ -42,6 +42,8 @@ pub struct ShardOptions {
     /// Connections that may be without a complete head at a time.
     pub heads_max: usize,
     pub inputs: Receiver<ToShard>,
+    /// The same doorbell.
+    pub orders: Receiver<Order>,
     pub peers: Peers,
     pub reports: Sender<FromShard>,
     pub probe: Arc<Probe>,

@@ -24,7 +24,7 @@ macro_rules! probe {
 
 probe! {
     streams, users, opened, resumed, deliveries, bytes, writes, joined, blocked, heartbeats, gaps,
-    expired_skips, ring_frames, ring_bytes, events, bad_records, unserved_records, repeats,
+    ended_skips, ring_frames, ring_bytes, events, bad_records, unserved_records, repeats,
     passed_waiting, streams_handed,
     notes_dropped, unconfirmed_dropped, replays, reread,
     accepted, heads_refused, heads_evicted, descriptors_exhausted, requests_refused, long_turns,
@@ -44,7 +44,7 @@ impl Probe {
             (&self.blocked, streams.blocked),
             (&self.heartbeats, streams.heartbeats),
             (&self.gaps, streams.gaps),
-            (&self.expired_skips, streams.expired_skips),
+            (&self.ended_skips, streams.ended_skips),
             (&self.unconfirmed_dropped, streams.unconfirmed_dropped),
             (&self.replays, streams.replays),
             (&self.reread, streams.reread),

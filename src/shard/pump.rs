@@ -18,7 +18,7 @@ use super::told::Told;
 use crate::base::Moment;
 use crate::domain::{CloseReason, Decoder, Intake, Rules, Streams, Vector};
 use crate::edge::{Door, Token, watch};
-use crate::lane::{FromShard, Receiver, ToShard};
+use crate::lane::{FromShard, Order, Receiver, ToShard};
 use crate::limits::shard as limits;
 use crate::ports::Clock;
 
@@ -41,6 +41,7 @@ pub struct Shard<C> {
     set: OwnedFd,
     door: Door,
     inputs: Receiver<ToShard>,
+    orders: Receiver<Order>,
     phase: Phase,
     /// It serves, and the control threads have not been told: readiness waits for that.
     owes_serving: bool,
@@ -77,6 +78,9 @@ impl<C: Clock> Shard<C> {
             streams_max: options.streams.streams_max,
             is_serving: false,
             owes_reread: false,
+            fresh_until: None,
+            applied: 0,
+            owes_applied: false,
             wall: clock.wall(),
             fanout_since: None,
         };
@@ -85,11 +89,20 @@ impl<C: Clock> Shard<C> {
             set,
             door,
             inputs: options.inputs,
+            orders: options.orders,
             phase: Phase::Starting,
             owes_serving: false,
             clock,
             core,
         })
+    }
+
+    /// Takes what the control topic says, and tells how far that is applied.
+    fn take_orders(&mut self) {
+        while let Some(order) = self.orders.try_recv() {
+            self.core.take_order(order);
+        }
+        self.core.tell_applied();
     }
 
     /// Takes from the control threads, unless too much waits for other shards.
@@ -138,9 +151,11 @@ impl<C: Clock> Shard<C> {
         }
     }
 
-    /// Begins to serve once all has come that the log held at the start.
+    /// Begins to serve once all has come that the log held at the start, and it is known which
+    /// broadcasts have ended.
     fn serve_if_caught_up(&mut self) {
-        if self.phase == Phase::Starting && self.core.intake.is_caught_up() {
+        let is_complete = self.core.intake.is_caught_up() && self.core.fresh_until.is_some();
+        if self.phase == Phase::Starting && is_complete {
             self.phase = Phase::Serving;
             self.core.is_serving = true;
             probe::set(&self.core.probe.serving, 1);
@@ -157,6 +172,7 @@ impl<C: Clock> Shard<C> {
         (self.core.intake.takes_records() && !self.inputs.is_empty())
             || (self.core.intake.takes_passed() && peers.has_passed())
             || peers.has_handed()
+            || !self.orders.is_empty()
     }
 
     fn take_ready(&mut self, ready: &[Event], now: Moment) {
@@ -195,7 +211,7 @@ impl<C: Clock> Shard<C> {
             Phase::Starting | Phase::Serving => None,
         };
         // Nobody rings when a full lane has room again.
-        let is_owed = self.owes_serving || self.core.owes_reread;
+        let is_owed = self.owes_serving || self.core.owes_reread || self.core.owes_applied;
         let full = (self.core.intake.waiting() > 0 || is_owed)
             .then(|| self.clock.moment().plus(limits::FULL_LANE_WAIT));
         let kept = self.core.keeping.poll_timeout(self.clock.moment());
@@ -217,12 +233,13 @@ impl<C: Clock> Pump for Shard<C> {
         self.core.wall = self.clock.wall();
         self.core.streams.handle_timers(now, self.core.wall);
         self.door.handle_timers(self.set.as_fd(), &mut self.core, now);
+        self.take_orders();
         self.take_inputs(now);
         self.take_from_peers(now);
         self.serve_if_caught_up();
         self.take_ready(ready, now);
         self.core.peers.flush(&mut self.core.intake);
-        self.core.feed(now);
+        self.core.feed(now, &self.clock);
         self.core.reread(now);
         self.core.look_after(&mut self.door, self.set.as_fd(), now);
         self.core.publish(&self.door);
@@ -257,6 +274,7 @@ mod tests {
         let identity = LogIdentity([1, 2, 3]);
         let shape = LogShape { identity, selected_partitions: 1, group_partitions: 1 };
         let (input, inputs) = lane("control_to_shard", 8, own.clone());
+        let (order, orders) = lane("orders", 1, own.clone());
         let (reports, reported) = lane("shard_to_control", 1, bell());
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("a socket");
@@ -270,6 +288,7 @@ mod tests {
                 streams_max: 8,
                 heartbeat: Duration::from_secs(25),
                 write_progress: Duration::from_secs(30),
+                ended_kept: Duration::from_secs(3_600),
                 seed: 1,
             },
             access: AccessRules { allow_anonymous: true },
@@ -277,6 +296,7 @@ mod tests {
             listener,
             heads_max: 8,
             inputs,
+            orders,
             peers: mesh(&[own]).expect("one shard").remove(0),
             reports: reports.clone(),
             probe: Arc::new(Probe::default()),
@@ -289,6 +309,8 @@ mod tests {
             input.try_send(ToShard::Start { partition, next: 0 }).expect("room");
         }
         input.try_send(ToShard::CaughtUp).expect("room");
+        let fresh_until = Some(SystemClock.moment().plus(Duration::from_secs(60)));
+        order.try_send(Order { fresh_until, ..Order::default() }).expect("room");
         let mut next = Next::Turn;
         while next == Next::Turn {
             next = shard.turn(&[]);

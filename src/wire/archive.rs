@@ -31,6 +31,18 @@ impl MemberKind {
     }
 }
 
+/// What an event says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum EventKind {
+    /// MESSAGE: nothing of it begins once its broadcast has ended.
+    Message = 0,
+    /// READ_RECEIPT.
+    Receipt = 1,
+    /// MESSAGE_REMOVED.
+    Removal = 2,
+}
+
 /// Whom an event is for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Audience<'a> {
@@ -47,6 +59,7 @@ pub struct Event<'a> {
     pub event_id: u128,
     pub attempt: u32,
     pub broadcast: BroadcastId,
+    pub kind: EventKind,
     pub expires_at: Option<EpochMillis>,
     /// For who is here when it comes, and nobody else.
     pub is_passing: bool,
@@ -65,6 +78,7 @@ struct Stored<'a> {
     appended_at: u64,
     event_id: u128,
     broadcast: u64,
+    kind: u8,
     /// `u64::MAX`: never.
     expires_at: u64,
     is_passing: bool,
@@ -152,6 +166,7 @@ impl Archiver {
             appended_at: event.appended_at.0,
             event_id: event.event_id,
             broadcast: event.broadcast.get(),
+            kind: event.kind as u8,
             expires_at: event.expires_at.map_or(u64::MAX, |at| at.0),
             is_passing: event.is_passing,
             audience,
@@ -201,6 +216,20 @@ impl SharedEvent {
 
     pub fn broadcast(&self) -> BroadcastId {
         BroadcastId::new(self.stored().broadcast.to_native()).expect("it was one when written")
+    }
+
+    pub fn kind(&self) -> EventKind {
+        match self.stored().kind {
+            kind if kind == EventKind::Message as u8 => EventKind::Message,
+            kind if kind == EventKind::Receipt as u8 => EventKind::Receipt,
+            _ => EventKind::Removal,
+        }
+    }
+
+    /// Whether no message of its broadcast is to begin behind it, whoever it is for. The removal
+    /// of one user's message says nothing of the others'.
+    pub fn ends_broadcast(&self) -> bool {
+        self.kind() == EventKind::Removal && self.stored().audience != USER
     }
 
     pub fn expires_at(&self) -> Option<EpochMillis> {
@@ -271,6 +300,7 @@ mod tests {
             event_id: u128::MAX - 1,
             attempt: 3,
             broadcast: BroadcastId::new(42).expect("small"),
+            kind: EventKind::Receipt,
             expires_at: None,
             is_passing: false,
             audience,
@@ -285,7 +315,7 @@ mod tests {
         assert_eq!(shared.position(), written.position);
         assert_eq!(shared.event_id(), written.event_id);
         assert_eq!((shared.attempt(), shared.expires_at()), (3, None));
-        assert_eq!(shared.broadcast(), written.broadcast);
+        assert_eq!((shared.broadcast(), shared.kind()), (written.broadcast, written.kind));
         assert_eq!(shared.audience(), AudienceRef::User("u"));
         assert_eq!(shared.body(), written.body);
     }

@@ -85,12 +85,20 @@ pub fn write_message(out: &mut Vec<u8>, message: &Message<'_>) {
 }
 
 pub fn write_read_receipt(out: &mut Vec<u8>, broadcast: BroadcastId) {
+    write_about(out, "READ_RECEIPT", broadcast);
+}
+
+pub fn write_message_removed(out: &mut Vec<u8>, broadcast: BroadcastId) {
+    write_about(out, "MESSAGE_REMOVED", broadcast);
+}
+
+fn write_about(out: &mut Vec<u8>, name: &str, broadcast: BroadcastId) {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Data {
         broadcast_id: BroadcastId,
     }
-    write_frame(out, "READ_RECEIPT", &Data { broadcast_id: broadcast });
+    write_frame(out, name, &Data { broadcast_id: broadcast });
 }
 
 /// `connection` as the client spells it.
@@ -266,6 +274,7 @@ mod tests {
             (written(|out| write_message(out, &group_message())), golden!("message-group")),
             (written(|out| write_message(out, &targeted)), golden!("message-targeted")),
             (written(|out| write_read_receipt(out, broadcast)), golden!("read-receipt")),
+            (written(|out| write_message_removed(out, broadcast)), golden!("message-removed")),
             (written(|out| write_connected(out, "tab-1", AT)), golden!("connected")),
             (written(|out| write_gap(out, hour_ago, AT, GapReason::Limit)), golden!("gap")),
             (

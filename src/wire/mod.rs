@@ -3,6 +3,7 @@
 pub mod again;
 pub mod api;
 pub mod archive;
+pub mod control;
 pub mod cursor;
 pub mod dead_letter;
 pub mod frame;

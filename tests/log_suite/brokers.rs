@@ -18,6 +18,7 @@ pub fn options(kafka: &Kafka) -> KafkaOptions {
         brokers: kafka.addresses(),
         topic_selected: format!("selected-{number}"),
         topic_group: format!("group-{number}"),
+        topic_control: format!("control-{number}"),
         partitions: PARTITIONS,
         replication: 1,
         retention: Duration::from_secs(3_600),

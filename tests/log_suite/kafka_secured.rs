@@ -124,6 +124,7 @@ fn files_that_cannot_be_used_are_named_by_their_key() {
         brokers: vec!["127.0.0.1:9".to_owned()],
         topic_selected: "s".to_owned(),
         topic_group: "g".to_owned(),
+        topic_control: "c".to_owned(),
         partitions: 1,
         replication: 1,
         retention: std::time::Duration::from_secs(3_600),

@@ -32,6 +32,7 @@ impl Groups {
             brokers: kafka.addresses(),
             topic_selected: format!("selected-{number}"),
             topic_group: format!("group-{number}"),
+            topic_control: format!("control-{number}"),
             partitions: PARTITIONS,
             replication: 1,
             retention: Duration::from_secs(3_600),

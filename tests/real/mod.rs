@@ -113,6 +113,7 @@ impl Place {
             format!("log.brokers={}", json!(kafka.addresses())),
             format!("log.topic_selected={selected}"),
             format!("log.topic_group={group}"),
+            format!("log.topic_control=control-{number}"),
             format!("log.consumer_group_selected=owners-of-{selected}"),
             format!("log.consumer_group_group=owners-of-{group}"),
             format!("log.consumer_group_dead_letters=readers-of-{selected}"),

@@ -11,7 +11,7 @@ use corecast::base::{
 use corecast::domain::{
     Open, Outcome, ReadAgain, Reread, RingLimits, StreamKey, Streams, StreamsOptions, Vector,
 };
-use corecast::wire::archive::{Archiver, Audience, Event, SharedEvent};
+use corecast::wire::archive::{Archiver, Audience, Event, EventKind, SharedEvent};
 use corecast::wire::cursor::{Cursor, CursorParts, UserMark};
 
 pub const SHAPE: LogShape =
@@ -54,10 +54,12 @@ impl Bench {
             streams_max: 2_000,
             heartbeat: Duration::from_secs(25),
             write_progress: Duration::from_secs(30),
+            ended_kept: Duration::from_secs(3_600),
             seed: 1,
         };
         let now = Moment(1_000_000);
-        let streams = Streams::new(options, Vector::new(&SHAPE), now);
+        let mut streams = Streams::new(options, Vector::new(&SHAPE), now);
+        streams.handle_fence(true);
         let mut bench = Self { streams, now, wall: NOON, reread: Vec::new(), writes: Vec::new() };
         for offset in 0..events {
             bench.streams.handle_events(&mut vec![event(offset, offset)]);
@@ -173,6 +175,7 @@ fn event_of(
         attempt: 0,
         broadcast: BroadcastId::new(42).expect("small"),
         expires_at,
+        kind: EventKind::Message,
         is_passing: false,
         audience,
         body: body.as_bytes(),

@@ -115,6 +115,12 @@ pub fn said(data: &str) -> Said {
     Said { broadcast, user, content }
 }
 
+/// What READ_RECEIPT and MESSAGE_REMOVED are about.
+pub fn about(data: &str) -> BroadcastId {
+    let data: serde_json::Value = serde_json::from_str(data).expect("data is JSON");
+    data["broadcastId"].as_u64().and_then(BroadcastId::new).expect("an id")
+}
+
 /// Whether each component of the later cursor is at least that of the earlier one, if they are of
 /// one log.
 pub fn never_falls(earlier: &Cursor, later: &Cursor) -> bool {
@@ -131,7 +137,7 @@ pub fn is_covered(cursor: &Cursor, position: Position) -> bool {
         Topic::Selected => {
             position.partition.index == cursor.own_partition && position.offset < cursor.own
         }
-        Topic::SelectedDead | Topic::GroupDead => false,
+        Topic::SelectedDead | Topic::GroupDead | Topic::Control => false,
     }
 }
 

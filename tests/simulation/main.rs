@@ -9,6 +9,7 @@
 //! many as you like.
 
 mod client;
+mod control;
 mod desk;
 mod groups;
 mod node;
@@ -43,7 +44,7 @@ const MUST_HAPPEN: &[&str] = &[
     "resumes of clients that are ahead",
     "cursors from ahead of the log",
     "bounds that could not be had",
-    "expired frames",
+    "ended messages",
     "events for other shards",
     "full lanes",
     "shards that stand still",
@@ -86,6 +87,16 @@ const MUST_HAPPEN: &[&str] = &[
     "records published though the log was away",
     "publishing tried again",
     "rows that were parked again",
+    // What is cancelled.
+    "cancels",
+    "cancels that were answered",
+    "cancels that a crash left",
+    "cancels of other producers",
+    "cancels by a node that has just joined",
+    "lost beats",
+    "fenced shards",
+    "removals",
+    "removals that were told",
     // Users who come and go.
     "backlogs",
     "messages of backlogs",

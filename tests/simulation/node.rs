@@ -11,10 +11,12 @@ use corecast::domain::{
     Closed, Intake, Passed, ReadAgain, Reread, StreamKey, Streams, StreamsOptions, Taken, Unread,
     Vector,
 };
+use corecast::lane::Order;
 use corecast::limits::log::REPEAT_RECORDS;
 use corecast::wire::archive::SharedEvent;
 
 use crate::client::Socket;
+use crate::control::Follower;
 use crate::owner::OwnerWork;
 use crate::random::{Random, Seen};
 use crate::records::Log;
@@ -42,6 +44,7 @@ pub struct Node {
     lane_items: usize,
     pub owner: OwnerWork,
     pub serving: Serving,
+    pub follower: Follower,
     /// None of its threads does anything until then.
     pub frozen_until: Moment,
     /// It hears and says nothing of who owns what until then, and works on.
@@ -52,10 +55,15 @@ pub struct Node {
 pub struct Parts {
     pub owner: OwnerWork,
     pub serving: Serving,
+    pub follower: Follower,
 }
 
 pub struct Shard {
     pub streams: Streams<Socket>,
+    /// What the control topic said, and has not been taken yet.
+    orders: VecDeque<Order>,
+    /// By the node's clock.
+    pub fresh_until: Option<Moment>,
     intake: Intake,
     inputs: VecDeque<Input>,
     /// From each shard of the node.
@@ -87,6 +95,8 @@ impl Node {
         let sharding = Sharding::new(shards).expect("at least one");
         let shard = |own| Shard {
             streams: Streams::new(options, Vector::new(&shape), now),
+            orders: VecDeque::new(),
+            fresh_until: None,
             intake: Intake::new(own, sharding, shape),
             inputs: VecDeque::new(),
             lanes: (0..shards).map(|_| VecDeque::new()).collect(),
@@ -109,6 +119,7 @@ impl Node {
             lane_items: [1, 2, 8, 64][random.below(4)],
             owner: parts.owner,
             serving: parts.serving,
+            follower: parts.follower,
             frozen_until: now,
             cut_off_until: now,
         };
@@ -184,6 +195,25 @@ impl Node {
         }
     }
 
+    /// What the control topic says goes to all shards, and what is remembered is forgotten.
+    pub fn hear(&mut self, order: &Order) {
+        let ids: Vec<_> = order.ended.iter().map(|(id, _)| *id).collect();
+        self.serving.forget(&ids);
+        self.shards.iter_mut().for_each(|shard| shard.orders.push_back(order.clone()));
+    }
+
+    /// A shard takes what it was told, and whether messages may begin.
+    pub fn take_orders(&mut self, number: usize, now: Moment) {
+        let shard = &mut self.shards[number];
+        while let Some(Order { ended, applied, fresh_until }) = shard.orders.pop_front() {
+            ended.into_iter().for_each(|(id, until)| shard.streams.handle_ended(id, until));
+            shard.fresh_until = shard.fresh_until.max(fresh_until);
+            self.follower.fleet.handle_applied(number as u16, applied);
+        }
+        let local = self.follower.local(now);
+        shard.streams.handle_fence(shard.fresh_until.is_some_and(|until| local < until));
+    }
+
     /// The first half of a turn: what the shard takes, and what it passes on. Lanes show what is in
     /// them whenever it looks, so how much it takes stands for every interleaving.
     pub fn take(&mut self, number: usize, random: &mut Random, seen: &mut Seen) {
@@ -205,7 +235,7 @@ impl Node {
                 passed
             });
         }
-        shard.is_serving = shard.intake.is_caught_up();
+        shard.is_serving = shard.intake.is_caught_up() && shard.fresh_until.is_some();
     }
 
     /// Puts what waits for other shards into their lanes, as far as these take it.
@@ -230,7 +260,8 @@ impl Node {
         has_read_all
             && self.held.is_empty()
             && self.shards.iter().all(|shard| {
-                shard.inputs.is_empty()
+                shard.is_serving
+                    && shard.inputs.is_empty()
                     && shard.intake.waiting() == 0
                     && shard.lanes.iter().all(VecDeque::is_empty)
             })

@@ -42,6 +42,7 @@ impl World {
         let shelves = self.store.lock();
         if !backlog.is_resumed {
             client.got.clear();
+            client.owed.clear();
             client.missing.clear();
             let his = self.truth.all();
             let his = his.filter(|(_, sent)| sent.names.admit(&client.user, &client.roles));
@@ -107,6 +108,10 @@ impl World {
                 }
             }
             Some("MESSAGE") => self.take_message(number, &block),
+            Some("MESSAGE_REMOVED") => {
+                let broadcast = client::about(&block.data);
+                self.take_removal(number, broadcast, &block);
+            }
             Some("GAP") => {
                 let id = block.id.as_ref().expect("GAP has an id");
                 let last = client.last_id.as_ref().expect("CONNECTED came first");
@@ -124,6 +129,8 @@ impl World {
                     !met.is_empty()
                 } else {
                     self.seen.note("gaps");
+                    // Of what went with the other log nobody tells.
+                    client.owed.clear();
                     let is_from_elsewhere = last.shape != id.shape || client.is_from_ahead;
                     is_from_elsewhere && block.data.contains("LOG_REPLACED")
                 };
@@ -151,6 +158,9 @@ impl World {
         assert_eq!(sent.content, said.content, "seed {seed}: {position:?} says something else");
         let in_time = sent.expires_at.is_none_or(|at| block.begun_at < at.0);
         assert!(in_time, "seed {seed}: {position:?} was begun after its expiry");
+        let answered_at = self.truth.answered_at(broadcast);
+        let in_time = answered_at.is_none_or(|at| block.begun_at <= at.0);
+        assert!(in_time, "seed {seed}: {position:?} was begun after its cancel was answered");
         let came_at = client.connection.as_ref().map(|connection| &connection.came_at);
         let is_here = came_at.is_some_and(|at| at.next(position.partition) <= position.offset);
         assert!(sent.is_kept || is_here, "seed {seed}: {position:?} came before client {number}");
@@ -232,7 +242,9 @@ impl World {
             let Some(connection) = client.connection.as_ref() else { continue };
             let shard = &self.nodes[connection.node].shards[connection.shard];
             let replays = shard.streams.replays(connection.key);
-            if client.is_slow || !shard.has_turned || client.last_id.is_none() || replays {
+            let is_fenced = !shard.streams.may_begin();
+            let is_excused = client.is_slow || is_fenced || replays;
+            if is_excused || !shard.has_turned || client.last_id.is_none() {
                 continue;
             }
             let (node, place) = (connection.node, connection.shard);

@@ -8,11 +8,14 @@ use std::time::Duration;
 use corecast::base::{LogShape, Moment, Partition};
 use corecast::owner::{
     BackendError, Holdings, Keeper, Kept, LogNames, Owner, OwnerCounters, Republisher, Rows,
-    buckets_of,
 };
 use corecast::ports::{
-    Batch, Bounds, Clock, Commit, LogError, Mark, Ownership as _, Record, StoreError, TimedBy, Want,
+    Batch, Bounds, Clock, Commit, LogError, Mark, Ownership as _, Record, StoreError, TimedBy,
+    Want, buckets_of,
 };
+
+use corecast::wire::control::NodeStart;
+use uuid::Uuid;
 
 use crate::desk::Desk;
 use crate::groups::Membership;
@@ -56,6 +59,9 @@ impl OwnerWork {
             log: Arc::new(desk.clone()),
             ownership: member.clone(),
             inbox: Arc::new(store.clone()),
+            endings: Arc::new(store.clone()),
+            control: Arc::new(store.clone()),
+            node: NodeStart { node: "owner".to_owned(), start: Uuid::nil() },
             parking: Arc::new(store.clone()),
             dead_letters: Arc::new(ShapeOfLog(shape)),
             clock,

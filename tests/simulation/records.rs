@@ -60,11 +60,13 @@ pub struct Sent {
     pub expires_at: Option<EpochMillis>,
     /// It waits for users who are not here.
     pub is_kept: bool,
+    /// Its status says that it is cancelled.
+    pub is_cancelled: bool,
 }
 
 impl Sent {
     pub fn has_ended(&self, wall: EpochMillis) -> bool {
-        self.expires_at.is_some_and(|at| at <= wall)
+        self.is_cancelled || self.expires_at.is_some_and(|at| at <= wall)
     }
 }
 
@@ -73,6 +75,8 @@ impl Sent {
 pub struct Truth {
     sent: BTreeMap<Position, Sent>,
     places: BTreeMap<Key, Position>,
+    /// In the order in which they were sent.
+    accepted: Vec<BroadcastId>,
     pub repeats: BTreeSet<Position>,
     /// Acknowledged or not, but not yet where they are served.
     waiting: BTreeMap<Key, Waiting>,
@@ -80,6 +84,12 @@ pub struct Truth {
     latest: BTreeMap<Key, Position>,
     /// What the log had lost, by partition, before a checkpoint was beyond it.
     lost: Vec<(Partition, std::ops::Range<u64>)>,
+    /// What is cancelled, and when that was answered.
+    cancelled: BTreeMap<BroadcastId, Option<EpochMillis>>,
+    /// Those whose users are still to be told.
+    unremoved: BTreeSet<BroadcastId>,
+    /// Records that say that a message is no more, of which broadcast and for whom.
+    pub removals: BTreeMap<Position, (BroadcastId, Names)>,
 }
 
 /// A broadcast, and of a targeted one whose message it is.
@@ -149,6 +159,7 @@ impl Truth {
         let key = (sent.broadcast, sent.names.user().cloned());
         self.note_served(key.clone(), position);
         assert!(self.places.insert(key, position).is_none(), "each is sent once");
+        self.accepted.push(sent.broadcast);
         self.sent.insert(position, sent);
     }
 
@@ -197,6 +208,53 @@ impl Truth {
             *of == position.partition && offsets.contains(&position.offset)
         };
         self.lost.iter().any(holds)
+    }
+
+    /// Broadcasts that may be cancelled, of the last so many messages that were sent.
+    pub fn cancellable(&self, many: usize) -> impl Iterator<Item = BroadcastId> {
+        let sent = self.accepted.iter().rev().take(many).copied();
+        let all: BTreeSet<BroadcastId> = sent.filter(|id| !self.is_ending(*id)).collect();
+        all.into_iter()
+    }
+
+    pub fn is_ending(&self, broadcast: BroadcastId) -> bool {
+        self.cancelled.contains_key(&broadcast)
+    }
+
+    /// From now on nobody need get it.
+    pub fn begin_end(&mut self, broadcast: BroadcastId) {
+        if self.cancelled.insert(broadcast, None).is_none() {
+            self.unremoved.insert(broadcast);
+        }
+        let waiting = self.waiting.values_mut().map(|waiting| &mut waiting.sent);
+        let all = self.sent.values_mut().chain(waiting);
+        all.filter(|sent| sent.broadcast == broadcast).for_each(|sent| sent.is_cancelled = true);
+    }
+
+    /// From now on nobody gets it.
+    pub fn answer_end(&mut self, broadcast: BroadcastId, wall: EpochMillis) {
+        self.cancelled.entry(broadcast).and_modify(|at| *at = at.or(Some(wall)));
+    }
+
+    pub fn answered_at(&self, broadcast: BroadcastId) -> Option<EpochMillis> {
+        self.cancelled.get(&broadcast).copied().flatten()
+    }
+
+    /// Whether its users are still to be told; they are now.
+    pub fn take_removal(&mut self, broadcast: BroadcastId) -> bool {
+        self.unremoved.remove(&broadcast)
+    }
+
+    /// Whether nothing is kept of it, or it has passed the end that it named itself.
+    pub fn is_past(&self, broadcast: BroadcastId, wall: EpochMillis) -> bool {
+        let mut sent = self.sent.values().filter(|sent| sent.broadcast == broadcast);
+        sent.any(|sent| !sent.is_kept || sent.expires_at.is_some_and(|at| at <= wall))
+    }
+
+    /// The messages of a broadcast.
+    pub fn of(&self, broadcast: BroadcastId) -> Vec<(Position, Names)> {
+        let of_it = self.sent.iter().filter(|(_, sent)| sent.broadcast == broadcast);
+        of_it.map(|(position, sent)| (*position, sent.names.clone())).collect()
     }
 
     /// Where the message of this broadcast stands that such a user gets.

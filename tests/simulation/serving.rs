@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use corecast::base::{Moment, UserId};
+use corecast::base::{BroadcastId, Moment, UserId};
 use corecast::control::{KeptParts, KeptStore, Unavailable};
 use corecast::domain::{Backlog, Note};
 use corecast::lane::Ask;
@@ -88,6 +88,10 @@ impl Serving {
                 }
             }
         }
+    }
+
+    pub fn forget(&self, ids: &[BroadcastId]) {
+        self.kept.forget(ids);
     }
 
     pub fn is_done(&self) -> bool {

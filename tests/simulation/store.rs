@@ -10,10 +10,14 @@ use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use corecast::base::{BroadcastId, LogIdentity, Moment, Partition, Status, UserId};
+use bytes::Bytes;
+use corecast::base::{
+    BroadcastId, End, EpochMillis, LogIdentity, Moment, Partition, Status, UserId,
+};
 use corecast::domain::Broadcast;
 use corecast::ports::{
-    Content, Delivery, GroupRow, Hole, Inbox, InboxRow, InboxWrite, Parked, Progress, Removal,
+    Bucket, Change, Content, ControlRead, ControlTopic, Delivery, Due, Ending, Endings, GroupRow,
+    Hole, Inbox, InboxRow, InboxWrite, LogError, NotedEnding, Parked, Progress, Removal,
     StoreError,
 };
 use uuid::Uuid;
@@ -68,10 +72,15 @@ pub struct Shelves {
     /// By partition and where they begin.
     holes: BTreeMap<(Partition, u64), Hole>,
     contents: BTreeMap<BroadcastId, Content>,
+    /// When each was noted as one that is being ended.
+    endings: BTreeMap<BroadcastId, EpochMillis>,
+    over: BTreeSet<BroadcastId>,
     pub parked: BTreeMap<Key, Parked>,
     unparked: BTreeSet<Key>,
     pub served: BTreeSet<Uuid>,
     flying: Vec<Flying>,
+    /// What owners have to tell all nodes.
+    pub told: Vec<Bytes>,
     calls: u64,
     /// Calls that were answered while rows of theirs were on their way.
     pub landed: Vec<Landed>,
@@ -98,10 +107,13 @@ impl FakeStore {
             cursors: BTreeMap::new(),
             holes: BTreeMap::new(),
             contents: BTreeMap::new(),
+            endings: BTreeMap::new(),
+            over: BTreeSet::new(),
             parked: BTreeMap::new(),
             unparked: BTreeSet::new(),
             served: BTreeSet::new(),
             flying: Vec::new(),
+            told: Vec::new(),
             calls: 0,
             landed: Vec::new(),
             seen: Seen::default(),
@@ -220,6 +232,19 @@ impl Shelves {
     pub fn put_content(&mut self, broadcast: Broadcast) {
         let id = broadcast.id;
         self.contents.insert(id, Content { broadcast, status: Some(Status::Active) });
+    }
+
+    /// Whoever cancels notes that before its status says so.
+    pub fn put_ending(&mut self, id: BroadcastId, at: EpochMillis) {
+        self.endings.insert(id, at);
+    }
+
+    /// It is cancelled; an older producer's that nobody has kept yet is known by its ending.
+    pub fn end(&mut self, id: BroadcastId) {
+        if let Some(content) = self.contents.get_mut(&id) {
+            content.status = Some(Status::Cancelled);
+        }
+        self.over.insert(id);
     }
 
     fn draw_fate(&mut self) -> Fate {
@@ -346,6 +371,94 @@ impl Shelves {
         stored.keep_until = stored.keep_until.max(keep_until);
         let places = stored.row.removed.into_iter().chain([place]);
         stored.row.removed = places.min_by_key(|place| place.position.offset);
+    }
+}
+
+impl FakeStore {
+    /// What a node that starts has to know of what has ended.
+    pub async fn over(&self) -> Result<Vec<NotedEnding>, StoreError> {
+        self.read(|shelves| {
+            let is_final = |id: &BroadcastId| {
+                let status = shelves.contents.get(id).and_then(|content| content.status);
+                shelves.over.contains(id) || status.is_some_and(Status::is_final)
+            };
+            let over = shelves.endings.iter().filter(|(id, _)| is_final(id));
+            let noted = over.map(|(id, at)| NotedEnding {
+                ending: Ending { id: *id, at: *at, how: End::Cancelled },
+                is_settled: true,
+            });
+            noted.collect()
+        })
+        .await
+    }
+}
+
+/// What owners ask and write of endings; nodes that cancel do so by the world.
+#[async_trait]
+impl Endings for FakeStore {
+    async fn change_status(&self, id: BroadcastId, to: Status) -> Result<Change, StoreError> {
+        self.read(move |shelves| {
+            match shelves.contents.get_mut(&id).map(|content| &mut content.status) {
+                None => Change::Missing,
+                Some(Some(status)) if *status == to => Change::Already,
+                Some(Some(status)) if status.is_final() => Change::Refused(*status),
+                Some(status) => {
+                    *status = Some(to);
+                    Change::Done
+                }
+            }
+        })
+        .await
+    }
+
+    async fn put_ending(&self, ending: &Ending) -> Result<(), StoreError> {
+        let Ending { id, at, .. } = *ending;
+        self.read(move |shelves| {
+            shelves.endings.entry(id).or_insert(at);
+        })
+        .await
+    }
+
+    async fn settle_ending(&self, _: &Ending) -> Result<(), StoreError> {
+        self.read(|_| ()).await
+    }
+
+    async fn endings(
+        &self,
+        _: EpochMillis,
+        _: Option<(EpochMillis, BroadcastId)>,
+        _: usize,
+    ) -> Result<Vec<NotedEnding>, StoreError> {
+        self.over().await
+    }
+
+    async fn open_endings(&self, _: usize) -> Result<Vec<Ending>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn due(&self, _: Bucket, _: EpochMillis, _: usize) -> Result<Vec<Due>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn mark_due(&self, _: &Due) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// By which owners tell of ends that others have published; as bad as the store.
+#[async_trait]
+impl ControlTopic for FakeStore {
+    async fn end(&self) -> Result<u64, LogError> {
+        Ok(0)
+    }
+
+    async fn append(&self, value: Bytes) -> Result<u64, LogError> {
+        let told = self.read(move |shelves| shelves.told.push(value.clone())).await;
+        told.map(|()| 0).map_err(|error| LogError::Away(error.to_string()))
+    }
+
+    async fn read(&self, from: u64, _: Duration) -> Result<ControlRead, LogError> {
+        Ok(ControlRead { records: Vec::new(), next: from })
     }
 }
 

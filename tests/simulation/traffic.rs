@@ -202,7 +202,7 @@ impl World {
         }
     }
 
-    fn append_to(&mut self, partition: Partition, value: Bytes) -> (Position, bool) {
+    pub fn append_to(&mut self, partition: Partition, value: Bytes) -> (Position, bool) {
         // Kafka's offsets have holes.
         let hole = match self.random.below(10) {
             0 if self.has_large_holes => 500 + self.random.next() % 3_000,
@@ -258,7 +258,7 @@ impl World {
             2 => Some("\u{0}{not json".to_owned()),
             3 => Some(format!("{{\"broadcastId\":{id},\"eventType\":\"CREATED\"}}")),
             4 => Some(format!(
-                "{{\"broadcastId\":{id},\"eventType\":\"CANCELLED\",\
+                "{{\"broadcastId\":{id},\"eventType\":\"FAILED\",\
                 \"userId\":\"user-1\"}}"
             )),
             5 => Some(format!("{{\"broadcastId\":-{id},\"eventType\":\"CREATED\"}}")),
@@ -283,5 +283,6 @@ fn sent_of(draft: &Draft, names: Names) -> Sent {
         content: broadcast.content.clone(),
         expires_at: broadcast.expires_at,
         is_kept: !broadcast.fire_and_forget,
+        is_cancelled: false,
     }
 }

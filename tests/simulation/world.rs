@@ -9,12 +9,13 @@ use std::hash::Hasher as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use corecast::base::{EpochMillis, LogShape, Moment, Partition, Position, UserId};
+use corecast::base::{BroadcastId, EpochMillis, LogShape, Moment, Partition, Position, UserId};
 use corecast::domain::{CloseReason, RingLimits, StreamKey, StreamsOptions, Vector};
 use corecast::ports::Bounds;
 use corecast::wire::cursor::Cursor;
 
 use crate::client::{Parser, Socket};
+use crate::control::{Cancel, ENDED_KEPT, Follower, Topic, count_fences};
 use crate::desk::Desk;
 use crate::groups::Groups;
 use crate::node::{Node, Parts};
@@ -44,6 +45,7 @@ pub struct Faults {
     pub stalls: bool,
     pub expiry: bool,
     pub lost_notes: bool,
+    pub cancels: bool,
     /// The log forgets what has been kept.
     pub trims: bool,
     /// Clients present cursors from ahead of the log.
@@ -57,6 +59,7 @@ impl Faults {
         stalls: true,
         expiry: true,
         lost_notes: true,
+        cancels: true,
         trims: true,
         forgeries: true,
     };
@@ -66,6 +69,7 @@ impl Faults {
         stalls: false,
         expiry: false,
         lost_notes: false,
+        cancels: false,
         trims: false,
         forgeries: false,
     };
@@ -86,6 +90,8 @@ pub struct Client {
     pub got: BTreeSet<Position>,
     /// What is for it and it has not got, since it began, but for what its user had got by then.
     pub missing: BTreeSet<Position>,
+    /// Where it stands that what it got since it began is no more, until it has been told.
+    pub owed: BTreeMap<Position, BroadcastId>,
     pub is_slow: bool,
     /// It often begins anew.
     pub is_forgetful: bool,
@@ -126,6 +132,9 @@ pub struct World {
     ring: RingLimits,
     /// Messages of one piece of a backlog.
     piece: usize,
+    pub topic: Topic,
+    pub cancels: Vec<Cancel>,
+    starts: u64,
     pub seen: Seen,
     pub trace: DefaultHasher,
 }
@@ -163,6 +172,9 @@ impl World {
             has_large_holes,
             ring,
             piece,
+            topic: Topic::default(),
+            cancels: Vec::new(),
+            starts: 0,
             seen: Seen::default(),
             trace: DefaultHasher::new(),
         };
@@ -187,6 +199,7 @@ impl World {
                 is_from_ahead: false,
                 got: BTreeSet::new(),
                 missing: BTreeSet::new(),
+                owed: BTreeMap::new(),
                 is_slow: world.random.one_in(3),
                 is_forgetful: world.random.one_in(3),
             });
@@ -230,6 +243,7 @@ impl World {
             self.check_complete(client);
         }
         self.check_people();
+        self.check_removals();
     }
 
     /// Whether store and coordinator have faults. What earlier ones have put off has then come.
@@ -335,6 +349,7 @@ impl World {
                 let (node, many) = (self.random.below(NODES), 1 + self.random.below(6));
                 self.read_log(node, many);
             }
+            8 if self.faults.cancels && self.random.one_in(2) => self.cancel(),
             6..=8 => {
                 for _ in 0..3 {
                     let client = self.random.below(CLIENTS);
@@ -362,9 +377,17 @@ impl World {
                 self.read_log(node, 40);
             }
         }
+        // A node that wakes up may write before it hears.
+        let is_heard_first = self.random.one_in(2);
+        if is_heard_first {
+            self.turn_control(false);
+        }
         self.turn_owners(false);
         self.turn_asks();
         self.turn_shards();
+        if !is_heard_first {
+            self.turn_control(false);
+        }
         if kills {
             // What was written in these turns is on its way.
             self.kill_client();
@@ -374,6 +397,7 @@ impl World {
 
     /// Everybody who does not stand still does something, and all of it is looked at.
     fn turn_all(&mut self, is_eager: bool) {
+        self.turn_control(is_eager);
         self.turn_owners(is_eager);
         self.turn_asks();
         self.turn_shards();
@@ -381,6 +405,9 @@ impl World {
     }
 
     fn read_and_check(&mut self) {
+        let mut seen = std::mem::take(&mut self.seen);
+        count_fences(self, &mut seen);
+        self.seen = seen;
         self.read_sockets();
         self.check_no_delay();
         self.check_store();
@@ -418,13 +445,16 @@ impl World {
             streams_max: CLIENTS,
             heartbeat: Duration::from_secs(5),
             write_progress: WRITE_PROGRESS,
+            ended_kept: ENDED_KEPT,
             seed: self.random.next(),
         };
         let member = Arc::new(self.groups.join());
         let (store, clock) = (&self.store, self.clock.clone());
         let owner = OwnerWork::new(self.shape, member.clone(), store, &self.desk, clock.clone());
         let serving = Serving::new(member, (store, &self.desk), clock, self.piece);
-        let parts = Parts { owner, serving };
+        self.starts += 1;
+        let follower = Follower::new(self.starts, usize::from(shards), &mut self.random);
+        let parts = Parts { owner, serving, follower };
         Node::start(shards, options, parts, &self.log, &mut self.random, self.now)
     }
 
@@ -459,6 +489,7 @@ impl World {
         let (now, wall) = (self.now, self.wall());
         self.nodes[node].shards[place].has_turned = true;
         self.nodes[node].shards[place].streams.handle_timers(now, wall);
+        self.nodes[node].take_orders(place, now);
         self.nodes[node].take(place, &mut self.random, &mut self.seen);
         self.report_edges(node, place);
         self.nodes[node].pass_on(place, &mut self.seen);
@@ -557,7 +588,7 @@ fn count(node: &Node, seen: &mut Seen) {
         seen.count("deliveries", counters.deliveries);
         seen.count("resumes", counters.resumed);
         seen.count("heartbeats", counters.heartbeats);
-        seen.count("expired frames", counters.expired_skips);
+        seen.count("ended messages", counters.ended_skips);
         seen.count("slow closes", counters.closed[CloseReason::Slow as usize]);
         let continued = counters.closed[CloseReason::Continues as usize];
         seen.count("streams that went on from the store", continued);

@@ -73,6 +73,7 @@ pub async fn build(
         // Delivered since this backlog began, or to whomever: this client may not have it.
         let delivered_at = row.delivered_at.unwrap_or(SINCE_EVER);
         let is_doubtful = doubted_since.is_some_and(|since| delivered_at >= since);
+        candidates.extend(removal(&row, candidate.position, shape, (basis, &reach)));
         match candidate.position {
             Some(position) if reach.progress.covers(position) => {
                 covered.extend(candidate.row.filter(|_| is_pending));
@@ -92,7 +93,11 @@ pub async fn build(
             kept.groups.between(&kept.parts, shape, range, kept.now()).await?
         }
     };
-    let of_groups = group_candidates(kept, &ask.members, rows).await?;
+    let mut of_groups = group_candidates(kept, &ask.members, rows).await?;
+    if let Basis::Nothing = basis {
+        // Nobody says what he has had.
+        of_groups.retain(|candidate| !matches!(candidate.what, What::Removed(_)));
+    }
     if let Basis::Time(_) = basis {
         let is_late = |candidate: &Candidate| candidate.appended_at >= reach.since;
         candidates.extend(of_groups.into_iter().filter(is_late));
@@ -151,7 +156,19 @@ pub async fn rows_before(
         .iter()
         .map(|row| candidate(row, shape, served))
         .filter(|candidate| candidate.position.is_some_and(|position| served.covers(position)));
-    Ok(reached.filter_map(|candidate| candidate.row).collect())
+    still_active(kept, reached.filter_map(|candidate| candidate.row).collect()).await
+}
+
+/// Those whose broadcast has not ended: of the others nobody knows whether they came.
+pub async fn still_active(kept: &KeptStore, rows: Vec<Row>) -> Result<Vec<Row>, StoreError> {
+    let ids: Vec<_> = rows.iter().map(|row| row.broadcast).collect();
+    let contents = kept.contents.get(&kept.parts, &ids).await?;
+    let now = kept.now();
+    let is_active = |row: &Row| {
+        let known = contents.get(&row.broadcast);
+        known.is_none_or(|known| known.is_active(now))
+    };
+    Ok(rows.into_iter().filter(is_active).collect())
 }
 
 /// From where to where: never below what the client has been served, whatever this node knows.
@@ -285,6 +302,30 @@ fn candidate(row: &InboxRow, shape: &LogShape, served: &Served) -> Candidate {
     }
 }
 
+/// Word that a message of the user which the client has had is no more.
+fn removal(
+    row: &InboxRow,
+    had_at: Option<Position>,
+    shape: &LogShape,
+    (basis, reach): (Basis<'_>, &Reach),
+) -> Option<Candidate> {
+    let place = row.removed.filter(|place| place.log == shape.identity)?;
+    let is_due = match basis {
+        Basis::Nothing => false,
+        // Where no cursor tells of the message it may have come.
+        Basis::Presented(_) => had_at.is_none_or(|at| reach.progress.covers(at)),
+        Basis::Time(_) => place.appended_at >= reach.since,
+    };
+    let is_between =
+        !reach.progress.covers(place.position) && reach.checkpoint.covers(place.position);
+    (is_due && is_between).then_some(Candidate {
+        what: What::Removed(row.broadcast),
+        position: Some(place.position),
+        appended_at: place.appended_at,
+        row: None,
+    })
+}
+
 /// Those of these group broadcasts that somebody with such memberships is in the audience of.
 async fn group_candidates(
     kept: &KeptStore,
@@ -299,10 +340,14 @@ async fn group_candidates(
         let is_his = |row: &&GroupRow| {
             let addressees = addressees.get(&row.broadcast);
             // A broadcast that was published twice is served at its first place.
-            addressees.is_some_and(|named| named.admit(members)) && met.insert(row.broadcast)
+            let is_first = met.insert((row.broadcast, row.what));
+            addressees.is_some_and(|named| named.admit(members)) && is_first
         };
         let candidate = |row: &GroupRow| Candidate {
-            what: What::Message(row.broadcast),
+            what: match row.what {
+                GroupWhat::Created => What::Message(row.broadcast),
+                GroupWhat::Removed => What::Removed(row.broadcast),
+            },
             position: Some(row.place.position),
             appended_at: row.place.appended_at,
             row: None,
@@ -364,6 +409,13 @@ async fn fill(
         for candidate in piece {
             let id = match candidate.what {
                 What::Message(id) => id,
+                What::Removed(id) => {
+                    let mut body = Vec::new();
+                    frame::write_message_removed(&mut body, id);
+                    let body = body.into();
+                    messages.push(KeptMessage { candidate, expires_at: None, body });
+                    continue;
+                }
                 What::Gap(Gap { from, to, reason }) => {
                     let mut body = Vec::new();
                     frame::write_gap(&mut body, from, to, reason);

@@ -69,6 +69,11 @@ impl KeptStore {
         Ok(())
     }
 
+    /// These broadcasts have ended: what is remembered of them does not say so.
+    pub fn forget(&self, ids: &[BroadcastId]) {
+        self.contents.forget(ids, self.now());
+    }
+
     /// Up to where everything is durable that is for this user, and what is lost. A checkpoint from
     /// ahead of the log's end is nobody's, until the owner has kept all of the log again.
     pub(super) async fn durable(
@@ -149,6 +154,7 @@ impl KeptStore {
         shape: &LogShape,
     ) -> Result<Backlog, Unavailable> {
         let (backlog, covered) = backlog::build(self, ask, basis, shape).await?;
+        let covered = backlog::still_active(self, covered).await?;
         if !covered.is_empty() {
             let writes: Vec<_> =
                 covered.iter().map(|row| self.delivered(&ask.user, *row)).collect();

@@ -1,7 +1,8 @@
 //! What a node remembers of the store, so that a crowd that connects does not ask for the same
 //! again and again: checkpoints, contents, and where the group broadcasts stand.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -12,7 +13,7 @@ use super::{KeptParts, Unavailable};
 use crate::base::{
     BroadcastId, EpochMillis, LogShape, Moment, Partition, Status, TargetType, Topic,
 };
-use crate::domain::{Broadcast, Membership, Served};
+use crate::domain::{Broadcast, Ended, Membership, Served};
 use crate::limits::keeping as limits;
 use crate::ports::{Content, GroupRow, GroupWhat, Hole, LogError, StoreError};
 use crate::wire::archive::MemberKind;
@@ -156,6 +157,8 @@ pub struct Contents {
     addressees: Mutex<Remembered<Addressees>>,
     /// Whose turn it is to read addressees.
     turns: tokio::sync::Mutex<()>,
+    /// What has just ended: what is being read of it now may still say that it is active.
+    ended: Mutex<Ended>,
 }
 
 type Found<T> = HashMap<BroadcastId, Arc<T>>;
@@ -166,6 +169,7 @@ impl Default for Contents {
             known: Mutex::new(Remembered::new(limits::CONTENTS_BYTES_MAX)),
             addressees: Mutex::new(Remembered::new(limits::ADDRESSEES_BYTES_MAX)),
             turns: tokio::sync::Mutex::default(),
+            ended: Mutex::default(),
         }
     }
 }
@@ -199,6 +203,16 @@ impl Contents {
         Ok(found)
     }
 
+    /// Broadcasts that have ended: how they stand is asked anew.
+    pub fn forget(&self, ids: &[BroadcastId], now: EpochMillis) {
+        let mut ended = lock(&self.ended);
+        ended.forget(now);
+        ids.iter().for_each(|id| ended.insert(*id, now.plus(limits::ENDED_AGE)));
+        drop(ended);
+        let mut known = lock(&self.known);
+        ids.iter().for_each(|id| drop(known.0.remove(id)));
+    }
+
     /// When a broadcast ends, if that is known here.
     pub fn ends_at(&self, id: BroadcastId) -> Option<EpochMillis> {
         lock(&self.known).0.get(&id).and_then(|known| known.broadcast.expires_at)
@@ -222,7 +236,9 @@ impl Contents {
                 let known = Known { broadcast, status, shared_frame: OnceLock::new() };
                 let known = Arc::new(known);
                 lock(&self.addressees).0.insert(id, named.clone());
-                lock(&self.known).0.insert(id, known.clone());
+                if !lock(&self.ended).contains(id) {
+                    lock(&self.known).0.insert(id, known.clone());
+                }
                 found(id, known, named);
             }
         }
@@ -290,16 +306,18 @@ struct Partial {
     /// Everything below has been read.
     next: u64,
     rows: BTreeMap<u64, GroupRow>,
-    /// Whose rows those are. A broadcast that was published twice is served at its first place,
-    /// also to who stands between the two.
-    broadcasts: HashSet<BroadcastId>,
+    /// Whose rows those are, and where each stands. A broadcast that was published twice is served
+    /// at its first place, also to who stands between the two.
+    broadcasts: HashMap<BroadcastId, u64>,
+    /// Word of those that have ended.
+    removals: BTreeMap<u64, GroupRow>,
     /// When what has ended was dropped last.
     forgotten_at: Option<EpochMillis>,
 }
 
 impl Groups {
     /// The rows of each partition from a place up to the checkpoint; most of what has ended is left
-    /// out.
+    /// out. Of removals those that take back what stands before the place.
     pub async fn between(
         &self,
         parts: &KeptParts,
@@ -321,6 +339,7 @@ impl Groups {
             }
             partial.forget(now);
             found.extend(partial.rows.range(*from..to.max(*from)).map(|(_, row)| *row));
+            found.extend(partial.removed(*from, to));
             // What is read for one user may be much.
             tokio::task::yield_now().await;
         }
@@ -332,16 +351,30 @@ impl Partial {
     /// Takes rows in; those from `to` on may not be all.
     fn take(&mut self, rows: Vec<GroupRow>, to: u64, is_end: bool) {
         let last = rows.last().map(|row| row.place.position.offset);
-        for row in rows.into_iter().filter(|row| row.what == GroupWhat::Created) {
+        for row in rows {
             let offset = row.place.position.offset;
-            if offset < to && self.broadcasts.insert(row.broadcast) {
-                self.rows.insert(offset, row);
+            match (row.what, self.broadcasts.entry(row.broadcast)) {
+                _ if offset >= to => {}
+                (GroupWhat::Removed, _) => drop(self.removals.insert(offset, row)),
+                (GroupWhat::Created, Entry::Vacant(first)) => {
+                    first.insert(offset);
+                    self.rows.insert(offset, row);
+                }
+                (GroupWhat::Created, Entry::Occupied(_)) => {}
             }
         }
         self.next = match last {
             Some(last) if !is_end => to.min(last + 1),
             _ => to,
         };
+    }
+
+    /// Word of what ended in `from..to` and stands before it, as far as is known.
+    fn removed(&self, from: u64, to: u64) -> impl Iterator<Item = GroupRow> {
+        let is_before = move |row: &GroupRow| {
+            self.broadcasts.get(&row.broadcast).is_none_or(|created| *created < from)
+        };
+        self.removals.range(from..to.max(from)).map(|(_, row)| *row).filter(is_before)
     }
 
     /// Drops what has ended, from time to time.
@@ -352,7 +385,8 @@ impl Partial {
             return;
         }
         self.forgotten_at = Some(now);
-        let Self { rows, broadcasts, .. } = self;
+        let Self { rows, broadcasts, removals, .. } = self;
+        removals.retain(|_, row| row.keep_until > now);
         rows.retain(|_, row| {
             let stays = row.keep_until > now;
             if !stays {

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use tokio::sync::{Mutex, Notify, mpsc};
 
-use crate::base::UserId;
+use crate::base::{BroadcastId, UserId};
 use crate::domain::{Backlog, Note};
 use crate::lane::{Ask, Sender, ToShard};
 use crate::limits::keeping as limits;
@@ -33,6 +33,7 @@ pub struct InboxDesk {
     /// Messages of notes that are not durable yet.
     waiting: Arc<Waiting>,
     dropped: Arc<AtomicU64>,
+    kept: Arc<KeptStore>,
 }
 
 /// Notes that are not durable yet.
@@ -93,7 +94,7 @@ impl Waiting {
 
 /// The work behind the desk.
 pub struct Inboxes {
-    kept: KeptStore,
+    kept: Arc<KeptStore>,
     shards: Vec<Sender<ToShard>>,
     asks: Mutex<mpsc::Receiver<(Instant, Ask)>>,
     notes: Mutex<mpsc::Receiver<Vec<Note>>>,
@@ -118,6 +119,11 @@ impl InboxDesk {
             self.waiting.end(&refused.into_inner());
             self.dropped.fetch_add(count, Ordering::Relaxed);
         }
+    }
+
+    /// These broadcasts have ended: what is remembered of them does not say so.
+    pub fn forget(&self, ids: &[BroadcastId]) {
+        self.kept.forget(ids);
     }
 
     /// Waits, but not for ever, until what has been told is durable. `is_told`: nothing is on its
@@ -147,12 +153,14 @@ pub fn inboxes(
     let (asks_in, asks) = mpsc::channel(limits::ASKS_MAX);
     let (notes_in, notes) = mpsc::channel(limits::NOTES_WAITING_MAX);
     let waiting = Arc::<Waiting>::default();
+    let kept = Arc::new(kept);
     let desk = InboxDesk {
         asks: asks_in,
         notes: notes_in,
         shards: shards.clone(),
         waiting: waiting.clone(),
         dropped: notes_dropped,
+        kept: kept.clone(),
     };
     let (asks, notes) = (Mutex::new(asks), Mutex::new(notes));
     (desk, Inboxes { kept, shards, asks, notes, waiting })

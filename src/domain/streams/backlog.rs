@@ -22,7 +22,7 @@ impl<S> Streams<S> {
         let Some(backlog) = private.backlog.as_mut() else { return };
         let shape = backlog.replaced.unwrap_or(own_shape);
         let lead = &mut private.lead;
-        if let Some((message, served)) = backlog.next(wall) {
+        if let Some((message, served)) = backlog.next(wall, &self.ended) {
             write_cursor((&shape, mark), lead, &served, backlog.since, true);
             lead.extend_from_slice(&message.body);
             private.lead_row = message.candidate.row;
@@ -32,6 +32,11 @@ impl<S> Streams<S> {
         if backlog.messages.is_empty() && self.plan.undo.is_none() {
             let then = backlog.then.take();
             if backlog.is_cut {
+                if backlog.has_skipped {
+                    // Or the same would be left out again and again.
+                    write_cursor((&shape, mark), lead, &backlog.progress, backlog.since, true);
+                    lead.push(b'\n');
+                }
                 frame::write_retry(lead, limits::BACKLOG_RETRY);
                 stream.state |= super::CLOSING | super::CONTINUES;
             } else {

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use arrayvec::ArrayVec;
 
 use super::entry::is_past;
+use super::fence::is_over;
 use super::joined::Joined;
 use super::replay::Part;
 use super::timers::ticks;
@@ -120,6 +121,7 @@ impl<S> Streams<S> {
             stream.state &= !QUEUED;
             self.plan(index, wall);
             if self.plan.frames.is_empty() && self.plan.lead_bytes == 0 {
+                // Behind the fence it stays where it is, until that is gone.
                 self.stand_at(index, self.plan.end);
                 continue;
             }
@@ -190,7 +192,7 @@ impl<S> Streams<S> {
             is_ahead = private.ahead.is_some();
             has_backlog = private.backlog.is_some();
         }
-        if stream.is(CLOSING) {
+        if stream.is(CLOSING) || !self.may_begin {
             return;
         }
         let is_free = self.plan.frames.is_empty() && self.plan.lead_bytes == 0;
@@ -245,8 +247,8 @@ impl<S> Streams<S> {
             if !self.sets.admits(&event.audience(), &user.name, stream.set) {
                 continue;
             }
-            if event.expires_at().is_some_and(|expires_at| expires_at <= wall) {
-                self.counters.expired_skips += 1;
+            if is_over(event, &self.ended, wall) {
+                self.counters.ended_skips += 1;
                 continue;
             }
             if is_past(event, came_at) {
@@ -282,7 +284,7 @@ impl<S> Streams<S> {
             let due = !is_past(event, private.came_at.as_ref())
                 && !ahead.covers(event.position())
                 && self.sets.admits(&event.audience(), &user.name, set)
-                && event.expires_at().is_none_or(|expires_at| expires_at > wall);
+                && !is_over(event, &self.ended, wall);
             if due {
                 self.plan.undo = Some(Undo::Ahead { at: self.plan.end - 1, ahead: ahead.clone() });
                 private.lead_row = row_of(event);
@@ -389,6 +391,9 @@ impl<S> Streams<S> {
             let continues = stream.is(CONTINUES);
             let reason = if continues { CloseReason::Continues } else { CloseReason::Drain };
             self.close(index, reason);
+            return;
+        }
+        if !self.may_begin {
             return;
         }
         let has_backlog =

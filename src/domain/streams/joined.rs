@@ -6,6 +6,7 @@
 use super::Streams;
 use super::entry::is_past;
 use super::feed::{Undo, row_of};
+use super::fence::is_over;
 use super::replay::Part;
 use crate::base::EpochMillis;
 use crate::domain::backlog::Row;
@@ -28,7 +29,7 @@ impl<S> Streams<S> {
     /// The next events of the part that are for the stream; behind the last one, where the part
     /// ends.
     pub(super) fn plan_reread(&mut self, index: u32, first: usize, wall: EpochMillis) {
-        let Self { slab, users, sets, replay, plan, options, .. } = self;
+        let Self { slab, users, sets, replay, plan, options, ended, .. } = self;
         let (Some(stream), Some(pass)) = (slab.get_mut(index), replay.pass.as_mut()) else {
             return;
         };
@@ -46,7 +47,7 @@ impl<S> Streams<S> {
             let is_due = !is_past(event, private.came_at.as_ref())
                 && !ahead.covers(position)
                 && sets.admits(&event.audience(), &user.name, set)
-                && event.expires_at().is_none_or(|expires_at| expires_at > wall);
+                && !is_over(event, ended, wall);
             if is_due && plan.joined.is_empty() {
                 let part = Part::Member { pass: pass.number, next: Some(next - 1) };
                 plan.undo = Some(Undo::Reread { part, ahead: ahead.clone() });

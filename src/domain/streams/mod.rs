@@ -15,6 +15,7 @@ mod backlog;
 mod confirm;
 mod entry;
 mod feed;
+mod fence;
 mod joined;
 mod open;
 mod replay;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use super::audience::{MemberSets, NOBODY, Users};
 use super::backlog::{Backlog, Row};
+use super::ended::Ended;
 use super::ring::{Frame, Ring, RingLimits};
 use super::slab::Slab;
 use super::vector::{Served, Vector, VectorRef};
@@ -54,6 +56,8 @@ pub struct StreamsOptions {
     pub streams_max: usize,
     pub heartbeat: Duration,
     pub write_progress: Duration,
+    /// How long after its end the log may still bring a broadcast's messages.
+    pub ended_kept: Duration,
     /// Of the jitter: the only randomness here.
     pub seed: u64,
 }
@@ -119,7 +123,8 @@ pub struct StreamCounters {
     pub blocked: u64,
     pub heartbeats: u64,
     pub gaps: u64,
-    pub expired_skips: u64,
+    /// Messages that did not go out, because their broadcast had ended.
+    pub ended_skips: u64,
     /// Streams that came to be served from the log, and events that were read again for them.
     pub replays: u64,
     pub reread: u64,
@@ -144,6 +149,8 @@ pub struct Streams<S> {
     /// Counts who is given the next turn.
     turns: u32,
     replay: replay::Replay,
+    ended: Ended,
+    may_begin: bool,
     plan: feed::Plan,
     /// Streams with frames that no peer has acknowledged yet.
     unconfirmed: BTreeMap<u32, confirm::Unconfirmed>,
@@ -156,7 +163,7 @@ pub struct Streams<S> {
 }
 
 impl<S> Streams<S> {
-    /// No streams, an empty ring, standing at `vector`.
+    /// No streams, an empty ring, standing at `vector`; no message may begin yet.
     pub fn new(options: StreamsOptions, vector: Vector, now: Moment) -> Self {
         Self {
             ring: Ring::new(options.shape, options.ring, &vector),
@@ -170,6 +177,8 @@ impl<S> Streams<S> {
             replay_queue: VecDeque::new(),
             turns: 0,
             replay: replay::Replay::new(),
+            ended: Ended::default(),
+            may_begin: false,
             plan: feed::Plan::default(),
             unconfirmed: BTreeMap::new(),
             closed: VecDeque::new(),
@@ -236,7 +245,7 @@ impl<S> Streams<S> {
     /// wait for the memory one by one.
     pub fn handle_events(&mut self, events: &mut Vec<SharedEvent>) {
         let first = self.ring.next();
-        let Self { vector, ring, slab, users, sets, queue, found, .. } = self;
+        let Self { vector, ring, slab, users, sets, queue, found, ended, options, .. } = self;
         events.retain(|event| {
             let position = event.position();
             let is_new = position.offset >= vector.next(position.partition);
@@ -255,6 +264,9 @@ impl<S> Streams<S> {
             *user = users.get(*user).first_stream;
         }
         for ((sequence, event), first_stream) in (first..).zip(&*events).zip(&*found) {
+            if event.ends_broadcast() {
+                ended.insert(event.broadcast(), event.appended_at().plus(options.ended_kept));
+            }
             match event.audience() {
                 AudienceRef::Everyone => {
                     for (index, stream) in slab.iter_mut() {

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::{
-    BLOCKED, CUT_OFF, CloseReason, QUEUED, SERIAL_MASK, Served, Streams, enqueue, write_id_line,
+    BEHIND, BLOCKED, CUT_OFF, CloseReason, QUEUED, SERIAL_MASK, Served, Streams, enqueue,
+    write_id_line,
 };
 use crate::base::{EpochMillis, Moment};
 use crate::domain::audience::User;
@@ -16,6 +17,7 @@ const TICK_MS: u64 = limits::WHEEL_TICK.as_millis() as u64;
 impl<S> Streams<S> {
     /// Everything that is due: heartbeats, and streams whose socket has taken nothing for too long.
     pub fn handle_timers(&mut self, now: Moment, wall: EpochMillis) {
+        self.ended.forget(wall);
         while let Some(index) = self.wheel.pop_due(now) {
             let Some(stream) = self.slab.get(index) else { continue };
             let (serial, touched) = (stream.serial, Moment(u64::from(stream.touched) * TICK_MS));
@@ -55,7 +57,7 @@ impl<S> Streams<S> {
         stream.heartbeats = stream.heartbeats.saturating_add(1);
         let has_backlog = stream.private.as_ref().is_some_and(|private| private.backlog.is_some());
         // Who has not come to the ring has not been served what has been read here.
-        let is_at_ring = !has_backlog && !stream.is(CUT_OFF);
+        let is_at_ring = !has_backlog && !stream.is(CUT_OFF | BEHIND);
         if stream.heartbeats >= limits::HEARTBEATS_PER_ID && is_at_ring {
             stream.heartbeats = 0;
             let &User { own_partition, mark, .. } = self.users.get(stream.user);

@@ -22,7 +22,7 @@ use super::KafkaOptions;
 use super::connection::{BrokerError, Connection, versions};
 use super::security::Security;
 use crate::base::{LogIdentity, LogShape, Partition, Topic};
-use crate::limits::{kafka as limits, log};
+use crate::limits::{control, kafka as limits, log};
 use crate::ports::LogError;
 
 /// Between two questions about the cluster, so that a leaderless partition is not asked for
@@ -33,8 +33,8 @@ const NEW_TOPIC_LOOKS: usize = 50;
 
 pub(super) struct Cluster {
     pub options: KafkaOptions,
-    /// Names in the order of `Topic::EVERY`.
-    names: [String; 4],
+    /// Names in the order of `Topic::SHARED`.
+    names: [String; 5],
     pub security: Security,
     known: Mutex<Arc<Known>>,
     asking: tokio::sync::Mutex<Asking>,
@@ -51,8 +51,8 @@ pub(super) struct Known {
     pub generation: u64,
     /// Address by id.
     pub brokers: BTreeMap<i32, String>,
-    /// In the order of `Topic::EVERY`.
-    topics: [Option<KnownTopic>; 4],
+    /// In the order of `Topic::SHARED`.
+    topics: [Option<KnownTopic>; 5],
     /// Set once the topics' ids and partitions have been found right; never changes after.
     pub shape: Option<LogShape>,
     /// In the order of `Topic::ALL`.
@@ -95,9 +95,10 @@ impl Known {
 
 impl Cluster {
     pub fn new(options: KafkaOptions, security: Security) -> Self {
-        let names = Topic::EVERY.map(|topic| {
+        let names = Topic::SHARED.map(|topic| {
             let original = match topic.original() {
                 Topic::Selected => &options.topic_selected,
+                Topic::Control => &options.topic_control,
                 _ => &options.topic_group,
             };
             let suffix = if topic.is_dead() { Topic::DEAD_SUFFIX } else { "" };
@@ -120,7 +121,7 @@ impl Cluster {
 
     /// How many partitions a topic has to have.
     pub fn partitions(&self, topic: Topic) -> u16 {
-        if topic.is_dead() { 1 } else { self.options.partitions }
+        if topic.is_served() { self.options.partitions } else { 1 }
     }
 
     /// The last answer, with a shape; asks if there is none yet.
@@ -196,11 +197,11 @@ impl Cluster {
         let mut missing = self.missing(&first);
         if self.known().shape.is_some() {
             // One that is served and gone is never made again: cursors are of the old one.
-            missing.retain(|topic| topic.is_dead());
+            missing.retain(|topic| !topic.is_served());
             if !missing.is_empty()
                 && let Err(error) = self.make_topics(asking, &missing).await
             {
-                tracing::warn!(%error, "a topic for dead letters is gone and can't be made");
+                tracing::warn!(%error, "a topic that is gone can't be made");
             }
             return self.learn(&first);
         }
@@ -232,7 +233,7 @@ impl Cluster {
 
     /// What the cluster knows of the topics: asked at the broker that answered last, else at any.
     async fn ask(&self, asking: &mut Asking) -> Result<MetadataResponse, BrokerError> {
-        let topics = Topic::EVERY.map(|topic| {
+        let topics = Topic::SHARED.map(|topic| {
             let name = TopicName(StrBytes::from_string(self.topic_name(topic).to_owned()));
             MetadataRequestTopic::default().with_name(Some(name))
         });
@@ -340,7 +341,7 @@ impl Cluster {
                 found.error_code.err() == Some(ResponseError::UnknownTopicOrPartition)
             })
         };
-        Topic::EVERY.into_iter().filter(is_unknown).collect()
+        Topic::SHARED.into_iter().filter(is_unknown).collect()
     }
 
     async fn make_topics(&self, asking: &mut Asking, topics: &[Topic]) -> Result<(), LogError> {
@@ -352,10 +353,14 @@ impl Cluster {
                 .with_value(Some(StrBytes::from_string(value)))
         };
         let topics = topics.iter().map(|topic| {
-            let (retention, bytes) = if topic.is_dead() {
-                (self.options.dead_retention, log::DEAD_RECORD_BYTES_MAX)
-            } else {
-                (self.options.retention, limits::MESSAGE_BYTES_MAX)
+            let (retention, bytes) = match topic {
+                Topic::Selected | Topic::Group => {
+                    (self.options.retention, limits::MESSAGE_BYTES_MAX)
+                }
+                Topic::SelectedDead | Topic::GroupDead => {
+                    (self.options.dead_retention, log::DEAD_RECORD_BYTES_MAX)
+                }
+                Topic::Control => (control::RETENTION, limits::MESSAGE_BYTES_MAX),
             };
             CreatableTopic::default()
                 .with_name(TopicName(StrBytes::from_string(self.topic_name(*topic).to_owned())))
@@ -407,14 +412,14 @@ impl Cluster {
         let mut next = Known { brokers, ..(*self.known()).clone() };
         next.generation += 1;
         let mut trouble = None;
-        for topic in Topic::EVERY {
+        for topic in Topic::SHARED {
             let name = self.topic_name(topic);
             let found = answer.topics.iter().find(|found| name_of(found) == Some(name));
             match self.check_topic(topic, found, next.ids) {
                 Ok(known) => next.topics[topic as usize] = Some(known),
                 // What is served does not wait for it.
-                Err(error) if topic.is_dead() && next.shape.is_some() => {
-                    tracing::warn!(%error, "dead letters have to wait");
+                Err(error) if !topic.is_served() && next.shape.is_some() => {
+                    tracing::warn!(%error, "a topic has to be waited for");
                     next.topics[topic as usize] = None;
                 }
                 Err(error) => trouble = trouble.or(Some(error)),
@@ -459,7 +464,7 @@ impl Cluster {
                 return Err(LogError::Away(format!("topic {name}: {error}")));
             }
         };
-        // No cursor knows of a topic of dead letters.
+        // No cursor knows of the other topics.
         let known_id = ids.and_then(|ids| ids.get(topic as usize).copied());
         if let Some(id) = known_id
             && id != found.topic_id
@@ -472,10 +477,10 @@ impl Cluster {
         }
         let partitions = self.partitions(topic);
         let count = found.partitions.len();
-        if topic.is_dead() && count != 1 {
+        if !topic.is_served() && count != 1 {
             return Err(LogError::Failed(format!(
-                "topic {name} has {count} partitions, and a topic for dead letters has one; remove \
-                 it, or name other topics"
+                "topic {name} has {count} partitions, and a topic for dead letters or for control \
+                 has one; remove it, or name other topics"
             )));
         }
         if count < usize::from(partitions) || (ids.is_none() && count != usize::from(partitions)) {
@@ -569,6 +574,7 @@ mod tests {
             brokers,
             topic_selected: "selected".to_owned(),
             topic_group: "group".to_owned(),
+            topic_control: "control".to_owned(),
             partitions: 1,
             replication: 1,
             retention: Duration::from_secs(3_600),

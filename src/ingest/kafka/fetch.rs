@@ -480,7 +480,7 @@ fn land(
         ..Answer::default()
     };
     for topic_answer in response.responses {
-        let topic = Topic::EVERY
+        let topic = Topic::SHARED
             .into_iter()
             .find(|topic| known.topic_id(*topic) == Some(topic_answer.topic_id));
         let Some(topic) = topic else { continue };

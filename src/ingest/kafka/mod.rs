@@ -12,6 +12,7 @@
 
 mod cluster;
 mod connection;
+mod control;
 mod fetch;
 mod group;
 mod produce;
@@ -43,6 +44,7 @@ pub struct KafkaOptions {
     pub brokers: Vec<String>,
     pub topic_selected: String,
     pub topic_group: String,
+    pub topic_control: String,
     /// What each topic has. It is made with so many, and one that has others is refused.
     pub partitions: u16,
     /// Copies of a topic that is made here.

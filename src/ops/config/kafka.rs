@@ -31,9 +31,11 @@ pub(super) fn mean(
     if !log.brokers.iter().all(|broker| is_address(broker)) {
         report("log.brokers", "each must be HOST:PORT, such as 127.0.0.1:9092");
     }
-    for (key, name) in
-        [("log.topic_selected", &log.topic_selected), ("log.topic_group", &log.topic_group)]
-    {
+    for (key, name) in [
+        ("log.topic_selected", &log.topic_selected),
+        ("log.topic_group", &log.topic_group),
+        ("log.topic_control", &log.topic_control),
+    ] {
         if !is_topic(name) {
             report(key, "must be 1 to 245 letters, digits, dots, underscores and hyphens");
         }
@@ -45,6 +47,10 @@ pub(super) fn mean(
     if dead(&log.topic_selected) == log.topic_group || dead(&log.topic_group) == log.topic_selected
     {
         report("log.topic_group", "must be another topic than that of the other's dead letters");
+    }
+    let others = [&log.topic_selected, &log.topic_group];
+    if others.iter().any(|name| [(*name).clone(), dead(name)].contains(&log.topic_control)) {
+        report("log.topic_control", "must be another topic than the others");
     }
     let groups = [
         ("log.consumer_group_selected", &log.consumer_group_selected),
@@ -87,6 +93,7 @@ pub(super) fn mean(
         brokers: log.brokers.clone(),
         topic_selected: log.topic_selected.clone(),
         topic_group: log.topic_group.clone(),
+        topic_control: log.topic_control.clone(),
         partitions: log.partitions,
         replication: log.replication,
         retention: hours(log.retention_hours),
@@ -111,6 +118,7 @@ pub(super) fn refuse(log: &written::Log, report: &mut impl FnMut(&str, String)) 
         ("log.brokers", log.brokers == defaults.brokers),
         ("log.topic_selected", log.topic_selected == defaults.topic_selected),
         ("log.topic_group", log.topic_group == defaults.topic_group),
+        ("log.topic_control", log.topic_control == defaults.topic_control),
         (
             "log.consumer_group_selected",
             log.consumer_group_selected == defaults.consumer_group_selected,
@@ -266,6 +274,14 @@ mod tests {
                 &["log.topic_group"],
                 written::Log {
                     topic_group: format!("{}-dlt", written().topic_selected),
+                    ..written()
+                },
+            ),
+            (&["log.topic_control"], written::Log { topic_control: text("a/b"), ..written() }),
+            (
+                &["log.topic_control"],
+                written::Log {
+                    topic_control: format!("{}-dlt", written().topic_group),
                     ..written()
                 },
             ),

@@ -30,6 +30,8 @@ pub struct Config {
     pub heartbeat: Duration,
     pub drain_window: Duration,
     pub retention: Duration,
+    /// How long after its end the log may still bring a broadcast's messages.
+    pub ended_kept: Duration,
     /// Records may ask for their failure.
     pub is_testing: bool,
     /// An older producer's group event of a broadcast that the store does not know is for all.
@@ -122,6 +124,10 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
             Some(LogConfig::Embedded { partitions: written.log.partitions })
         }
     };
+    let ended_kept = match &log {
+        Some(LogConfig::Kafka { options, .. }) => options.retention + limits::control::ENDED_SLACK,
+        _ => limits::control::ENDED_KEPT_BY_ALL,
+    };
     let config = Config {
         node_id,
         shards: shards?,
@@ -136,6 +142,7 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
         heartbeat: Duration::from_secs(u64::from(written.stream.heartbeat_s)),
         drain_window: Duration::from_secs(u64::from(written.drain.window_s)),
         retention: Duration::from_secs(u64::from(written.broadcast.retention_days) * 24 * HOUR),
+        ended_kept,
         is_testing: written.testing.enabled,
         unknown_is_for_all: written.log.legacy_group_audience == "all",
         streams_max: usize::try_from(written.limits.streams_max).ok()?,
@@ -172,14 +179,9 @@ fn refuse_unsupported(written: &Written, report: &mut impl FnMut(&str, String)) 
     one_of("output.format", &written.output.format, &["text", "json"], &[]);
     let levels = ["error", "warn", "info", "debug", "trace"];
     one_of("output.level", &written.output.level, &levels, &[]);
-    let defaults = Written::default();
-    for (key, is_default) in [
-        ("log.topic_control", written.log.topic_control == defaults.log.topic_control),
-        ("stream.max_age_s", written.stream.max_age_s == 0),
-    ] {
-        if !is_default {
-            report(key, "has no effect in this release; leave it at its default".to_owned());
-        }
+    if written.stream.max_age_s != 0 {
+        let message = "has no effect in this release; leave it at its default";
+        report("stream.max_age_s", message.to_owned());
     }
 }
 

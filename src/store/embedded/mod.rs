@@ -30,6 +30,7 @@
 //! stands there. Those past their `keepUntil` are no longer read; nothing removes them yet.
 
 mod commit;
+mod control;
 mod dead_letter_rows;
 mod dead_letters;
 mod endings;
@@ -54,6 +55,7 @@ use crate::ports::{
 
 use commit::Committer;
 
+pub use control::LoneControl;
 pub use log::EmbeddedLog;
 pub use ownership::EmbeddedOwnership;
 pub use store::EmbeddedStore;

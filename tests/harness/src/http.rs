@@ -206,6 +206,10 @@ impl Connection {
         let deadline = Instant::now() + at_most;
         let mut response = self.read_head(deadline)?;
         assert_eq!(response.field("transfer-encoding"), None, "{response:?}");
+        if response.status == 204 {
+            // It has no body (RFC 9110, section 15.3.5).
+            return Ok(response);
+        }
         let length = response.field("content-length").expect("a length");
         let length: usize = length.parse().expect("a length");
         while self.buffer.len() < length {

@@ -19,6 +19,7 @@ impl Kind {
             Topic::Selected => Self::Selected,
             Topic::Group => Self::Group,
             Topic::SelectedDead | Topic::GroupDead => Self::DeadLetters,
+            Topic::Control => unreachable!("nobody owns what all nodes read"),
         }
     }
 

@@ -1,0 +1,141 @@
+//! Ending a broadcast before its time, or at it: the row that says that it is being ended, its
+//! status, word to all nodes, and then to the users who had the message; in that order.
+//!
+//! The status row decides. What a crash or an outage leaves behind it is completed by `EndRelay`;
+//! every step may be done again.
+
+mod expiry;
+mod relay;
+
+use std::sync::Arc;
+
+use crate::base::{BroadcastId, End, EpochMillis, Status, TargetType};
+use crate::domain::Broadcast;
+use crate::limits::admin::PUBLISH_RECORDS_MAX;
+use crate::limits::control as limits;
+use crate::ports::{Change, Ending, Endings, Inbox, LogError, StoreError};
+
+use super::create::Creator;
+use super::topic::ControlDesk;
+use super::unfinished::Unfinished;
+
+pub use expiry::Expiry;
+pub use relay::EndRelay;
+
+#[derive(Debug, thiserror::Error)]
+pub enum EndError {
+    #[error("there is no broadcast {0}")]
+    Missing(BroadcastId),
+    #[error("broadcast {id} is {} and can't become {}", .status.word(), .to.word())]
+    Refused { id: BroadcastId, status: Status, to: Status },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(
+        "{} broadcasts have ended that may still be in the log, which is the limit; try again \
+             once the log has forgotten some",
+        limits::ENDED_MAX
+    )]
+    Full,
+    /// It is done, and not all nodes are known to know it.
+    #[error("broadcast {id} is {}, but not every node has confirmed it yet{reason}; ask again", .status.word())]
+    Unsettled { id: BroadcastId, status: Status, reason: String },
+}
+
+/// Ends broadcasts.
+pub struct Ender {
+    pub creator: Arc<Creator>,
+    pub endings: Arc<dyn Endings>,
+    pub inbox: Arc<dyn Inbox>,
+    pub desk: ControlDesk,
+    /// What the relay must leave alone, and when it must look.
+    pub unfinished: Unfinished,
+}
+
+impl Ender {
+    /// Cancels. `Ok`: from now on no message of it begins on any node. One that was cancelled
+    /// before is told all nodes once more.
+    pub async fn cancel(&self, id: BroadcastId) -> Result<(), EndError> {
+        let content = self.inbox.contents(&[id]).await?.into_iter().next().flatten();
+        let status = content.and_then(|content| content.status).ok_or(EndError::Missing(id))?;
+        let to = Status::Cancelled;
+        if status == Status::Expired {
+            return Err(EndError::Refused { id, status, to });
+        }
+        if !self.desk.has_room() {
+            return Err(EndError::Full);
+        }
+        let ending = Ending { id, at: self.now(), how: End::Cancelled };
+        let unsettled = |reason: String| EndError::Unsettled { id, status: to, reason };
+        let mut under_way = self.unfinished.begin(id);
+        if !self.change(&ending).await? {
+            // Between the look and here it has expired.
+            under_way.is_done = true;
+            return Err(EndError::Refused { id, status: Status::Expired, to });
+        }
+        under_way.is_owed = true;
+        let told = self.desk.tell_ended(id, ending.how).await;
+        let record = told.map_err(|error| unsettled(format!(": {error}")))?;
+        // Who had the message is told meanwhile.
+        let (is_settled, removed) = tokio::join!(self.desk.settled(record), self.remove(&ending));
+        match removed {
+            Ok(()) => under_way.is_done = true,
+            Err(error) => {
+                let broadcast = id.get();
+                tracing::warn!(broadcast, %error, "its users are told later that it has ended");
+            }
+        }
+        under_way.is_owed = !under_way.is_done;
+        if is_settled { Ok(()) } else { Err(unsettled(String::new())) }
+    }
+
+    /// Does all that ending it takes, whatever of that was done before; `Ok` also for one that has
+    /// ended otherwise, or never was.
+    async fn finish(&self, ending: &Ending) -> Result<(), EndError> {
+        if self.change(ending).await? {
+            self.desk.tell_ended(ending.id, ending.how).await?;
+            self.remove(ending).await?;
+        }
+        Ok(())
+    }
+
+    /// The row, and the status; whether the broadcast stands there now.
+    async fn change(&self, ending: &Ending) -> Result<bool, StoreError> {
+        self.endings.put_ending(ending).await?;
+        match self.endings.change_status(ending.id, ending.how.status()).await? {
+            Change::Done | Change::Already => Ok(true),
+            Change::Refused(_) | Change::Missing => {
+                self.endings.settle_ending(ending).await?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Tells the users, as far as they could see it; then nothing is left to do.
+    async fn remove(&self, ending: &Ending) -> Result<(), EndError> {
+        let Creator { log, store, .. } = &*self.creator;
+        if let Some(row) = store.broadcast(ending.id).await? {
+            let broadcast = &row.broadcast;
+            // This one stops delivery wherever the log is read again.
+            log.append(vec![self.creator.removal(ending.how, broadcast, None)]).await?;
+            for users in selected(broadcast).chunks(PUBLISH_RECORDS_MAX) {
+                let of = |user: &String| self.creator.removal(ending.how, broadcast, Some(user));
+                log.append(users.iter().map(of).collect()).await?;
+            }
+        }
+        Ok(self.endings.settle_ending(ending).await?)
+    }
+
+    fn now(&self) -> EpochMillis {
+        self.creator.clock.wall()
+    }
+}
+
+/// The users who have a record of their own.
+fn selected(broadcast: &Broadcast) -> &[String] {
+    match broadcast.target.r#type {
+        TargetType::Selected => &broadcast.target.ids,
+        _ => &[],
+    }
+}

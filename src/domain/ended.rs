@@ -1,0 +1,78 @@
+//! Broadcasts of which no message may begin any more, though it is in the ring or in the log:
+//! cancelled ones, and those that were ended before their time.
+//!
+//! What has passed its `expiresAt` is not here: frames carry that time themselves.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+
+use crate::base::{BroadcastId, EpochMillis};
+
+/// The ended broadcasts of a shard. Bounded by whoever ends them (`limits::control::ENDED_MAX`).
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// Each with the time from which on nothing can bring its messages any more.
+    until: HashMap<BroadcastId, EpochMillis, RandomState>,
+    soonest: BinaryHeap<Reverse<(EpochMillis, BroadcastId)>>,
+}
+
+impl Ended {
+    pub fn contains(&self, id: BroadcastId) -> bool {
+        !self.until.is_empty() && self.until.contains_key(&id)
+    }
+
+    pub fn len(&self) -> usize {
+        self.until.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.until.is_empty()
+    }
+
+    /// Remembers one until then; of several times the latest counts.
+    pub fn insert(&mut self, id: BroadcastId, until: EpochMillis) {
+        let known = self.until.entry(id).or_insert(EpochMillis(0));
+        if *known < until {
+            *known = until;
+            self.soonest.push(Reverse((until, id)));
+        }
+    }
+
+    /// Forgets those of which nothing can come any more.
+    pub fn forget(&mut self, wall: EpochMillis) {
+        while let Some(Reverse((until, id))) = self.soonest.peek().copied()
+            && until <= wall
+        {
+            self.soonest.pop();
+            // One that was ended again has a later entry.
+            if self.until.get(&id) == Some(&until) {
+                self.until.remove(&id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_forgotten_at_the_latest_of_its_times() {
+        let id = |number| BroadcastId::new(number).expect("small");
+        let mut ended = Ended::default();
+        assert!(!ended.contains(id(1)));
+        ended.insert(id(1), EpochMillis(10));
+        ended.insert(id(2), EpochMillis(20));
+        ended.insert(id(1), EpochMillis(30));
+        ended.insert(id(1), EpochMillis(5));
+        ended.forget(EpochMillis(20));
+        assert!(ended.contains(id(1)) && !ended.contains(id(2)));
+        ended.forget(EpochMillis(29));
+        assert_eq!(ended.len(), 1);
+        ended.forget(EpochMillis(30));
+        assert!(ended.is_empty() && ended.soonest.is_empty());
+    }
+}
