@@ -137,6 +137,7 @@ impl Shard {
             streams_max: STREAMS as usize,
             heartbeat: Duration::from_secs(25),
             write_progress: limits::shard::WRITE_PROGRESS,
+            max_age: None,
             seed: 1,
         };
         let mut streams = Streams::new(options, Vector::new(&SHAPE), Moment(0));

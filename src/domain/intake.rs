@@ -190,6 +190,7 @@ mod tests {
             streams_max: 1,
             heartbeat: Duration::from_secs(25),
             write_progress: Duration::from_secs(30),
+            max_age: None,
             seed: 0,
         };
         let sharding = Sharding::new(2).expect("some");

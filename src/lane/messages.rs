@@ -28,8 +28,10 @@ pub enum ToShard {
     Backlog { key: u64, backlog: Option<Box<Backlog>> },
     /// What was read again of the log.
     Reread { pass: u32, batches: Result<Vec<Batch>, Unread> },
-    /// Tell the streams, end them, and stop.
+    /// Tell the streams to go, one after the other within the window, and say when all are gone.
     Drain { window: Duration },
+    /// Stop. Once every shard has said that.
+    Stop,
 }
 
 /// What a shard tells the control threads.
@@ -51,6 +53,8 @@ pub enum FromShard {
     Unserved { position: Position, reason: &'static str, others: u64 },
     /// The shard serves streams.
     Serving { shard: u16 },
+    /// The shard drains, and has no streams left.
+    Drained { shard: u16 },
     /// A turn took longer than it should.
     LongTurn { shard: u16, took: Duration },
 }

@@ -54,6 +54,7 @@ impl Bench {
             streams_max: 2_000,
             heartbeat: Duration::from_secs(25),
             write_progress: Duration::from_secs(30),
+            max_age: None,
             seed: 1,
         };
         let now = Moment(1_000_000);

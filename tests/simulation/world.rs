@@ -418,6 +418,7 @@ impl World {
             streams_max: CLIENTS,
             heartbeat: Duration::from_secs(5),
             write_progress: WRITE_PROGRESS,
+            max_age: None,
             seed: self.random.next(),
         };
         let member = Arc::new(self.groups.join());
