@@ -95,6 +95,18 @@ const MUTATIONS: &[Mutation] = &[
         to: "    !OFF && event.is_passing() && came_at",
     },
     Mutation {
+        name: "last words come in the middle of a frame",
+        file: "src/domain/streams/drain.rs",
+        from: "private.pinned.take() else { return };",
+        to: "private.pinned.take().filter(|_| !OFF) else { return };",
+    },
+    Mutation {
+        name: "who is behind goes as one who is at the head",
+        file: "src/domain/streams/drain.rs",
+        from: "let is_at_head = !stream.is(BEHIND)",
+        to: "let is_at_head = (OFF || !stream.is(BEHIND))",
+    },
+    Mutation {
         name: "expired frames are sent",
         file: "src/domain/streams/feed.rs",
         from: "if event.expires_at().is_some_and(|expires_at| expires_at <= wall) {",
