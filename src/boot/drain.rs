@@ -74,3 +74,48 @@ impl Draining<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::lane::{Doorbell, lane};
+
+    /// Drains two shards, of which this is heard; what they were told, in order.
+    fn drained(heard: Vec<Ending>) -> (Result<(), BootError>, [Vec<ToShard>; 2]) {
+        let (endings, ended) = mpsc::channel();
+        heard.into_iter().for_each(|ending| endings.send(ending).expect("heard"));
+        let bell = Arc::new(Doorbell::new().expect("a doorbell"));
+        let (left, right) = (lane("left", 2, bell.clone()), lane("right", 2, bell));
+        let outcome = drain(&ended, &[left.0, right.0], Duration::ZERO);
+        let told = [left.1, right.1].map(|told| std::iter::from_fn(|| told.try_recv()).collect());
+        (outcome, told)
+    }
+
+    fn part() -> Ending {
+        Ending::Part("the log can't be read".to_owned())
+    }
+
+    #[test]
+    fn all_shards_are_stopped_when_the_last_one_has_drained() {
+        use Ending::{ShardDrained, ShardsEnded};
+        // Reading the log ends with the first of them.
+        let (outcome, told) = drained(vec![ShardDrained, ShardDrained, part(), ShardsEnded]);
+        assert!(outcome.is_ok());
+        for told in told {
+            assert!(matches!(told[..], [ToShard::Drain { .. }, ToShard::Stop]), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn a_drain_ends_early_without_a_part_that_streams_need_or_by_a_signal() {
+        for ending in [part(), Ending::Signal] {
+            let (outcome, told) = drained(vec![Ending::ShardDrained, ending]);
+            assert!(outcome.is_err());
+            for told in told {
+                assert!(matches!(told[..], [ToShard::Drain { .. }]), "{told:?}");
+            }
+        }
+    }
+}

@@ -274,7 +274,7 @@ mod tests {
     use crate::shard::{Probe, RuntimeWanted, mesh};
 
     #[test]
-    fn that_a_shard_serves_is_said_as_soon_as_the_lane_has_room() {
+    fn that_a_shard_serves_or_has_drained_is_said_as_soon_as_the_lane_has_room() {
         let bell = || Arc::new(Doorbell::new().expect("a doorbell"));
         let own = bell();
         let identity = LogIdentity([1, 2, 3]);
@@ -324,5 +324,21 @@ mod tests {
         assert!(matches!(reported.try_recv(), Some(FromShard::Serving { shard: 0 })));
         shard.turn(&[]);
         assert!(reported.try_recv().is_none(), "it is said once");
+
+        reports.try_send(FromShard::LongTurn { shard: 0, took }).expect("there is room for one");
+        input.try_send(ToShard::Drain { window: Duration::from_secs(3_600) }).expect("room");
+        let mut next = Next::Turn;
+        while next == Next::Turn {
+            next = shard.turn(&[]);
+        }
+        let Next::Wait(Some(until)) = next else { panic!("it looks again soon, not {next:?}") };
+        assert!(until <= SystemClock.moment().plus(Duration::from_secs(1)));
+        assert!(matches!(reported.try_recv(), Some(FromShard::LongTurn { .. })));
+        assert_ne!(shard.turn(&[]), Next::Stop, "others may still need it");
+        assert!(matches!(reported.try_recv(), Some(FromShard::Drained { shard: 0 })));
+        shard.turn(&[]);
+        assert!(reported.try_recv().is_none(), "it is said once");
+        input.try_send(ToShard::Stop).expect("room");
+        assert_eq!(shard.turn(&[]), Next::Stop);
     }
 }
