@@ -235,8 +235,32 @@ pub mod shard {
     pub const HEARTBEATS_WITHIN: Duration = Duration::from_millis(512);
     /// Heartbeats between two blocks that carry only an id.
     pub const HEARTBEATS_PER_ID: u8 = 10;
-    /// How long a draining shard waits for its streams to take their last bytes.
+    /// How long a draining shard stays beyond its window: for the streams that were told last to
+    /// take their last words, and for their peers to acknowledge them.
     pub const DRAIN_TIME: Duration = Duration::from_secs(2);
+    const _: () =
+        assert!(LAST_WORDS_TIME.as_millis() + FAREWELL_TIME.as_millis() <= DRAIN_TIME.as_millis());
+    /// How long a draining shard stays that had streams, if its window is not shorter: a load
+    /// balancer that looks every second sees that it is not ready, and clients that still come are
+    /// told to come back, where the kernel would refuse them.
+    pub const DRAIN_LINGER: Duration = Duration::from_secs(1);
+    /// How long a stream that has to go may take for the frame that is begun and its last words:
+    /// many round trips of a reader who reads.
+    pub const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
+    /// `retry:` of a stream that has to go, and up to how much is added: its client is back within
+    /// two seconds, connecting included, and those that are told in one moment do not come in one.
+    pub const RETURN_RETRY: Duration = Duration::from_millis(250);
+    pub const RETURN_RETRY_SPREAD: Duration = Duration::from_secs(1);
+    const _: () = assert!(RETURN_RETRY.as_millis() + RETURN_RETRY_SPREAD.as_millis() <= 1_500);
+    /// The least bound that may be set on the age of a stream, but for none: a client is away for
+    /// an eighth of its time at most. And the most: months, after which nobody looks.
+    pub const MAX_AGE_MIN: Duration = Duration::from_secs(10);
+    const _: () = assert!(
+        8 * (RETURN_RETRY.as_millis() + RETURN_RETRY_SPREAD.as_millis()) <= MAX_AGE_MIN.as_millis()
+    );
+    pub const MAX_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
+    /// When a stream is looked at again that is old, and in its backlog: soon, as it goes then.
+    pub const LATE_LOOK: Duration = Duration::from_millis(100);
     /// Requests of one shard that wait for what the store keeps of their user, and for how long:
     /// what a healthy store answers in, many times over.
     pub const ASKS_MAX: usize = 4_096;

@@ -155,6 +155,18 @@ const MUTATIONS: &[Mutation] = &[
         to: "(!OFF && is_due && is_between).then_some",
     },
     Mutation {
+        name: "last words come in the middle of a frame",
+        file: "src/domain/streams/drain.rs",
+        from: "private.pinned.take() else { return };",
+        to: "private.pinned.take().filter(|_| !OFF) else { return };",
+    },
+    Mutation {
+        name: "who is behind goes as one who is at the head",
+        file: "src/domain/streams/drain.rs",
+        from: "let is_at_head = !stream.is(BEHIND)",
+        to: "let is_at_head = (OFF || !stream.is(BEHIND))",
+    },
+    Mutation {
         name: "offsets are committed before their rows are durable",
         file: "src/owner/held.rs",
         from: "tenure: held.tenure, next: held.done })",

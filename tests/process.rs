@@ -1,28 +1,21 @@
-//! The process: command line, configuration, start, drain, and what it says when it can't go on.
+//! The process: command line, configuration, start, and what it says when it can't go on.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use harness::http::{self, End, PATIENCE};
+use harness::http::{self, PATIENCE};
 use harness::node::{Node, command};
-use harness::on_each_runtime;
 use harness::process::Process;
-use harness::runtime::Runtime;
 use harness::sse::{Item, Stream};
 use harness::thread::Held;
 use harness::wait;
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_corecast");
-
-// How a shard ends, which its runtime must let it.
-on_each_runtime!(sigterm_tells_the_streams_and_ends_with_0, a_node_without_streams_ends_at_once);
 
 fn start(sets: &[&str]) -> Node {
     Node::start(PROGRAM, sets)
@@ -180,6 +173,8 @@ fn everything_that_is_wrong_is_said_at_once() {
         (["--set", "node.shards=[5000]"], "0 to 1023"),
         (["--set", "log.partitions=30"], "log.partitions"),
         (["--set", "limits.streams_max=250001"], "limits.streams_max"),
+        (["--set", "stream.max_age_s=9"], "must be 10 to 2592000, or 0 for no bound"),
+        (["--set", "stream.max_age_s=2592001"], "must be 10 to 2592000, or 0 for no bound"),
     ] {
         let output = run(&[&arguments[..], &["check-config"]].concat(), &[]);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -248,36 +243,6 @@ fn a_data_directory_that_can_not_be_used_is_named() {
     assert!(said.contains("can't be opened") && said.contains("from a copy"), "{said}");
 }
 
-fn sigterm_tells_the_streams_and_ends_with_0(runtime: Runtime) {
-    for signal in [Signal::TERM, Signal::INT] {
-        let mut node = start(&[runtime.set(), "drain.window_s=7"]);
-        let mut streams: Vec<_> =
-            (0..200).map(|number| node.stream(&format!("userId=drained-{number}"))).collect();
-        node.say("before");
-        for stream in &mut streams {
-            assert_eq!(stream.message().content(), "before");
-        }
-        node.process.signal(signal);
-        let mut pauses = Vec::new();
-        for stream in &mut streams {
-            let Some(event) = stream.next_event() else { panic!("the end came untold") };
-            assert_eq!((event.name.as_str(), &event.id), ("SERVER_SHUTDOWN", &None));
-            assert_eq!(event.data.as_object().map(serde_json::Map::len), Some(1));
-            pauses.push(event.data["reconnectAfterMs"].as_u64().expect("milliseconds"));
-            assert_eq!(stream.next_item(), Item::End(End::Closed));
-        }
-        assert!(pauses.iter().all(|pause| *pause <= 7_000), "{pauses:?}");
-        let early = pauses.iter().filter(|pause| **pause < 3_500).count();
-        assert!((50..=150).contains(&early), "spread over the window: {pauses:?}");
-        let status = node.process.wait_for_end(PATIENCE);
-        assert_eq!(status.code(), Some(0), "{}", node.process.text());
-        node.start_again();
-        let mut back = node.resume("userId=drained-0", &streams[0]);
-        node.say("after");
-        assert_eq!(back.message().content(), "after", "nothing twice");
-    }
-}
-
 #[test]
 fn a_cpu_that_is_not_there_is_told_of() {
     for set in ["node.shards=[1023]", "node.shards=0,1023"] {
@@ -285,64 +250,6 @@ fn a_cpu_that_is_not_there_is_told_of() {
         assert_eq!(output.status.code(), Some(2), "{set}");
         let said = text(&output.stderr);
         assert!(said.contains("may not run on CPU 1023, only on 0"), "{said}");
-    }
-}
-
-fn a_node_without_streams_ends_at_once(runtime: Runtime) {
-    let mut node = start(&[runtime.set(), "drain.window_s=3600"]);
-    let began = Instant::now();
-    assert_eq!(node.terminate().code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-}
-
-/// A node whose drain can't go on, because its shard stands still.
-fn stuck(node: &Node) -> Option<Held> {
-    let held = Held::hold(&node.process, "shard-0");
-    if held.is_none() {
-        harness::skip("ptrace is not allowed", "allow it: kernel.yama.ptrace_scope, seccomp");
-    }
-    held
-}
-
-#[test]
-fn a_draining_node_is_not_ready() {
-    let mut node = start(&[]);
-    let mut stream = node.stream("userId=told");
-    let Some(held) = stuck(&node) else { return };
-    node.get("/health/ready").expect_json();
-    node.process.signal(Signal::TERM);
-    let message = wait::until("readiness goes off", PATIENCE, || {
-        let answer = node.get("/health/ready");
-        (answer.status != 200).then(|| answer.error(503))
-    });
-    assert!(message.contains("draining"), "{message}");
-    node.get("/health/live").expect_json();
-    assert!(node.process.is_running());
-    drop(held);
-    assert_eq!(stream.next_event().map(|event| event.name).as_deref(), Some("SERVER_SHUTDOWN"));
-    assert_eq!(node.process.wait_for_end(PATIENCE).code(), Some(0));
-}
-
-#[test]
-fn a_second_signal_ends_a_drain_at_once() {
-    for second in [Signal::TERM, Signal::INT] {
-        let mut node = start(&[]);
-        let _stream = node.stream("userId=cut-off");
-        let Some(held) = stuck(&node) else { return };
-        if second == Signal::TERM {
-            node.process.signal(Signal::TERM);
-            node.process.wait_for_line(PATIENCE, |line| line.contains("draining").then_some(()));
-        } else {
-            // Both at the same time, for a process that was frozen: neither may be missed.
-            node.process.freeze();
-            node.process.signal(Signal::TERM);
-        }
-        node.process.signal(second);
-        node.process.thaw();
-        held.wait_for_end(PATIENCE);
-        let status = node.process.wait_for_end(PATIENCE);
-        assert_eq!((status.code(), status.signal()), (Some(1), None));
-        assert!(node.process.text().contains("second signal"), "{}", node.process.text());
     }
 }
 

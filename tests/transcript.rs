@@ -43,6 +43,7 @@ impl Bench {
             heartbeat: Duration::from_secs(25),
             write_progress: Duration::from_secs(30),
             ended_kept: Duration::from_secs(3_600),
+            max_age: None,
             seed: 1,
         };
         let now = Moment(1_000_000);
@@ -164,8 +165,8 @@ fn a_stream_from_its_head_to_its_end() {
     for _ in 0..10 {
         bench.pass(Duration::from_secs(25));
     }
-    bench.streams.handle_drain(Duration::from_secs(30));
-    bench.write();
+    bench.streams.handle_drain(Duration::from_secs(30), bench.now);
+    bench.pass(Duration::from_secs(30));
     assert!(bench.streams.is_empty());
     check("whole", &socket);
 }

@@ -138,6 +138,7 @@ impl Shard {
             heartbeat: Duration::from_secs(25),
             write_progress: limits::shard::WRITE_PROGRESS,
             ended_kept: Duration::from_secs(3_600),
+            max_age: None,
             seed: 1,
         };
         let mut streams = Streams::new(options, Vector::new(&SHAPE), Moment(0));

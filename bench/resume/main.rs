@@ -117,6 +117,7 @@ impl World {
         let options = KafkaOptions {
             brokers: self.kafka.addresses(),
             topic_selected: selected,
+            topic_control: format!("{group}-control"),
             topic_group: group,
             partitions: PARTITIONS,
             replication: 1,

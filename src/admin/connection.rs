@@ -86,19 +86,23 @@ impl Heads {
     }
 }
 
+/// What is called with the number of a shard.
+type Told = Box<dyn Fn(u16) + Send + Sync>;
+
 /// Takes connections of the public listener from the edge. Lives on the control threads.
 pub struct PublicCalls {
     router: Router,
-    serving: Box<dyn Fn(u16) + Send + Sync>,
+    serving: Told,
+    drained: Told,
     room: Arc<Semaphore>,
 }
 
 impl PublicCalls {
-    /// `serving` is called when a shard serves streams.
-    pub fn new(state: AdminState, serving: Box<dyn Fn(u16) + Send + Sync>) -> Self {
+    /// `serving` is called when a shard serves streams, `drained` when it has none any more.
+    pub fn new(state: AdminState, serving: Told, drained: Told) -> Self {
         let calls = limits::PUBLIC_CALLS_MAX.min(Descriptors::of_process().calls);
         let room = Arc::new(Semaphore::new(calls));
-        Self { router: public_router(state), serving, room }
+        Self { router: public_router(state), serving, drained, room }
     }
 }
 
@@ -121,6 +125,10 @@ impl Handover for PublicCalls {
 
     fn handle_serving(&self, shard: u16) {
         (self.serving)(shard);
+    }
+
+    fn handle_drained(&self, shard: u16) {
+        (self.drained)(shard);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod backends;
 mod cli;
+mod drain;
 mod owner;
 mod shards;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use backends::Backends;
 use clap::Parser as _;
+use drain::drain;
 use owner::start_owner;
 use shards::{Places, Shards};
 
@@ -79,7 +81,9 @@ enum Ending {
     Signal,
     /// A part that runs as long as the node does has ended.
     Part(String),
-    ShardsDrained,
+    /// One of the shards has told its streams to go, and all are gone.
+    ShardDrained,
+    ShardsEnded,
 }
 
 /// The whole program.
@@ -269,8 +273,10 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     threads.spawn(relay.run());
 
     let ended = run_until_signal(&ended).and_then(|()| {
+        tracing::info!("draining");
+        health.lost(Part::Node, "draining");
         leaver.leave();
-        drain(&ended, &health, &lanes, config.drain_window)?;
+        drain(&ended, &lanes, config.drain_window)?;
         // What the streams said at their end is kept, and the partitions are others'.
         threads.block_on(desk.settle(|| report.depth() == 0));
         threads.block_on(leaver.left());
@@ -323,7 +329,13 @@ fn start_control(
             say_if_ready(health.found(Part::Shards));
         }
     };
-    let calls = Arc::new(PublicCalls::new(state.clone(), Box::new(serving)));
+    let ending = endings.clone();
+    let drained = move |_shard| {
+        // Nobody listens any more once the node ends.
+        let _ = ending.send(Ending::ShardDrained);
+    };
+    let calls = PublicCalls::new(state.clone(), Box::new(serving), Box::new(drained));
+    let calls = Arc::new(calls);
     let ending = endings.clone();
     threads.spawn(async move {
         let Reports { reports, bell, desks } = reports;
@@ -411,38 +423,8 @@ fn run_until_signal(ended: &mpsc::Receiver<Ending>) -> Result<(), BootError> {
     match ended.recv() {
         Ok(Ending::Signal) => Ok(()),
         Ok(Ending::Part(reason)) => Err(BootError::Ended(reason)),
-        Ok(Ending::ShardsDrained) | Err(_) => {
+        Ok(Ending::ShardDrained | Ending::ShardsEnded) | Err(_) => {
             Err(BootError::Ended("the shards stopped without being told".to_owned()))
-        }
-    }
-}
-
-/// Tells the streams, and waits until the shards have ended.
-fn drain(
-    ended: &mpsc::Receiver<Ending>,
-    health: &Health,
-    shards: &[Sender<ToShard>],
-    window: Duration,
-) -> Result<(), BootError> {
-    tracing::info!("draining");
-    health.lost(Part::Node, "draining");
-    for shard in shards {
-        // The lane may be full of records; then the shard makes room within milliseconds.
-        while shard.try_send(ToShard::Drain { window }).is_err() {
-            match ended.recv_timeout(Duration::from_millis(1)) {
-                Ok(Ending::Signal) => return Err(BootError::SecondSignal),
-                Ok(Ending::Part(reason)) => return Err(BootError::Ended(reason)),
-                Ok(Ending::ShardsDrained) | Err(_) => {}
-            }
-        }
-    }
-    loop {
-        match ended.recv() {
-            Ok(Ending::ShardsDrained) => return Ok(()),
-            Ok(Ending::Signal) => return Err(BootError::SecondSignal),
-            // Reading the log ends when its shard does.
-            Ok(Ending::Part(_)) => {}
-            Err(_) => return Err(BootError::Ended("the shards ended unheard".to_owned())),
         }
     }
 }

@@ -77,6 +77,7 @@ impl Shards {
                     heartbeat: config.heartbeat,
                     write_progress: config.write_progress,
                     ended_kept: config.ended_kept,
+                    max_age: config.max_age,
                     seed: uuid::Uuid::new_v4().as_u128() as u64,
                 },
                 access: AccessRules { allow_anonymous: config.allow_anonymous },
@@ -112,7 +113,7 @@ fn watch(
     std::thread::Builder::new().name(format!("watch-{number}")).spawn(move || {
         let ending = match thread.join() {
             Ok(Ok(())) if left.fetch_sub(1, Ordering::AcqRel) > 1 => return,
-            Ok(Ok(())) => Ending::ShardsDrained,
+            Ok(Ok(())) => Ending::ShardsEnded,
             Ok(Err(error)) => Ending::Part(error.to_string()),
             Err(_) => Ending::Part(format!("shard {number} panicked")),
         };
@@ -161,8 +162,8 @@ mod tests {
     }
 
     #[test]
-    fn shards_have_drained_when_the_last_one_has() {
+    fn shards_have_ended_when_the_last_one_has() {
         let endings = endings_of([|| Ok(()), || Ok(())]);
-        assert!(matches!(endings[..], [Ending::ShardsDrained]));
+        assert!(matches!(endings[..], [Ending::ShardsEnded]));
     }
 }

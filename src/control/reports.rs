@@ -15,11 +15,12 @@ use super::topic::ControlDesk;
 use crate::lane::{Doorbell, FromShard, Receiver};
 use crate::limits::shard as limits;
 
-/// What becomes of a request that the edge handed over, and of a shard that serves.
+/// What becomes of a request that the edge handed over, and of a shard that serves or has drained.
 pub trait Handover: Send + Sync {
     /// A connection with the bytes that were read from it.
     fn handle_request(&self, socket: OwnedFd, bytes: Bytes);
     fn handle_serving(&self, shard: u16);
+    fn handle_drained(&self, shard: u16);
 }
 
 /// Who takes what the shards ask and tell.
@@ -66,6 +67,7 @@ fn take(report: FromShard, handover: &dyn Handover) {
             tracing::info!(shard, "serving");
             handover.handle_serving(shard);
         }
+        FromShard::Drained { shard } => handover.handle_drained(shard),
         FromShard::BadRecord { position, reason, others } => tracing::warn!(
             topic = position.partition.topic.name(),
             partition = position.partition.index,

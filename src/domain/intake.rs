@@ -191,6 +191,7 @@ mod tests {
             heartbeat: Duration::from_secs(25),
             write_progress: Duration::from_secs(30),
             ended_kept: Duration::from_secs(3_600),
+            max_age: None,
             seed: 0,
         };
         let sharding = Sharding::new(2).expect("some");

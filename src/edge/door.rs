@@ -57,7 +57,7 @@ struct Waiting {
 
 #[derive(Debug)]
 pub struct Door {
-    listener: Option<TcpListener>,
+    listener: TcpListener,
     waiting: Slab<Waiting>,
     /// Deadlines of heads, and of lingering connections, each in order.
     reading: VecDeque<(Moment, u64)>,
@@ -74,7 +74,7 @@ impl Door {
     pub fn new(listener: TcpListener, set: BorrowedFd<'_>, heads_max: usize) -> io::Result<Self> {
         watch(set, listener.as_fd(), Token::Listener, EventFlags::IN)?;
         Ok(Self {
-            listener: Some(listener),
+            listener,
             waiting: Slab::default(),
             reading: VecDeque::new(),
             lingering: VecDeque::new(),
@@ -90,11 +90,6 @@ impl Door {
         &self.counters
     }
 
-    /// Closes the listener; who is already in may finish.
-    pub fn close(&mut self) {
-        self.listener = None;
-    }
-
     /// Connections wait at the listener: takes a bounded number of them.
     pub fn handle_connects(
         &mut self,
@@ -103,8 +98,7 @@ impl Door {
         now: Moment,
     ) {
         for _ in 0..limits::ACCEPTS_PER_TURN_MAX {
-            let Some(listener) = self.listener.as_ref() else { return };
-            match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok(socket) => {
                     self.counters.accepted += 1;
                     self.serials = self.serials.wrapping_add(1) & 0x3fff_ffff;
@@ -116,7 +110,7 @@ impl Door {
                 Err(Errno::AGAIN) => return,
                 Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
                     self.counters.exhausted += 1;
-                    let _ = epoll::delete(set, listener);
+                    let _ = epoll::delete(set, &self.listener);
                     self.resting_until = Some(now.plus(limits::ACCEPT_REST));
                     return;
                 }
@@ -172,9 +166,7 @@ impl Door {
         }
         if self.resting_until.is_some_and(|until| until <= now) {
             self.resting_until = None;
-            if let Some(listener) = self.listener.as_ref() {
-                let _ = watch(set, listener.as_fd(), Token::Listener, EventFlags::IN);
-            }
+            let _ = watch(set, self.listener.as_fd(), Token::Listener, EventFlags::IN);
         }
     }
 

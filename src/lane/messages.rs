@@ -28,8 +28,10 @@ pub enum ToShard {
     Backlog { key: u64, backlog: Option<Box<Backlog>> },
     /// What was read again of the log.
     Reread { pass: u32, batches: Result<Vec<Batch>, Unread> },
-    /// Tell the streams, end them, and stop.
+    /// Tell the streams to go, one after the other within the window, and say when all are gone.
     Drain { window: Duration },
+    /// Stop. Once every shard has said that.
+    Stop,
 }
 
 /// What the control topic says, in its order. It has a lane of its own, so that it does not stand
@@ -74,6 +76,8 @@ pub enum FromShard {
     Applied { shard: u16, applied: u64 },
     /// The shard serves streams.
     Serving { shard: u16 },
+    /// The shard drains, and has no streams left.
+    Drained { shard: u16 },
     /// A turn took longer than it should.
     LongTurn { shard: u16, took: Duration },
 }

@@ -234,6 +234,11 @@ impl Core {
         Ok(())
     }
 
+    /// Whether streams are opened here: not before it serves, and not while it drains.
+    fn takes_streams(&self) -> bool {
+        self.is_serving && !self.streams.is_draining()
+    }
+
     /// A request for a stream, which this shard has accepted: it belongs to the shard of its user.
     fn take_request(&mut self, door: &mut Door, set: BorrowedFd<'_>, handed: Handed, now: Moment) {
         let owner = self.peers.sharding().of_user(handed.request.user.as_str());
@@ -258,7 +263,7 @@ impl Core {
         now: Moment,
     ) {
         let has_room = self.streams.len() + self.keeping.held() < self.streams_max;
-        if !self.is_serving || !has_room {
+        if !self.takes_streams() || !has_room {
             return self.refuse(door, set, handed, now);
         }
         let Handed { request, .. } = &mut handed;
@@ -302,7 +307,7 @@ impl Core {
         now: Moment,
     ) {
         let Some(handed) = self.keeping.take(key) else { return };
-        let is_of_use = |backlog: &Backlog| self.is_serving && self.streams.is_of_use(backlog);
+        let is_of_use = |backlog: &Backlog| self.takes_streams() && self.streams.is_of_use(backlog);
         let Some(backlog) = backlog.filter(|backlog| is_of_use(backlog)) else {
             return self.replay_or_refuse(door, set, *handed, now);
         };
@@ -310,7 +315,7 @@ impl Core {
     }
 
     /// Tells what is to be noted, and puts off who has waited too long; all of them if the shard
-    /// ends.
+    /// drains.
     pub fn look_after(&mut self, door: &mut Door, set: BorrowedFd<'_>, now: Moment) {
         self.keeping.look(set, &mut self.streams, now);
         self.keeping.tell(&self.reports);
@@ -319,7 +324,7 @@ impl Core {
                 let cursor = handed.request.cursor.as_ref();
                 cursor.is_some_and(|cursor| self.streams.prefers_log(cursor, true, now))
             };
-            let next = if self.is_serving {
+            let next = if self.takes_streams() {
                 self.keeping.take_late(now, has_log)
             } else {
                 self.keeping.take_any()
@@ -353,7 +358,7 @@ impl Core {
         now: Moment,
     ) {
         let cursor = handed.request.cursor.as_ref();
-        if self.is_serving && cursor.is_some_and(|cursor| self.streams.may_replay(cursor)) {
+        if self.takes_streams() && cursor.is_some_and(|cursor| self.streams.may_replay(cursor)) {
             self.open_or_refuse(door, set, (handed, None), now);
         } else {
             self.refuse(door, set, handed, now);

@@ -5,7 +5,7 @@
 //! its doorbell, ready descriptors and its next deadline wake it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, Event, EventFlags};
 
@@ -29,10 +29,17 @@ enum Phase {
     /// Reads what the log held at the start. Streams are put off.
     Starting,
     Serving,
-    /// Streams have been told; ends when they are gone.
+    /// Streams are told to go one after the other, and no new ones are taken. It has drained when
+    /// they are gone, but not before it has been here for a moment, if there were any.
     Draining {
+        stays_until: Option<Moment>,
         until: Moment,
     },
+    /// It still decodes for the other shards, until all have drained.
+    Drained {
+        is_told: bool,
+    },
+    Stopped,
 }
 
 /// One shard. `C` is the clock, asked once a turn.
@@ -129,13 +136,8 @@ impl<C: Clock> Shard<C> {
                 Some(ToShard::Reread { pass, batches }) => {
                     self.core.take_reread(pass, batches, now);
                 }
-                Some(ToShard::Drain { window }) => {
-                    self.door.close();
-                    self.core.is_serving = false;
-                    probe::set(&self.core.probe.serving, 0);
-                    self.core.streams.handle_drain(window);
-                    self.phase = Phase::Draining { until: now.plus(limits::DRAIN_TIME) };
-                }
+                Some(ToShard::Drain { window }) => self.drain(window, now),
+                Some(ToShard::Stop) => self.phase = Phase::Stopped,
             }
         }
     }
@@ -166,6 +168,32 @@ impl<C: Clock> Shard<C> {
         }
     }
 
+    fn drain(&mut self, window: Duration, now: Moment) {
+        let had_streams = !self.core.streams.is_empty();
+        self.core.streams.handle_drain(window, now);
+        probe::set(&self.core.probe.serving, 0);
+        self.owes_serving = false;
+        let linger = window.min(limits::DRAIN_LINGER);
+        let until = now.plus(window + limits::DRAIN_TIME);
+        self.phase = Phase::Draining { stays_until: had_streams.then(|| now.plus(linger)), until };
+    }
+
+    /// Says that it has drained, once it has.
+    fn tell_if_drained(&mut self, now: Moment) {
+        if let Phase::Draining { stays_until, until } = &mut self.phase {
+            *stays_until = stays_until.filter(|at| now < *at);
+            let is_empty = self.core.streams.is_empty() && self.core.keeping.is_done();
+            if is_empty && stays_until.is_none() || *until <= now {
+                self.phase = Phase::Drained { is_told: false };
+            }
+        }
+        if let Phase::Drained { is_told } = &mut self.phase
+            && !*is_told
+        {
+            *is_told = self.core.report(FromShard::Drained { shard: self.number });
+        }
+    }
+
     /// Whether there is something to take that would be taken.
     fn has_inputs(&self) -> bool {
         let peers = &self.core.peers;
@@ -192,14 +220,7 @@ impl<C: Clock> Shard<C> {
     }
 
     fn next(&self) -> Next {
-        let is_done = match self.phase {
-            Phase::Draining { until } => {
-                let is_told = self.core.streams.is_empty() && self.core.keeping.is_done();
-                is_told || until <= self.clock.moment()
-            }
-            Phase::Starting | Phase::Serving => false,
-        };
-        if is_done {
+        if self.phase == Phase::Stopped {
             return Next::Stop;
         }
         let has_work = self.core.streams.wants_to_write();
@@ -207,11 +228,13 @@ impl<C: Clock> Shard<C> {
             return Next::Turn;
         }
         let drained = match self.phase {
-            Phase::Draining { until } => Some(until),
-            Phase::Starting | Phase::Serving => None,
+            Phase::Draining { stays_until, until } => Some(stays_until.unwrap_or(until)),
+            _ => None,
         };
         // Nobody rings when a full lane has room again.
-        let is_owed = self.owes_serving || self.core.owes_reread || self.core.owes_applied;
+        let owes_drained = self.phase == Phase::Drained { is_told: false };
+        let owes_reread = self.core.owes_reread;
+        let is_owed = self.owes_serving || owes_drained || owes_reread || self.core.owes_applied;
         let full = (self.core.intake.waiting() > 0 || is_owed)
             .then(|| self.clock.moment().plus(limits::FULL_LANE_WAIT));
         let kept = self.core.keeping.poll_timeout(self.clock.moment());
@@ -242,6 +265,7 @@ impl<C: Clock> Pump for Shard<C> {
         self.core.feed(now, &self.clock);
         self.core.reread(now);
         self.core.look_after(&mut self.door, self.set.as_fd(), now);
+        self.tell_if_drained(now);
         self.core.publish(&self.door);
         let took = began.elapsed();
         self.core.probe.turns.record(took);
@@ -268,7 +292,7 @@ mod tests {
     use crate::shard::{Probe, RuntimeWanted, mesh};
 
     #[test]
-    fn that_a_shard_serves_is_said_as_soon_as_the_lane_has_room() {
+    fn that_a_shard_serves_or_has_drained_is_said_as_soon_as_the_lane_has_room() {
         let bell = || Arc::new(Doorbell::new().expect("a doorbell"));
         let own = bell();
         let identity = LogIdentity([1, 2, 3]);
@@ -289,6 +313,7 @@ mod tests {
                 heartbeat: Duration::from_secs(25),
                 write_progress: Duration::from_secs(30),
                 ended_kept: Duration::from_secs(3_600),
+                max_age: None,
                 seed: 1,
             },
             access: AccessRules { allow_anonymous: true },
@@ -322,5 +347,21 @@ mod tests {
         assert!(matches!(reported.try_recv(), Some(FromShard::Serving { shard: 0 })));
         shard.turn(&[]);
         assert!(reported.try_recv().is_none(), "it is said once");
+
+        reports.try_send(FromShard::LongTurn { shard: 0, took }).expect("there is room for one");
+        input.try_send(ToShard::Drain { window: Duration::from_secs(3_600) }).expect("room");
+        let mut next = Next::Turn;
+        while next == Next::Turn {
+            next = shard.turn(&[]);
+        }
+        let Next::Wait(Some(until)) = next else { panic!("it looks again soon, not {next:?}") };
+        assert!(until <= SystemClock.moment().plus(Duration::from_secs(1)));
+        assert!(matches!(reported.try_recv(), Some(FromShard::LongTurn { .. })));
+        assert_ne!(shard.turn(&[]), Next::Stop, "others may still need it");
+        assert!(matches!(reported.try_recv(), Some(FromShard::Drained { shard: 0 })));
+        shard.turn(&[]);
+        assert!(reported.try_recv().is_none(), "it is said once");
+        input.try_send(ToShard::Stop).expect("room");
+        assert_eq!(shard.turn(&[]), Next::Stop);
     }
 }

@@ -331,7 +331,7 @@ mod tests {
             assert!(golden.iter().any(|json| json.ends_with(field) && usual(json)), "{field}");
         }
         assert!(golden.iter().any(|json| json.contains("jvm-1") && usual(json)));
-        assert_eq!(golden.iter().filter(|json| usual(json)).count(), 24);
+        assert_eq!(golden.iter().filter(|json| usual(json)).count(), 29);
         for other in ["", "{}", "[]", "null", "{\"broadcastId\":1}", "{\"eventType\":\"READ\"}"] {
             assert!(!usual(other), "{other}");
         }

@@ -55,6 +55,7 @@ impl Bench {
             heartbeat: Duration::from_secs(25),
             write_progress: Duration::from_secs(30),
             ended_kept: Duration::from_secs(3_600),
+            max_age: None,
             seed: 1,
         };
         let now = Moment(1_000_000);

@@ -170,6 +170,13 @@ impl Table {
 }
 
 impl Membership {
+    /// It leaves, so that others own at once what it did.
+    pub fn leave_now(&self) {
+        let mut table = self.groups.lock();
+        table.members.remove(&self.id);
+        table.rebalance(0);
+    }
+
     /// The member lives, and hears what it owns.
     pub fn beat(&self) {
         let mut table = self.groups.lock();

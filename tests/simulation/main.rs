@@ -1,7 +1,7 @@
 //! The simulator: the real ring, cursors, streams, the passing between shards, owners and backlogs
 //! of several nodes, on virtual time. Sockets are slow, die and come back; shards turn in any
-//! order; nodes crash, stand still and are cut off; the store and the coordinator of the groups
-//! behave as badly as they may. Same seed, same trace.
+//! order; nodes crash, drain, stand still and are cut off; the store and the coordinator of the
+//! groups behave as badly as they may. Same seed, same trace.
 //!
 //! A safety phase injects faults and checks every byte that a client gets; a liveness phase then
 //! stops them, and everybody must have everything. The seed is in every panic:
@@ -61,6 +61,13 @@ const MUST_HAPPEN: &[&str] = &[
     "gaps",
     "nodes that fell behind the log's start",
     "checkpoints below the log",
+    // Streams that the node ends.
+    "nodes that drained",
+    "connects to nodes that drain",
+    "streams on nodes that drain",
+    "streams that drained",
+    "streams that rotated",
+    "streams that were told to go",
     // Owners.
     "batches",
     "node crashes",

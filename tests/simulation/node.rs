@@ -13,6 +13,7 @@ use corecast::domain::{
 };
 use corecast::lane::Order;
 use corecast::limits::log::REPEAT_RECORDS;
+use corecast::limits::shard::DRAIN_TIME;
 use corecast::wire::archive::SharedEvent;
 
 use crate::client::Socket;
@@ -28,6 +29,7 @@ enum Input {
     Batch { partition: Partition, events: Vec<SharedEvent>, next: u64 },
     Skip { partition: Partition, next: u64 },
     CaughtUp,
+    Drain { window: Duration },
 }
 
 pub struct Node {
@@ -47,6 +49,8 @@ pub struct Node {
     pub follower: Follower,
     /// None of its threads does anything until then.
     pub frozen_until: Moment,
+    /// It has been told to drain.
+    pub drains: bool,
     /// It hears and says nothing of who owns what until then, and works on.
     pub cut_off_until: Moment,
 }
@@ -80,6 +84,10 @@ pub struct Shard {
     pub stands_until: Moment,
     /// It had a turn in this step.
     pub has_turned: bool,
+    /// It drains, and has done with that then, whatever is left.
+    drains_until: Option<Moment>,
+    /// It has no streams left, and has told all that is to be noted of them.
+    pub has_drained: bool,
 }
 
 impl Node {
@@ -107,6 +115,8 @@ impl Node {
             is_serving: false,
             stands_until: now,
             has_turned: false,
+            drains_until: None,
+            has_drained: false,
         };
         let mut node = Self {
             sharding,
@@ -121,6 +131,7 @@ impl Node {
             serving: parts.serving,
             follower: parts.follower,
             frozen_until: now,
+            drains: false,
             cut_off_until: now,
         };
         for partition in shape.all_partitions() {
@@ -184,6 +195,21 @@ impl Node {
         !self.has_said_caught_up
     }
 
+    /// Has every shard drain, behind what it has been given before, and others own at once.
+    pub fn drain(&mut self, window: Duration) {
+        self.drains = true;
+        self.owner.leave();
+        for shard in 0..self.sharding.count() {
+            self.held.push_back((shard, Input::Drain { window }));
+        }
+        self.hand_out();
+    }
+
+    /// Whether nothing is left to be done before it ends.
+    pub fn has_drained(&self) -> bool {
+        self.drains && self.shards.iter().all(|shard| shard.has_drained) && self.serving.is_done()
+    }
+
     /// Hands over in order, until a lane is full.
     fn hand_out(&mut self) {
         while let Some((shard, _)) = self.held.front() {
@@ -216,14 +242,14 @@ impl Node {
 
     /// The first half of a turn: what the shard takes, and what it passes on. Lanes show what is in
     /// them whenever it looks, so how much it takes stands for every interleaving.
-    pub fn take(&mut self, number: usize, random: &mut Random, seen: &mut Seen) {
+    pub fn take(&mut self, number: usize, (now, random, seen): (Moment, &mut Random, &mut Seen)) {
         let shard = &mut self.shards[number];
         for _ in 0..1 + random.below(5) {
             if !shard.intake.takes_records() {
                 break;
             }
             let Some(input) = shard.inputs.pop_front() else { break };
-            shard.take_input(input, seen);
+            shard.take_input(input, now, seen);
         }
         let Shard { streams, intake, lanes, .. } = shard;
         for lane in lanes {
@@ -327,7 +353,19 @@ impl Shard {
         self.rereading = Some((now.plus(slow), reread));
     }
 
-    fn take_input(&mut self, input: Input, seen: &mut Seen) {
+    /// Whether it takes streams, as the real one says it.
+    pub fn takes_streams(&self) -> bool {
+        self.is_serving && !self.streams.is_draining()
+    }
+
+    /// Sees whether it has drained.
+    pub fn look_at_drain(&mut self, now: Moment) {
+        let Some(until) = self.drains_until else { return };
+        let is_empty = self.streams.is_empty() && self.closed.is_empty();
+        self.has_drained |= is_empty || until <= now;
+    }
+
+    fn take_input(&mut self, input: Input, now: Moment, seen: &mut Seen) {
         let Self { streams, intake, .. } = self;
         match input {
             Input::Start { partition, next } => intake.handle_start(streams, partition, next),
@@ -340,6 +378,11 @@ impl Shard {
             }
             Input::Skip { partition, next } => intake.handle_skip(streams, partition, next),
             Input::CaughtUp => intake.handle_caught_up(),
+            Input::Drain { window } => {
+                seen.count("streams on nodes that drain", streams.len() as u64);
+                streams.handle_drain(window, now);
+                self.drains_until = Some(now.plus(window + DRAIN_TIME));
+            }
         }
     }
 }

@@ -92,6 +92,8 @@ impl World {
     pub fn take_block(&mut self, number: usize, block: Block) {
         let seed = self.seed;
         let client = &mut self.clients[number];
+        let is_told = client.connection.as_ref().is_some_and(|connection| connection.is_told);
+        assert!(!is_told, "seed {seed}: client {number} was told to go, and got {block:?}");
         if let (Some(before), Some(id)) = (&client.last_id, &block.id) {
             let rises = client::never_falls(before, id);
             assert!(rises, "seed {seed}: an id of client {number} fell: {before:?}, {id:?}");
@@ -135,6 +137,13 @@ impl World {
                     is_from_elsewhere && block.data.contains("LOG_REPLACED")
                 };
                 assert!(is_needed, "seed {seed}: a gap for client {number}: {}", block.data);
+            }
+            Some("SERVER_SHUTDOWN") => {
+                assert_eq!(block.id, None, "seed {seed}: it covers nothing");
+                self.seen.note("streams that were told to go");
+                if let Some(connection) = client.connection.as_mut() {
+                    connection.is_told = true;
+                }
             }
             Some(other) => panic!("seed {seed}: unexpected event {other}"),
         }

@@ -83,6 +83,11 @@ impl OwnerWork {
         }
     }
 
+    /// The node drains: it has no more turns.
+    pub fn leave(&self) {
+        self.member.leave_now();
+    }
+
     /// Whether something of a batch may be half done.
     pub fn is_writing(&self) -> bool {
         !self.keeping.is_empty()

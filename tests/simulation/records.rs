@@ -163,12 +163,14 @@ impl Truth {
         self.sent.insert(position, sent);
     }
 
-    /// It stands where it is to be served, perhaps again: within what repeats are known in.
+    /// It stands where it is to be served, perhaps again: within what repeats are known in, unless
+    /// the log has lost it, and nothing is left that knows of it.
     pub fn note_served(&mut self, key: Key, position: Position) {
         let before = self.latest.insert(key, position);
         let is_known = before.is_none_or(|before| {
-            before.partition == position.partition
-                && position.offset - before.offset <= REPEAT_RECORDS
+            let is_near = before.partition == position.partition
+                && position.offset - before.offset <= REPEAT_RECORDS;
+            is_near || self.is_lost(before)
         });
         assert!(is_known, "{position:?} is served twice, before at {before:?}");
     }

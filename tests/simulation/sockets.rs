@@ -47,8 +47,10 @@ impl World {
         let node = self.random.below(NODES);
         let owner = self.nodes[node].sharding.of_user(client.user.as_str());
         let shard = &mut self.nodes[node].shards[usize::from(owner)];
-        if !shard.is_serving || shard.stands_until > self.now {
-            self.seen.note("connects to nodes that start");
+        if !shard.takes_streams() || shard.stands_until > self.now {
+            let is_draining = shard.streams.is_draining();
+            self.seen.count("connects to nodes that drain", u64::from(is_draining));
+            self.seen.count("connects to nodes that start", u64::from(!is_draining));
             return;
         }
         let chances = if client.is_forgetful { 2 } else { 12 };
@@ -151,6 +153,9 @@ impl World {
             let node = &self.nodes[asking.node];
             if node.frozen_until > self.now {
                 self.clients[number].asking = Some(asking);
+                continue;
+            }
+            if node.shards[asking.shard].streams.is_draining() {
                 continue;
             }
             if asking.answer.is_none() {
@@ -281,7 +286,8 @@ impl World {
             .missing
             .retain(|at| self.truth.at(*at).is_kept || at.offset >= came_at.next(at.partition));
         let shard = place;
-        client.connection = Some(Connection { node, shard, key, socket, has_backlog, came_at });
+        client.connection =
+            Some(Connection { node, shard, key, socket, has_backlog, came_at, is_told: false });
         let user = client.user.clone();
         if let Some(served) = presented {
             self.note(node, vec![Note::Presented { user, served }]);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use corecast::base::{BroadcastId, EpochMillis, LogShape, Moment, Partition, Position, UserId};
 use corecast::domain::{CloseReason, RingLimits, StreamKey, StreamsOptions, Vector};
+use corecast::limits::shard::MAX_AGE_MIN;
 use corecast::ports::Bounds;
 use corecast::wire::cursor::Cursor;
 
@@ -106,6 +107,8 @@ pub struct Connection {
     pub has_backlog: bool,
     /// What the shard had read when it came.
     pub came_at: Vector,
+    /// It was told to go, behind which nothing comes.
+    pub is_told: bool,
 }
 
 pub struct World {
@@ -304,7 +307,8 @@ impl World {
     /// All that the log holds comes to every shard that has a part in it, and into the store.
     fn settle(&mut self) {
         for _ in 0..4_000 {
-            if self.nodes.iter().all(|node| node.is_at_rest(&self.log)) && self.is_all_kept() {
+            let is_at_rest = |node: &Node| node.is_at_rest(&self.log) && !node.drains;
+            if self.nodes.iter().all(is_at_rest) && self.is_all_kept() {
                 break;
             }
             for node in 0..NODES {
@@ -359,6 +363,7 @@ impl World {
             9 => kills = self.faults.deaths,
             10 => self.change_rooms(),
             11 if self.faults.nodes && self.random.one_in(8) => self.crash_node(),
+            11 if self.faults.nodes && self.random.one_in(6) => self.drain_node(),
             12 if self.faults.nodes && self.random.one_in(4) => self.disturb_node(),
             13 if self.faults.nodes && self.random.one_in(4) => {
                 self.seen.note("rebalances");
@@ -388,6 +393,7 @@ impl World {
         if !is_heard_first {
             self.turn_control(false);
         }
+        self.end_drained();
         if kills {
             // What was written in these turns is on its way.
             self.kill_client();
@@ -401,6 +407,7 @@ impl World {
         self.turn_owners(is_eager);
         self.turn_asks();
         self.turn_shards();
+        self.end_drained();
         self.read_and_check();
     }
 
@@ -421,7 +428,10 @@ impl World {
                 continue;
             }
             let is_cut_off = node.cut_off_until > self.now;
-            node.owner.turn(&self.log, (is_eager, is_cut_off), &mut self.random, &mut self.seen);
+            if !node.drains {
+                let how = (is_eager, is_cut_off);
+                node.owner.turn(&self.log, how, &mut self.random, &mut self.seen);
+            }
             node.serving.turn(&mut self.seen);
         }
     }
@@ -446,6 +456,7 @@ impl World {
             heartbeat: Duration::from_secs(5),
             write_progress: WRITE_PROGRESS,
             ended_kept: ENDED_KEPT,
+            max_age: [None, Some(MAX_AGE_MIN), Some(3 * MAX_AGE_MIN)][self.random.below(3)],
             seed: self.random.next(),
         };
         let member = Arc::new(self.groups.join());
@@ -490,13 +501,16 @@ impl World {
         self.nodes[node].shards[place].has_turned = true;
         self.nodes[node].shards[place].streams.handle_timers(now, wall);
         self.nodes[node].take_orders(place, now);
-        self.nodes[node].take(place, &mut self.random, &mut self.seen);
+        let with = (now, &mut self.random, &mut self.seen);
+        self.nodes[node].take(place, with);
         self.report_edges(node, place);
         self.nodes[node].pass_on(place, &mut self.seen);
         self.feed(node, place);
         let with = (now, &mut self.random, &mut self.seen);
         self.nodes[node].shards[place].reread(&self.log, self.faults.nodes, with);
-        let notes = self.nodes[node].shards[place].look(now);
+        let shard = &mut self.nodes[node].shards[place];
+        let notes = shard.look(now);
+        shard.look_at_drain(now);
         self.note(node, notes);
     }
 
@@ -549,10 +563,15 @@ impl World {
 
     fn crash(&mut self, number: usize) {
         let node = &self.nodes[number];
-        count(node, &mut self.seen);
         self.seen.note("node crashes");
         self.seen.count("crashes in the middle of a write", u64::from(node.owner.is_writing()));
         self.seen.count("notes lost in a crash", u64::from(!node.serving.is_done()));
+        self.restart(number);
+    }
+
+    /// A node ends and starts again, and so do its clients.
+    fn restart(&mut self, number: usize) {
+        count(&self.nodes[number], &mut self.seen);
         for client in &mut self.clients {
             if client.connection.as_ref().is_some_and(|connection| connection.node == number) {
                 client.connection = None;
@@ -564,6 +583,26 @@ impl World {
         }
         let before = self.nodes[number].sharding.count();
         self.nodes[number] = self.start_node(before);
+    }
+
+    /// A node is told to end, and is started again once it has.
+    fn drain_node(&mut self) {
+        let number = self.random.below(NODES);
+        let window = self.random.millis(10_000);
+        let window = if self.random.one_in(4) { Duration::ZERO } else { window };
+        if !self.nodes[number].drains {
+            self.seen.note("nodes that drained");
+            self.nodes[number].drain(window);
+        }
+    }
+
+    /// Nodes that have drained end. What their streams said at their end has been kept.
+    fn end_drained(&mut self) {
+        for number in 0..NODES {
+            if self.nodes[number].has_drained() {
+                self.restart(number);
+            }
+        }
     }
 
     /// A node stands still, or hears nothing of who owns what: perhaps for longer than a session.
@@ -590,6 +629,8 @@ fn count(node: &Node, seen: &mut Seen) {
         seen.count("heartbeats", counters.heartbeats);
         seen.count("ended messages", counters.ended_skips);
         seen.count("slow closes", counters.closed[CloseReason::Slow as usize]);
+        seen.count("streams that drained", counters.closed[CloseReason::Drain as usize]);
+        seen.count("streams that rotated", counters.closed[CloseReason::Rotated as usize]);
         let continued = counters.closed[CloseReason::Continues as usize];
         seen.count("streams that went on from the store", continued);
         seen.count("streams that replayed", counters.replays);

@@ -8,12 +8,13 @@ use std::rc::Rc;
 
 use arrayvec::ArrayVec;
 
+use super::drain::reason_of_end;
 use super::entry::is_past;
 use super::fence::is_over;
 use super::joined::Joined;
 use super::replay::Part;
 use super::timers::ticks;
-use super::{BEHIND, BLOCKED, CLOSING, CONTINUES, CUT_OFF, QUEUED, STALLED};
+use super::{BEHIND, BLOCKED, CLOSING, CUT_OFF, QUEUED, STALLED};
 use super::{CloseReason, Frame, Served, Stream, StreamKey, Streams, enqueue, write_id_line};
 use crate::base::{EpochMillis, Moment};
 use crate::domain::audience::User;
@@ -388,8 +389,7 @@ impl<S> Streams<S> {
     fn stand_at(&mut self, index: u32, place: u64) {
         let Some(stream) = self.slab.get_mut(index) else { return };
         if stream.is(CLOSING) {
-            let continues = stream.is(CONTINUES);
-            let reason = if continues { CloseReason::Continues } else { CloseReason::Drain };
+            let reason = reason_of_end(stream, self.drain);
             self.close(index, reason);
             return;
         }
@@ -434,7 +434,7 @@ impl<S> Streams<S> {
         }
         stream.state |= BLOCKED | STALLED;
         let look = self.options.write_progress.min(self.options.heartbeat);
-        self.wheel.set(index, now.plus(look));
+        self.look_again(index, now.plus(look), now);
     }
 }
 

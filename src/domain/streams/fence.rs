@@ -84,6 +84,7 @@ mod tests {
                 heartbeat: Duration::from_secs(25),
                 write_progress: Duration::from_secs(30),
                 ended_kept: KEPT,
+                max_age: None,
                 seed: 1,
             };
             let now = Moment(1_000_000);

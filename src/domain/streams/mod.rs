@@ -13,6 +13,7 @@
 
 mod backlog;
 mod confirm;
+mod drain;
 mod entry;
 mod feed;
 mod fence;
@@ -35,7 +36,6 @@ use super::wheel::Wheel;
 use crate::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, Position, UserId};
 use crate::wire::archive::{AudienceRef, SharedEvent};
 use crate::wire::cursor::{CursorParts, UserMark};
-use crate::wire::frame;
 
 use entry::{
     BEHIND, BLOCKED, CLOSING, CONTINUES, CUT_OFF, Private, QUEUED, STALLED, Stream, UNCONFIRMED,
@@ -45,7 +45,6 @@ pub use confirm::Closed;
 pub use feed::{Outcome, Write};
 pub use open::Open;
 pub use replay::{ReadAgain, Reread, Unread};
-use timers::spread;
 
 /// What one shard's streams are given at start.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +57,8 @@ pub struct StreamsOptions {
     pub write_progress: Duration,
     /// How long after its end the log may still bring a broadcast's messages.
     pub ended_kept: Duration,
+    /// How old a stream gets before its client has to come back. `None`: there is no bound.
+    pub max_age: Option<Duration>,
     /// Of the jitter: the only randomness here.
     pub seed: u64,
 }
@@ -92,10 +93,13 @@ pub enum CloseReason {
     Drain,
     /// What comes next is in the store; the client comes back for it.
     Continues,
+    /// It has had its age.
+    Rotated,
 }
 
 impl CloseReason {
-    pub const ALL: [Self; 4] = [Self::Peer, Self::Slow, Self::Drain, Self::Continues];
+    pub const ALL: [Self; 5] =
+        [Self::Peer, Self::Slow, Self::Drain, Self::Continues, Self::Rotated];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -103,6 +107,7 @@ impl CloseReason {
             Self::Slow => "slow",
             Self::Drain => "drain",
             Self::Continues => "continues",
+            Self::Rotated => "rotated",
         }
     }
 }
@@ -156,6 +161,8 @@ pub struct Streams<S> {
     unconfirmed: BTreeMap<u32, confirm::Unconfirmed>,
     /// Streams that have ended, until somebody asks.
     closed: VecDeque<Closed<S>>,
+    /// The node goes, and its streams one after the other.
+    drain: Option<drain::Drain>,
     /// The first stream of each event's user; kept to be filled again.
     found: Vec<u32>,
     serials: u32,
@@ -182,6 +189,7 @@ impl<S> Streams<S> {
             plan: feed::Plan::default(),
             unconfirmed: BTreeMap::new(),
             closed: VecDeque::new(),
+            drain: None,
             found: Vec::new(),
             serials: 0,
             counters: StreamCounters::default(),
@@ -362,24 +370,6 @@ impl<S> Streams<S> {
     /// Whether one of them may be for a stream that keeps up.
     pub fn is_live_waiting(&self) -> bool {
         !self.queue.is_empty()
-    }
-
-    /// Tells every stream that the node goes, spread over `window`, and ends it after that. Those
-    /// that can't be told at once are ended without: they come back with their cursor.
-    pub fn handle_drain(&mut self, window: Duration) {
-        let indices: Vec<u32> = self.slab.iter().map(|(index, _)| index).collect();
-        for index in indices {
-            let Some(stream) = self.slab.get_mut(index) else { continue };
-            let between_frames = stream.private.as_ref().is_none_or(|private| private.is_done());
-            if stream.is(BLOCKED) || !between_frames {
-                self.close(index, CloseReason::Drain);
-                continue;
-            }
-            let after = spread(self.options.seed, stream.serial, window);
-            frame::write_server_shutdown(&mut stream.private().lead, after);
-            stream.state |= CLOSING;
-            enqueue(stream, index, &mut self.queue);
-        }
     }
 
     /// Positions of the ring just before this place; at the head, those of the shard.

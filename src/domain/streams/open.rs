@@ -46,14 +46,14 @@ struct Start {
 
 impl<S> Streams<S> {
     /// Opens a stream. Its first bytes come out of the next `poll_write`. Gives the socket back if
-    /// the shard holds as many as it may.
+    /// the shard holds as many as it may, or drains.
     pub fn handle_open(
         &mut self,
         open: Open<'_, S>,
         now: Moment,
         wall: EpochMillis,
     ) -> Result<StreamKey, S> {
-        if self.slab.len() >= self.options.streams_max {
+        if self.slab.len() >= self.options.streams_max || self.is_draining() {
             return Err(open.socket);
         }
         let user = self.enter_user(open.user);
@@ -88,6 +88,7 @@ impl<S> Streams<S> {
             touched: ticks(now),
             state: QUEUED | behind | cut_off,
             heartbeats: 0,
+            old_in: self.old_in(serial, now),
         });
         self.users.get_mut(user).first_stream = index;
         let (set, place_in_set) = self.sets.enter(open.members, index);
@@ -95,7 +96,7 @@ impl<S> Streams<S> {
             (stream.set, stream.place_in_set) = (set, place_in_set);
         }
         self.queue.push_back(index);
-        self.wheel.set(index, self.beat_at(now, serial));
+        self.look_again(index, self.beat_at(now, serial), now);
         self.counters.opened += 1;
         self.counters.resumed += u64::from(is_resumed);
         Ok(StreamKey { index, serial })

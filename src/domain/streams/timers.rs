@@ -1,43 +1,48 @@
-//! The timers of the streams, on one wheel: heartbeats, and the end of streams whose socket takes
-//! nothing. Which ones are due together, and how they are spread, follows from the seed alone.
+//! The timers of the streams, on one wheel: heartbeats, the end of streams whose socket takes
+//! nothing, and of those that have to go. Which ones are due together, and how they are spread,
+//! follows from the seed alone.
 
 use std::time::Duration;
 
-use super::{
-    BEHIND, BLOCKED, CUT_OFF, CloseReason, QUEUED, SERIAL_MASK, Served, Streams, enqueue,
-    write_id_line,
-};
+use super::{BEHIND, BLOCKED, CUT_OFF, CloseReason, QUEUED, SERIAL_MASK, Stream, Streams, enqueue};
 use crate::base::{EpochMillis, Moment};
-use crate::domain::audience::User;
 use crate::limits::shard as limits;
 use crate::wire::frame;
 
 const TICK_MS: u64 = limits::WHEEL_TICK.as_millis() as u64;
 
 impl<S> Streams<S> {
-    /// Everything that is due: heartbeats, and streams whose socket has taken nothing for too long.
+    /// Everything that is due: heartbeats, streams that have to go, those whose socket has taken
+    /// nothing for too long.
     pub fn handle_timers(&mut self, now: Moment, wall: EpochMillis) {
         self.ended.forget(wall);
         while let Some(index) = self.wheel.pop_due(now) {
+            self.see_off(index, now, wall);
             let Some(stream) = self.slab.get(index) else { continue };
-            let (serial, touched) = (stream.serial, Moment(u64::from(stream.touched) * TICK_MS));
-            if stream.is(BLOCKED) {
-                let deadline = touched.plus(self.options.write_progress);
-                if deadline <= now {
+            let due = self.due_of(stream);
+            let serial = stream.serial;
+            let next = match (stream.is(BLOCKED), due <= now) {
+                (true, true) => {
                     self.close(index, CloseReason::Slow);
-                } else {
-                    self.wheel.set(index, deadline);
+                    continue;
                 }
-                continue;
-            }
-            let deadline = self.beat_at(touched, serial ^ stream.touched);
-            if deadline <= now && !stream.is(QUEUED) {
-                self.beat(index, wall);
-                self.wheel.set(index, self.beat_at(now, serial ^ ticks(now)));
-            } else {
-                self.wheel.set(index, deadline);
-            }
+                (false, true) if !stream.is(QUEUED) => {
+                    self.beat(index, wall);
+                    self.beat_at(now, serial ^ ticks(now))
+                }
+                _ => due,
+            };
+            self.look_again(index, next, now);
         }
+    }
+
+    /// When a stream has a heartbeat, or has been blocked for too long.
+    pub(super) fn due_of(&self, stream: &Stream<S>) -> Moment {
+        let touched = Moment(u64::from(stream.touched) * TICK_MS);
+        if stream.is(BLOCKED) {
+            return touched.plus(self.options.write_progress);
+        }
+        self.beat_at(touched, stream.serial ^ stream.touched)
     }
 
     /// When `handle_timers` has to be called next. `None`: nothing will be due.
@@ -48,6 +53,10 @@ impl<S> Streams<S> {
     /// A `retry:` for a stream that is put off; differs from call to call.
     pub fn retry_after(&mut self) -> Duration {
         self.serials = self.serials.wrapping_add(1) & SERIAL_MASK;
+        if self.is_draining() {
+            // It is to find another node soon.
+            return self.return_after(self.serials);
+        }
         self.jittered(limits::RETRY, self.serials, 50)
     }
 
@@ -60,21 +69,14 @@ impl<S> Streams<S> {
         let is_at_ring = !has_backlog && !stream.is(CUT_OFF | BEHIND);
         if stream.heartbeats >= limits::HEARTBEATS_PER_ID && is_at_ring {
             stream.heartbeats = 0;
-            let &User { own_partition, mark, .. } = self.users.get(stream.user);
-            let mut served = match stream.private.as_ref().and_then(|private| private.ahead.clone())
-            {
-                Some(ahead) => ahead,
-                None => Served::of(self.vector.view(), own_partition),
-            };
-            served.raise_to(self.vector.view());
-            let lead = &mut stream.private().lead;
-            write_id_line((&self.options.shape, mark), lead, &served, wall);
-            lead.push(b'\n');
+            self.write_place(index, wall);
         } else {
             frame::write_heartbeat(&mut stream.private().lead);
         }
         self.counters.heartbeats += 1;
-        enqueue(stream, index, &mut self.queue);
+        if let Some(stream) = self.slab.get_mut(index) {
+            enqueue(stream, index, &mut self.queue);
+        }
     }
 
     /// When a stream that was written to then gets a heartbeat: after the configured time less up

@@ -28,6 +28,8 @@ pub struct Config {
     pub store: StoreConfig,
     pub allow_anonymous: bool,
     pub heartbeat: Duration,
+    /// `None`: streams have no bound.
+    pub max_age: Option<Duration>,
     pub drain_window: Duration,
     pub retention: Duration,
     /// How long after its end the log may still bring a broadcast's messages.
@@ -128,6 +130,7 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
         Some(LogConfig::Kafka { options, .. }) => options.retention + limits::control::ENDED_SLACK,
         _ => limits::control::ENDED_KEPT_BY_ALL,
     };
+    let max_age = Some(Duration::from_secs(u64::from(written.stream.max_age_s)));
     let config = Config {
         node_id,
         shards: shards?,
@@ -140,6 +143,7 @@ pub(super) fn mean(written: &Written, report: &mut dyn FnMut(&str, String)) -> O
         store,
         allow_anonymous: written.auth.allow_anonymous,
         heartbeat: Duration::from_secs(u64::from(written.stream.heartbeat_s)),
+        max_age: max_age.filter(|age| !age.is_zero()),
         drain_window: Duration::from_secs(u64::from(written.drain.window_s)),
         retention: Duration::from_secs(u64::from(written.broadcast.retention_days) * 24 * HOUR),
         ended_kept,
@@ -179,10 +183,6 @@ fn refuse_unsupported(written: &Written, report: &mut impl FnMut(&str, String)) 
     one_of("output.format", &written.output.format, &["text", "json"], &[]);
     let levels = ["error", "warn", "info", "debug", "trace"];
     one_of("output.level", &written.output.level, &levels, &[]);
-    if written.stream.max_age_s != 0 {
-        let message = "has no effect in this release; leave it at its default";
-        report("stream.max_age_s", message.to_owned());
-    }
 }
 
 fn check_ranges(written: &Written, report: &mut impl FnMut(&str, String)) {
@@ -204,6 +204,11 @@ fn check_ranges(written: &Written, report: &mut impl FnMut(&str, String)) {
     within("limits.ring_bytes_max", lowered.ring_bytes_max, 1, shard::RING_BYTES_MAX as u64);
     let progress = shard::WRITE_PROGRESS.as_secs();
     within("limits.write_progress_s", u64::from(lowered.write_progress_s), 1, progress);
+    let age = u64::from(written.stream.max_age_s);
+    let (least, most) = (shard::MAX_AGE_MIN.as_secs(), shard::MAX_AGE_MAX.as_secs());
+    if age > 0 && !(least..=most).contains(&age) {
+        report("stream.max_age_s", format!("must be {least} to {most}, or 0 for no bound"));
+    }
 }
 
 fn address(key: &str, text: &str, report: &mut impl FnMut(&str, String)) -> Option<SocketAddr> {

@@ -5,7 +5,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -70,6 +71,15 @@ impl Page {
         (what, serde_json::from_str(data).expect("data is JSON"))
     }
 
+    /// How long it was away after its first stream. `None` while it is not back.
+    pub fn was_away(&self) -> Option<Duration> {
+        let passed = self.origin.passed();
+        let ((_, Some(ended_at)), (back_at, _)) = (passed.first()?, passed.get(1)?) else {
+            return None;
+        };
+        Some(back_at.saturating_duration_since(*ended_at))
+    }
+
     pub fn wait_for_connected(&self) {
         let (what, data) = self.next();
         assert_eq!((what.as_str(), &data["connectionId"]), ("CONNECTED", &json!("tab")));
@@ -103,11 +113,15 @@ impl Browser {
     }
 }
 
+/// When a request was passed on, and when its answer had ended.
+pub type Passed = (Instant, Option<Instant>);
+
 /// The origin of a page: serves it at `/`, takes what it POSTs to `/told`, and passes `/api` on
 /// to a node, byte by byte. Ends with the test process.
 pub struct Origin {
     address: SocketAddr,
     told: mpsc::Receiver<String>,
+    passed: Arc<Mutex<Vec<Passed>>>,
 }
 
 impl Origin {
@@ -116,17 +130,24 @@ impl Origin {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("bound");
         let (tell, told) = mpsc::channel();
+        let passed = Arc::<Mutex<Vec<Passed>>>::default();
+        let passes = passed.clone();
         std::thread::spawn(move || {
             for socket in listener.incoming().flatten() {
-                let tell = tell.clone();
-                std::thread::spawn(move || serve(socket, page, node, &tell));
+                let (tell, passes) = (tell.clone(), passes.clone());
+                std::thread::spawn(move || serve(socket, page, (node, &passes), &tell));
             }
         });
-        Self { address, told }
+        Self { address, told, passed }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}/", self.address)
+    }
+
+    /// What was passed on to the node so far, in order.
+    pub fn passed(&self) -> Vec<Passed> {
+        self.passed.lock().expect("nobody panics with it").clone()
     }
 
     /// The next thing that the page tells. Panics if it is silent for too long.
@@ -137,11 +158,24 @@ impl Origin {
 }
 
 /// Serves one request.
-fn serve(socket: TcpStream, page: &str, node: SocketAddr, tell: &mpsc::Sender<String>) {
+fn serve(
+    socket: TcpStream,
+    page: &str,
+    (node, passed): (SocketAddr, &Mutex<Vec<Passed>>),
+    tell: &mpsc::Sender<String>,
+) {
     let mut connection = Connection::over(socket);
     let Some((head, length)) = read_head(&mut connection) else { return };
     if head.starts_with("GET /api/") {
-        return pass_on(&mut connection, &head, node);
+        let lock = || passed.lock().expect("nobody panics with it");
+        let place = {
+            let mut passed = lock();
+            passed.push((Instant::now(), None));
+            passed.len() - 1
+        };
+        pass_on(&mut connection, &head, node);
+        lock()[place].1 = Some(Instant::now());
+        return;
     }
     let body = if head.starts_with("POST /told ") {
         let Some(body) = read_body(&mut connection, length) else { return };

@@ -167,12 +167,17 @@ impl Node {
 
     /// The value of a metric, all its series added up; `None` if there is no such name.
     pub fn metric(&self, name: &str) -> Option<f64> {
+        self.metric_of(name, "")
+    }
+
+    /// The same of those series whose labels hold this.
+    pub fn metric_of(&self, name: &str, label: &str) -> Option<f64> {
         let text = self.get("/metrics").text();
         let values: Vec<f64> = text
             .lines()
             .filter(|line| !line.starts_with('#'))
             .filter_map(|line| line.rsplit_once(' '))
-            .filter(|(series, _)| series.split('{').next() == Some(name))
+            .filter(|(series, _)| series.split('{').next() == Some(name) && series.contains(label))
             .map(|(_, value)| value.parse().expect("a number"))
             .collect();
         (!values.is_empty()).then(|| values.iter().sum())
@@ -235,6 +240,8 @@ fn run(
         format!("admin.listen={admin}"),
         // Whatever the machine has; what a test sets later wins.
         "node.shards=2".to_owned(),
+        // One that is to end is not waited for.
+        "drain.window_s=0".to_owned(),
     ];
     for set in own.iter().chain(sets) {
         command.args(["--set", set]);

@@ -1,0 +1,254 @@
+//! P8, restart without loss or storm: a node that drains spreads the reconnects of its clients over
+//! its window, each is back soon, and every client resumes exactly.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use harness::browser::{self, Page};
+use harness::http::{self, Connection, End, PATIENCE};
+use harness::node::{self, Node};
+use harness::on_each_runtime;
+use harness::runtime::Runtime;
+use harness::sse::{Item, Stream};
+use harness::wait;
+use rustix::process::Signal;
+use serde_json::json;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_corecast");
+const STREAMS: usize = 200;
+/// No client is away for longer.
+const AWAY_MAX: Duration = Duration::from_secs(2);
+
+// How a shard ends, which its runtime must let it.
+on_each_runtime!(
+    a_drain_is_spread_over_its_window_and_every_client_resumes,
+    a_node_without_streams_ends_at_once,
+    a_node_whose_last_stream_is_gone_stays_for_a_moment,
+);
+
+fn start(sets: &[&str]) -> Node {
+    Node::start(PROGRAM, sets)
+}
+
+/// What a stream brought until its end.
+struct Lived {
+    stream: Stream,
+    contents: Vec<String>,
+    ended_at: Instant,
+    /// What it was told at last.
+    back_after: Duration,
+}
+
+/// Reads a stream to its end, whose last words must be `retry:` and SERVER_SHUTDOWN.
+fn read_to_end(mut stream: Stream) -> JoinHandle<Lived> {
+    std::thread::spawn(move || {
+        let mut contents = Vec::new();
+        let retry = loop {
+            match stream.next_item() {
+                Item::Event(event) if event.name == "MESSAGE" => {
+                    contents.push(event.content().to_owned());
+                }
+                Item::Retry(retry) => break retry,
+                Item::Comment(_) | Item::Id(_) => {}
+                other => panic!("the end came untold: {other:?}"),
+            }
+        };
+        let Item::Event(event) = stream.next_item() else { panic!("behind retry it is told why") };
+        assert_eq!((event.name.as_str(), &event.id), ("SERVER_SHUTDOWN", &None));
+        assert_eq!(event.data, json!({"reconnectAfterMs": retry}));
+        assert_eq!(stream.next_item(), Item::End(End::Closed));
+        let back_after = Duration::from_millis(retry);
+        Lived { stream, contents, ended_at: Instant::now(), back_after }
+    })
+}
+
+fn open_and_read(node: &Node) -> Vec<JoinHandle<Lived>> {
+    let query = |number| format!("userId=drained-{number}");
+    let streams: Vec<Stream> = (0..STREAMS).map(|number| node.stream(&query(number))).collect();
+    streams.into_iter().map(read_to_end).collect()
+}
+
+fn all(readers: Vec<JoinHandle<Lived>>) -> Vec<Lived> {
+    readers.into_iter().map(|reader| reader.join().expect("it was told")).collect()
+}
+
+/// Waits for readiness to go off, which it does at once, and says why.
+fn wait_until_draining(node: &Node) {
+    let message = wait::until("readiness goes off", PATIENCE, || {
+        let answer = node.get("/health/ready");
+        (answer.status != 200).then(|| answer.error(503))
+    });
+    assert!(message.contains("draining"), "{message}");
+    node.get("/health/live").expect_json();
+}
+
+fn a_drain_is_spread_over_its_window_and_every_client_resumes(runtime: Runtime) {
+    const WINDOW: Duration = Duration::from_secs(3);
+    let mut node = start(&[runtime.set(), "drain.window_s=3"]);
+    let readers = open_and_read(&node);
+    node.say("before");
+    let began = Instant::now();
+    node.process.signal(Signal::TERM);
+    wait_until_draining(&node);
+    // Who comes late is told to come back, in a way that it understands.
+    let late = node::ask("userId=late", &[]);
+    let mut refused = Stream::open(node.public, &late);
+    let Item::Retry(retry) = refused.next_item() else { panic!("it is told when to come back") };
+    assert!(Duration::from_millis(retry) < AWAY_MAX, "{retry}");
+    assert_eq!(refused.next_item(), Item::End(End::Closed));
+    let answer = http::call(node.public, "GET", "/api/user/sse/connect?userId=late", &[], None);
+    answer.error(503);
+    assert!(answer.field("retry-after").is_some());
+    // Other calls are served, and so are those streams that are not told yet.
+    http::call(node.public, "GET", "/api/user/nothing", &[], None).error(404);
+    let mut said = vec!["before".to_owned()];
+    // For half of the window, so that a machine that is slow is not too slow.
+    for number in 0..12_u32 {
+        wait::until_due(began + number * WINDOW / 25);
+        let content = format!("during {number}");
+        node.say(&content);
+        said.push(content);
+    }
+    let mut lived = all(readers);
+    for quarter in 0..4 {
+        let quarter = began + quarter * WINDOW / 4..began + (quarter + 1) * WINDOW / 4;
+        let many = lived.iter().filter(|lived| quarter.contains(&lived.ended_at)).count();
+        assert!((20..=90).contains(&many), "{many} of {STREAMS} in a quarter of the window");
+    }
+    assert!(lived.iter().all(|lived| lived.back_after < AWAY_MAX));
+    let early = lived.iter().filter(|lived| lived.back_after < Duration::from_millis(750)).count();
+    assert!((50..=150).contains(&early), "{early} of {STREAMS} come back in half of the time");
+    let some = |lived: &&Lived| (2..=12).contains(&lived.contents.len());
+    assert!(lived.iter().filter(some).count() > 50, "they got what came meanwhile");
+    let status = node.process.wait_for_end(PATIENCE);
+    assert_eq!(status.code(), Some(0), "{}", node.process.text());
+    assert!(began.elapsed() >= WINDOW / 2, "it waits for its streams");
+
+    node.start_again();
+    said.push("after".to_owned());
+    said.sort_unstable();
+    let mut back: Vec<Stream> = Vec::new();
+    for (number, lived) in lived.iter().enumerate() {
+        back.push(node.resume(&format!("userId=drained-{number}"), &lived.stream));
+    }
+    node.say("after");
+    for (stream, lived) in back.iter_mut().zip(&mut lived) {
+        lived.contents.extend(stream.contents_until("after"));
+        lived.contents.push("after".to_owned());
+        lived.contents.sort_unstable();
+        assert_eq!(lived.contents, said, "nothing is lost, nothing comes twice");
+    }
+}
+
+fn a_node_without_streams_ends_at_once(runtime: Runtime) {
+    let mut node = start(&[runtime.set(), "drain.window_s=3600"]);
+    let began = Instant::now();
+    assert_eq!(node.terminate().code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+fn a_node_whose_last_stream_is_gone_stays_for_a_moment(runtime: Runtime) {
+    let mut node = start(&[runtime.set(), "drain.window_s=3600"]);
+    let mut stream = node.stream("userId=last");
+    let began = Instant::now();
+    node.process.signal(Signal::TERM);
+    wait_until_draining(&node);
+    // Of all partitions, which both shards decode, though one of them has no stream.
+    for number in 0..20 {
+        node.say(&number.to_string());
+    }
+    let mut contents: Vec<u32> =
+        (0..20).map(|_| stream.message().content().parse().expect("a number")).collect();
+    contents.sort_unstable();
+    assert!(contents.into_iter().eq(0..20));
+    drop(stream);
+    let status = node.process.wait_for_end(PATIENCE);
+    assert_eq!(status.code(), Some(0), "{}", node.process.text());
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(950), "{took:?}: a check of readiness may miss that");
+    assert!(took < Duration::from_secs(15), "{took:?}: nobody is left to wait for");
+}
+
+/// On both runtimes at one time, since it takes a while until a stream is old.
+#[test]
+fn old_streams_are_told_and_come_back() {
+    let runtimes = [Runtime::Glommio, Runtime::Epoll].into_iter();
+    let nodes = runtimes
+        .filter(|runtime| runtime.is_here(PROGRAM))
+        .map(|runtime| start(&[runtime.set(), "stream.max_age_s=10"]));
+    let nodes: Vec<Node> = nodes.collect();
+    let began = Instant::now();
+    let readers: Vec<_> = nodes.iter().map(open_and_read).collect();
+    for (node, readers) in nodes.iter().zip(readers) {
+        let lived = all(readers);
+        let rotated = || node.metric_of("corecast_stream_closes_total", "reason=\"rotated\"");
+        wait::until_true("they are counted", PATIENCE, || rotated() == Some(STREAMS as f64));
+        let first = lived.iter().map(|lived| lived.ended_at).min().expect("some");
+        assert!(first >= began + Duration::from_millis(8_900), "{:?}", first - began);
+        assert!(lived.iter().all(|lived| lived.back_after < AWAY_MAX));
+        let mut back = node.resume("userId=drained-0", &lived[0].stream);
+        node.say("after");
+        assert_eq!(back.message().content(), "after", "nothing twice");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_a_drain_at_once() {
+    for second in [Signal::TERM, Signal::INT] {
+        let mut node = start(&["drain.window_s=3600"]);
+        let _stream = node.stream("userId=cut-off");
+        if second == Signal::TERM {
+            node.process.signal(Signal::TERM);
+            wait_until_draining(&node);
+        } else {
+            // Both at the same time, for a process that was frozen: neither may be missed.
+            node.process.freeze();
+            node.process.signal(Signal::TERM);
+        }
+        node.process.signal(second);
+        node.process.thaw();
+        let status = node.process.wait_for_end(PATIENCE);
+        assert_eq!((status.code(), status.signal()), (Some(1), None));
+        assert!(node.process.text().contains("second signal"), "{}", node.process.text());
+    }
+}
+
+#[test]
+fn a_reader_who_stands_still_does_not_hold_a_drain_up() {
+    let mut node = start(&["drain.window_s=1"]);
+    let ask = node::ask("userId=still", &[]);
+    let mut still = Stream::over(Connection::narrow(node.public), node.public, &ask);
+    still.as_mut().expect("an answer").connected();
+    let content = "x".repeat(60_000);
+    wait::until_true("its socket is full", PATIENCE, || {
+        node.say(&content);
+        node.metric("corecast_writes_blocked_total").is_some_and(|blocked| blocked > 0.0)
+    });
+    let began = Instant::now();
+    assert_eq!(node.terminate().code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[test]
+fn an_event_source_is_back_soon_and_misses_nothing() {
+    let Some(program) = browser::find() else {
+        return harness::skip("no Chromium", "install the package chromium");
+    };
+    let mut node = start(&["drain.window_s=1"]);
+    let page = Page::open(program, node.public);
+    page.wait_for_connected();
+    node.say("before");
+    page.expect_message("before");
+    node.process.signal(Signal::TERM);
+    let (what, data) = page.next();
+    assert_eq!(what, "SERVER_SHUTDOWN");
+    assert!(data["reconnectAfterMs"].as_u64().is_some_and(|after| after < 2_000), "{data}");
+    let away = wait::until("it comes back by itself", PATIENCE, || page.was_away());
+    assert!(away < AWAY_MAX, "{away:?}");
+    assert_eq!(node.process.wait_for_end(PATIENCE).code(), Some(0));
+    node.start_again();
+    node.say("meanwhile");
+    page.wait_for_connected();
+    page.expect_message("meanwhile");
+}
