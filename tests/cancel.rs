@@ -1,5 +1,5 @@
-//! Cancel and expiry on one node, from outside: once a cancel is answered, or the time has passed, no
-//! write of the broadcast begins; who could see it, and nobody else, is told that it is no more.
+//! Cancel and expiry on one node, from outside: once a cancel is answered, or the time has passed,
+//! no write of the broadcast begins; who could see it, and nobody else, is told that it is no more.
 
 use std::time::Duration;
 

@@ -17,14 +17,15 @@ use std::time::Duration;
 use backends::Backends;
 use clap::Parser as _;
 use drain::drain;
-use owner::start_owner;
+use owner::{owner_of, start_owner};
 use shards::{Places, Shards};
 
 use crate::admin::{AdminState, PublicCalls, serve_admin};
 use crate::base::{LogIdentity, LogShape};
 use crate::control::{
-    ControlCounters, Creator, Desks, EndRelay, Ender, Expiry, FollowerParts, Hearing, KeptParts,
-    KeptStore, Relay, Signals, Threads, Unfinished, control_topic, inboxes, rereads, run_reports,
+    ControlCounters, Creator, Desks, EndRelay, Ender, Expiry, Follower, FollowerParts, Hearing,
+    KeptParts, KeptStore, Relay, Signals, Threads, Unfinished, control_topic, inboxes, rereads,
+    run_reports,
 };
 use crate::edge::listen;
 use crate::ingest::kafka::OptionsError;
@@ -34,7 +35,7 @@ use crate::limits;
 use crate::ops::config::{self, Config};
 use crate::ops::health::{Health, Part};
 use crate::ops::metrics::{Metrics, Sources};
-use crate::owner::{Owner, OwnerCounters};
+use crate::owner::OwnerCounters;
 use crate::ports::{Clock, Descriptors, Log, SystemClock};
 use crate::shard::{Cores, CoresError, ShardError, pin};
 use crate::store::embedded::OpenError;
@@ -208,14 +209,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         ended_kept: config.ended_kept,
         counters: control_counters,
     });
-    let health_of_control = health.clone();
-    threads.spawn(follower.run(move |hearing| match hearing {
-        Hearing::Heard => say_if_ready(health_of_control.found(Part::Control)),
-        Hearing::Fenced => {
-            tracing::warn!("messages wait: the control topic is not heard");
-            health_of_control.lost(Part::Control, "the control topic is not heard");
-        }
-    }));
+    start_follower(&threads, follower, health.clone());
     let ender = Arc::new(Ender {
         creator: creator.clone(),
         endings: backends.endings.clone(),
@@ -240,37 +234,15 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         let reports = Reports { reports, bell: report_bell, desks };
         start_control(&threads, admin, state, reports, lanes.len(), &endings);
     }
-    let owner = Owner {
-        log: log.clone(),
-        ownership: backends.ownership.clone(),
-        inbox: backends.inbox.clone(),
-        endings: backends.endings.clone(),
-        control: backends.control.clone(),
-        node: node.clone(),
-        parking: backends.parking.clone(),
-        dead_letters: backends.dead_letters.clone(),
-        clock,
-        names: config.log.names(),
-        retention: config.retention,
-        is_testing: config.is_testing,
-        unknown_is_for_all: config.unknown_is_for_all,
-        counters: owner_counters,
-    };
+    let owner = owner_of(&config, &backends, (clock, node), owner_counters);
     let leaver = start_owner(&threads, &backends, owner, &health, config.is_owner);
-    start_endings(&threads, &backends, ender);
+    start_relays(&threads, &backends, creator, ender);
     start_ingest(&threads, log, lanes.clone(), log_lag, health.clone(), &endings);
     say_hello(public_address, admin_address);
     if config.is_testing {
         tracing::warn!("testing.enabled: whoever may create can make messages fail");
     }
     backends.watch(&threads, &health, &endings);
-    let relay = Relay {
-        creator,
-        ownership: backends.ownership.clone(),
-        inbox: backends.inbox.clone(),
-        is_alone: backends.is_alone,
-    };
-    threads.spawn(relay.run());
 
     let ended = run_until_signal(&ended).and_then(|()| {
         tracing::info!("draining");
@@ -366,11 +338,26 @@ fn start_control(
     });
 }
 
-/// Starts what ends broadcasts at their time, and what completes endings that were left.
-fn start_endings(threads: &Threads, backends: &Backends, ender: Arc<Ender>) {
+/// Starts to follow the control topic, and tells health whether it is heard.
+fn start_follower(threads: &Threads, follower: Follower, health: Health) {
+    threads.spawn(follower.run(move |hearing| match hearing {
+        Hearing::Heard => say_if_ready(health.found(Part::Control)),
+        Hearing::Fenced => {
+            tracing::warn!("messages wait: the control topic is not heard");
+            health.lost(Part::Control, "the control topic is not heard");
+        }
+    }));
+}
+
+/// Starts what publishes and ends what was left in the middle, and what ends broadcasts at their
+/// time.
+fn start_relays(threads: &Threads, backends: &Backends, creator: Arc<Creator>, ender: Arc<Ender>) {
+    let (ownership, inbox) = (backends.ownership.clone(), backends.inbox.clone());
+    let is_alone = backends.is_alone;
+    threads.spawn(Relay { creator, ownership, inbox, is_alone }.run());
     let (ownership, log) = (backends.ownership.clone(), backends.log.clone());
     threads.spawn(Expiry { ender: ender.clone(), ownership, log }.run());
-    threads.spawn(EndRelay { ender, is_alone: backends.is_alone }.run());
+    threads.spawn(EndRelay { ender, is_alone }.run());
 }
 
 fn start_ingest(

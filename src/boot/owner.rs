@@ -1,13 +1,41 @@
 //! Starts what owning partitions takes, and tells health how it goes.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::backends::Backends;
 use super::say_if_ready;
 use crate::control::Threads;
+use crate::ops::config::Config;
 use crate::ops::health::{Health, Part};
-use crate::owner::{Leaver, Owner, leaving};
-use crate::ports::{LogError, Standing};
+use crate::owner::{Leaver, Owner, OwnerCounters, leaving};
+use crate::ports::{Clock, LogError, Standing};
+use crate::wire::control::NodeStart;
+
+/// The owner of this node's partitions, as configured.
+pub(super) fn owner_of(
+    config: &Config,
+    backends: &Backends,
+    (clock, node): (Arc<dyn Clock>, NodeStart),
+    counters: Arc<OwnerCounters>,
+) -> Owner {
+    Owner {
+        log: backends.log.clone(),
+        ownership: backends.ownership.clone(),
+        inbox: backends.inbox.clone(),
+        endings: backends.endings.clone(),
+        control: backends.control.clone(),
+        node,
+        parking: backends.parking.clone(),
+        dead_letters: backends.dead_letters.clone(),
+        clock,
+        names: config.log.names(),
+        retention: config.retention,
+        is_testing: config.is_testing,
+        unknown_is_for_all: config.unknown_is_for_all,
+        counters,
+    }
+}
 
 /// Starts to take part in owning partitions, and to keep what their records leave behind.
 pub(super) fn start_owner(

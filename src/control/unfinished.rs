@@ -1,5 +1,5 @@
-//! What this process is at, and what it has given up in the middle: a relay must leave the one alone
-//! and need not wait for the other.
+//! What this process is at, and what it has given up in the middle: a relay must leave the one
+//! alone and need not wait for the other.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -34,8 +34,8 @@ impl Unfinished {
         self.lock().under_way.contains(&id)
     }
 
-    /// Whether this process has given it up in the middle: nobody is at it any more, and no write of
-    /// its status is still on its way.
+    /// Whether this process has given it up in the middle: nobody is at it any more, and no write
+    /// of its status is still on its way.
     pub(super) fn is_owed(&self, id: BroadcastId) -> bool {
         self.lock().owed.contains(&id)
     }

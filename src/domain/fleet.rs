@@ -29,7 +29,7 @@ pub struct Fleet {
     seq: u64,
     beat_at: Option<Moment>,
     /// Somebody may wait for the beat that says that this record is applied.
-    awaited: Option<u64>,
+    owed: Option<u64>,
     fresh_until: Option<Moment>,
     /// Since when the topic has been read without a hole.
     joined_at: Option<Moment>,
@@ -60,7 +60,7 @@ impl Fleet {
             sent: VecDeque::new(),
             seq: 0,
             beat_at: None,
-            awaited: None,
+            owed: None,
             fresh_until: None,
             joined_at: None,
             others: HashMap::new(),
@@ -91,7 +91,7 @@ impl Fleet {
             return None;
         }
         self.beat_at = Some(now);
-        self.awaited = self.awaited.filter(|_| !self.is_awaited());
+        self.owed = self.owed.filter(|_| !self.owes_word());
         let seq = self.next_seq();
         if self.sent.len() == limits::BEATS_SENT_MAX {
             self.sent.pop_front();
@@ -103,7 +103,7 @@ impl Fleet {
     /// When the next beat is due; `None` before the topic is read.
     pub fn poll_timeout(&self) -> Option<Moment> {
         let joined_at = self.joined_at?;
-        let pace = if self.is_awaited() { limits::ANSWER_PACE } else { limits::BEAT_PACE };
+        let pace = if self.owes_word() { limits::ANSWER_PACE } else { limits::BEAT_PACE };
         Some(self.beat_at.map_or(joined_at, |at| at.plus(pace)))
     }
 
@@ -134,12 +134,12 @@ impl Fleet {
     }
 
     /// A record was read whose appender waits until all have applied it.
-    pub fn handle_awaited(&mut self, offset: u64) {
-        self.awaited = self.awaited.max(Some(offset));
+    pub fn handle_record(&mut self, offset: u64) {
+        self.owed = self.owed.max(Some(offset));
     }
 
-    fn is_awaited(&self) -> bool {
-        self.awaited.is_some_and(|offset| self.applied() > offset)
+    fn owes_word(&self) -> bool {
+        self.owed.is_some_and(|offset| self.applied() > offset)
     }
 
     /// A shard has applied everything before this place.
@@ -238,7 +238,7 @@ mod tests {
     fn who_may_be_waited_for_beats_soon() {
         let mut fleet = fleet();
         fleet.poll_beat(NOW).expect("the first");
-        fleet.handle_awaited(6);
+        fleet.handle_record(6);
         fleet.handle_applied(0, 9);
         assert_eq!(fleet.poll_beat(after(100)), None, "a shard has not applied it");
         fleet.handle_applied(1, 7);

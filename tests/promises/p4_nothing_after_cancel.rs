@@ -64,8 +64,8 @@ fn until(stream: &mut Stream, marker: &str) -> Vec<String> {
     }
 }
 
-/// Reads until a message of each partition of the group topic has said `marker`: what else is on its
-/// way has come before it.
+/// Reads until a message of each partition of the group topic has said `marker`: what else is on
+/// its way has come before it.
 fn until_all(node: &Node, stream: &mut Stream, audience: &Value, marker: &str) -> Vec<String> {
     let mut told = Vec::new();
     // As many as make it likely that every partition has some, each a content of its own.

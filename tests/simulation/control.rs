@@ -113,7 +113,7 @@ impl Follower {
                 }
                 ControlSays::Ended { broadcast_id, .. } => {
                     order.ended.push((broadcast_id, EpochMillis::MAX));
-                    self.fleet.handle_awaited(offset);
+                    self.fleet.handle_record(offset);
                 }
             }
         }

@@ -39,7 +39,10 @@ pub enum EndError {
     )]
     Full,
     /// It is done, and not all nodes are known to know it.
-    #[error("broadcast {id} is {}, but not every node has confirmed it yet{reason}; ask again", .status.word())]
+    #[error(
+        "broadcast {id} is {}, but not every node has confirmed it yet{reason}; ask again",
+        .status.word()
+    )]
     Unsettled { id: BroadcastId, status: Status, reason: String },
 }
 

@@ -136,9 +136,7 @@ impl Follower {
                         self.beat(&mut beats);
                     }
                     Some(_) = beats.join_next() => {}
-                    () = tokio::time::sleep(limits::FULL_LANE_WAIT), if self.orders.is_waiting() => {
-                        self.orders.flush();
-                    }
+                    () = self.orders.room() => self.orders.flush(),
                     () = self.fenced() => self.tell(told),
                     // The next beat may be due sooner.
                     () = changed => {}
@@ -192,7 +190,7 @@ impl Follower {
                 }
                 Ok(ControlRecord { says: ControlSays::Ended { broadcast_id, .. }, .. }) => {
                     ended.push((broadcast_id, kept_until));
-                    state.fleet.handle_awaited(offset);
+                    state.fleet.handle_record(offset);
                 }
                 Err(reason) => {
                     tracing::debug!(offset, %reason, "a control record is ignored");

@@ -1,6 +1,7 @@
 //! What the shards are told, each in its order. One whose lane is full is told later, all at once.
 
 use crate::lane::{Order, Sender};
+use crate::limits::control as limits;
 
 pub(super) struct Orders {
     shards: Vec<(Sender<Order>, Option<Order>)>,
@@ -29,7 +30,15 @@ impl Orders {
         }
     }
 
-    pub fn is_waiting(&self) -> bool {
+    /// Waits until it may be tried again; for good, if nothing waits.
+    pub async fn room(&self) {
+        if !self.is_waiting() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(limits::FULL_LANE_WAIT).await;
+    }
+
+    fn is_waiting(&self) -> bool {
         self.shards.iter().any(|(_, waiting)| waiting.is_some())
     }
 }
