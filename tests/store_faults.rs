@@ -3,6 +3,7 @@
 
 mod store;
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -12,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use corecast::base::{BroadcastId, EpochMillis, Status, UserId};
 use corecast::domain::Broadcast;
+use corecast::limits::parking::BUCKETS;
 use corecast::ports::{
-    Claim, Delivery, Inbox, InboxWrite, ListFilter, OutboxRow, Progress as Standing, Store,
-    StoreError,
+    Bucket, Change, Claim, Delivery, Endings, Inbox, InboxWrite, ListFilter, OutboxRow,
+    Progress as Standing, Store, StoreError,
 };
 use corecast::store::scylla::{Login, OpenError, Progress, ScyllaOptions, ScyllaStore};
 use harness::cassandra::{Cassandra, Setup};
@@ -62,6 +64,7 @@ fn three_nodes_outlive_what_they_promise() {
     made.extend(one_frozen_just_after_a_start(&mut cluster, running));
     made.extend(one_frozen(&cluster, running));
     made.extend(two_frozen_during_claims(&cluster, running));
+    two_frozen_during_changes(&cluster, running);
     made.extend(two_killed(&mut cluster, running));
     all_killed(&mut cluster, running, &made);
 }
@@ -105,29 +108,57 @@ fn one_frozen(cluster: &Cassandra, running: &Running) -> Vec<BroadcastId> {
 /// The answers of these claims are lost. Nobody else claims the ids, so each was applied, and must
 /// not be taken for somebody else's when it is found to stand there.
 fn two_frozen_during_claims(cluster: &Cassandra, running: &Running) -> Vec<BroadcastId> {
-    cluster.freeze(1);
-    cluster.freeze(2);
-    let claims: Vec<_> = (0..32)
-        .map(|number| {
-            let store = running.store.clone();
-            let content = broadcast(id_at(now(), number));
-            runtime().spawn(async move { (content.id, store.claim_broadcast(&content).await) })
-        })
-        .collect();
-    // By then the first try of each has run out of time.
-    running.wait_until(is_away);
-    cluster.thaw(1);
-    cluster.thaw(2);
+    let contents: Vec<Broadcast> = (0..32).map(|number| broadcast(id_at(now(), number))).collect();
+    let claims = two_frozen_during(cluster, running, contents, |store, content| async move {
+        (content.id, store.claim_broadcast(&content).await)
+    });
     let mut made = Vec::new();
-    for claim in claims {
-        let (id, claim) = block_on(claim).expect("no claim panics");
+    for (id, claim) in claims {
         assert_eq!(claim.expect("the nodes are back"), Claim::Applied, "{id}");
         let created = block_on(running.store.create_status(id, Status::Active));
         assert_eq!(created.expect("the nodes are back"), Claim::Applied);
         made.push(id);
     }
-    running.wait_until(is_serving);
     made
+}
+
+/// The same of changes: nobody else changes the statuses.
+fn two_frozen_during_changes(cluster: &Cassandra, running: &Running) {
+    let ends = [Status::Cancelled, Status::Failed].into_iter().cycle();
+    let ids = (0..24).map(|number| existing(&*running.store, number));
+    let wishes: Vec<(BroadcastId, Status)> = ids.zip(ends).collect();
+    let changes = two_frozen_during(cluster, running, wishes, |store, (id, to)| async move {
+        (id, to, store.change_status(id, to).await)
+    });
+    for (id, to, change) in changes {
+        assert_eq!(change.expect("the nodes are back"), Change::Done, "{id}");
+        let row = block_on(running.store.broadcast(id)).expect("the nodes are back");
+        assert_eq!(row.expect("it exists").status, to);
+    }
+}
+
+/// What becomes of calls whose first tries get no answer.
+fn two_frozen_during<I, T, F>(
+    cluster: &Cassandra,
+    running: &Running,
+    items: Vec<I>,
+    call: impl Fn(Arc<ScyllaStore>, I) -> F,
+) -> Vec<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    cluster.freeze(1);
+    cluster.freeze(2);
+    let calls = items.into_iter().map(|item| runtime().spawn(call(running.store.clone(), item)));
+    let calls: Vec<_> = calls.collect();
+    // By then the first try of each has run out of time.
+    running.wait_until(is_away);
+    cluster.thaw(1);
+    cluster.thaw(2);
+    let answers = calls.into_iter().map(|call| block_on(call).expect("no call panics")).collect();
+    running.wait_until(is_serving);
+    answers
 }
 
 fn two_killed(cluster: &mut Cassandra, running: &Running) -> Vec<BroadcastId> {
@@ -139,6 +170,7 @@ fn two_killed(cluster: &mut Cassandra, running: &Running) -> Vec<BroadcastId> {
     assert_away(block_on(running.store.broadcast(row.id)));
     assert_away(block_on(running.store.broadcasts(ListFilter::All, None, 1)));
     assert_away(block_on(running.store.claim_broadcast(&broadcast(row.id))));
+    assert_away(block_on(running.store.change_status(row.id, Status::Cancelled)));
     cluster.launch(0);
     cluster.launch(1);
     cluster.wait_until_ready(0);
@@ -314,10 +346,13 @@ fn older_keyspaces_are_brought_up(cluster: &Cassandra, raw: &Session) {
         "dead_letter_list",
         "parked",
         "served_event",
+        "ending",
+        "due",
     ];
     for table in newer_tables {
         change(raw, &format!("DROP TABLE {keyspace}.{table}"));
     }
+    change(raw, &format!("ALTER TABLE {keyspace}.broadcast_status DROP change"));
     change(
         raw,
         &format!(
@@ -346,6 +381,19 @@ fn older_keyspaces_are_brought_up(cluster: &Cassandra, raw: &Session) {
     block_on(newer[0].store.write_inbox(std::slice::from_ref(&message))).expect("serving");
     let inbox = block_on(newer[1].store.inbox(&message.user, None, 10)).expect("serving");
     assert_eq!(inbox.len(), 1);
+    // What was made before anybody noted what is due is noted by who looks first.
+    let then = EpochMillis(now().0 + 31 * 24 * 3_600_000);
+    let due = (0..BUCKETS).flat_map(|share| {
+        let due = block_on(newer[0].store.due(Bucket(share), then, 100)).expect("serving");
+        due.into_iter().map(|due| due.id)
+    });
+    assert_eq!(due.collect::<BTreeSet<_>>(), ids.iter().copied().collect());
+    let cancelled = existing(&*newer[0].store, 200);
+    let done = block_on(newer[1].store.change_status(cancelled, Status::Cancelled));
+    assert_eq!(done.expect("serving"), Change::Done);
+    // What a node of an earlier release made may be changed by one of this.
+    let done = block_on(newer[1].store.change_status(ids[0], Status::Failed));
+    assert_eq!(done.expect("serving"), Change::Done);
     for store in [&newer[0].store, &newer[1].store, &older.store] {
         assert_eq!(block_on(store.outbox(10)).expect("serving").len(), 1);
         for id in &ids {
@@ -686,6 +734,12 @@ async fn create(store: &ScyllaStore, row: OutboxRow) -> Result<BroadcastId, Stri
     assert_eq!(claim, Claim::Applied, "{}", row.id);
     let status = step("status", store.create_status(row.id, Status::Active).await)?;
     assert_eq!(status, Claim::Applied, "{}", row.id);
+    if row.id.get().is_multiple_of(4) {
+        for to in [Status::Failed, Status::Active] {
+            let change = step("change", store.change_status(row.id, to).await)?;
+            assert_eq!(change, Change::Done, "{}", row.id);
+        }
+    }
     let mut message = message_of(row.id);
     step("pending", store.write_inbox(std::slice::from_ref(&message)).await)?;
     message.progress.delivery = Delivery::Delivered;
