@@ -64,7 +64,7 @@ fn three_nodes_outlive_what_they_promise() {
     made.extend(one_frozen_just_after_a_start(&mut cluster, running));
     made.extend(one_frozen(&cluster, running));
     made.extend(two_frozen_during_claims(&cluster, running));
-    two_frozen_during_changes(&cluster, running);
+    two_frozen_amid_changes(&cluster, running);
     made.extend(two_killed(&mut cluster, running));
     all_killed(&mut cluster, running, &made);
 }
@@ -108,57 +108,54 @@ fn one_frozen(cluster: &Cassandra, running: &Running) -> Vec<BroadcastId> {
 /// The answers of these claims are lost. Nobody else claims the ids, so each was applied, and must
 /// not be taken for somebody else's when it is found to stand there.
 fn two_frozen_during_claims(cluster: &Cassandra, running: &Running) -> Vec<BroadcastId> {
-    let contents: Vec<Broadcast> = (0..32).map(|number| broadcast(id_at(now(), number))).collect();
-    let claims = two_frozen_during(cluster, running, contents, |store, content| async move {
-        (content.id, store.claim_broadcast(&content).await)
-    });
+    cluster.freeze(1);
+    cluster.freeze(2);
+    let claims: Vec<_> = (0..32)
+        .map(|number| {
+            let store = running.store.clone();
+            let content = broadcast(id_at(now(), number));
+            runtime().spawn(async move { (content.id, store.claim_broadcast(&content).await) })
+        })
+        .collect();
+    // By then the first try of each has run out of time.
+    running.wait_until(is_away);
+    cluster.thaw(1);
+    cluster.thaw(2);
     let mut made = Vec::new();
-    for (id, claim) in claims {
+    for claim in claims {
+        let (id, claim) = block_on(claim).expect("no claim panics");
         assert_eq!(claim.expect("the nodes are back"), Claim::Applied, "{id}");
         let created = block_on(running.store.create_status(id, Status::Active));
         assert_eq!(created.expect("the nodes are back"), Claim::Applied);
         made.push(id);
     }
+    running.wait_until(is_serving);
     made
 }
 
-/// The same of changes: nobody else changes the statuses.
-fn two_frozen_during_changes(cluster: &Cassandra, running: &Running) {
+/// Of these changes some are done by then, and some under way: at nodes that are frozen, or waiting
+/// for them. Nobody else changes the statuses, so each is done by the call that asks for it.
+fn two_frozen_amid_changes(cluster: &Cassandra, running: &Running) {
     let ends = [Status::Cancelled, Status::Failed].into_iter().cycle();
-    let ids = (0..24).map(|number| existing(&*running.store, number));
-    let wishes: Vec<(BroadcastId, Status)> = ids.zip(ends).collect();
-    let changes = two_frozen_during(cluster, running, wishes, |store, (id, to)| async move {
-        (id, to, store.change_status(id, to).await)
+    let ids: Vec<BroadcastId> = (0..96).map(|number| existing(&*running.store, number)).collect();
+    let calls = ids.into_iter().zip(ends).map(|(id, to)| {
+        let store = running.store.clone();
+        runtime().spawn(async move { (id, to, store.change_status(id, to).await) })
     });
-    for (id, to, change) in changes {
+    let mut calls = calls.collect::<Vec<_>>().into_iter();
+    let first = block_on(calls.next().expect("many")).expect("no call panics");
+    cluster.freeze(1);
+    cluster.freeze(2);
+    running.wait_until(is_away);
+    cluster.thaw(1);
+    cluster.thaw(2);
+    let rest = calls.map(|call| block_on(call).expect("no call panics"));
+    for (id, to, change) in std::iter::once(first).chain(rest) {
         assert_eq!(change.expect("the nodes are back"), Change::Done, "{id}");
         let row = block_on(running.store.broadcast(id)).expect("the nodes are back");
         assert_eq!(row.expect("it exists").status, to);
     }
-}
-
-/// What becomes of calls whose first tries get no answer.
-fn two_frozen_during<I, T, F>(
-    cluster: &Cassandra,
-    running: &Running,
-    items: Vec<I>,
-    call: impl Fn(Arc<ScyllaStore>, I) -> F,
-) -> Vec<T>
-where
-    T: Send + 'static,
-    F: Future<Output = T> + Send + 'static,
-{
-    cluster.freeze(1);
-    cluster.freeze(2);
-    let calls = items.into_iter().map(|item| runtime().spawn(call(running.store.clone(), item)));
-    let calls: Vec<_> = calls.collect();
-    // By then the first try of each has run out of time.
-    running.wait_until(is_away);
-    cluster.thaw(1);
-    cluster.thaw(2);
-    let answers = calls.into_iter().map(|call| block_on(call).expect("no call panics")).collect();
     running.wait_until(is_serving);
-    answers
 }
 
 fn two_killed(cluster: &mut Cassandra, running: &Running) -> Vec<BroadcastId> {
