@@ -43,6 +43,8 @@ struct Stub {
     rows: u64,
     /// Group rows, each for the role that its offset names.
     groups: u64,
+    /// Offsets of the group rows that took their broadcast away.
+    removals: Vec<u64>,
     /// Rows below this stand in a log that is no more, and as many group rows that are for all.
     old_rows: u64,
     /// Rows below this stand in a partition that was the user's before there were more of them.
@@ -179,7 +181,10 @@ impl Inbox for Stub {
         let partition = Partition { topic: Topic::Group, index };
         let row = |offset| GroupRow {
             broadcast: BroadcastId::new(GROUP_FIRST + offset).expect("small"),
-            what: GroupWhat::Created,
+            what: match self.removals.contains(&offset) {
+                true => GroupWhat::Removed,
+                false => GroupWhat::Created,
+            },
             place: Place {
                 log,
                 position: Position { partition, offset },
@@ -402,6 +407,18 @@ fn whom_a_group_broadcast_is_for_is_read_once() {
     let theirs = [3, 700, 1_400, 1_999];
     assert!(read(&theirs) <= theirs.len(), "who gets some reads no others");
     assert_eq!(read(&theirs), 0, "what is asked for again is still known");
+}
+
+/// In this log, and in one that is no more.
+#[test]
+fn what_took_a_broadcast_away_is_no_message() {
+    let removals = || vec![2, 4];
+    let stub = Arc::new(Stub { groups: 6, removals: removals(), ..Stub::default() });
+    let backlog = ask_as(&kept(&stub), &[0, 1, 2, 3, 4, 5], None, None);
+    assert_eq!(offsets(&backlog.expect("the store is there")), [0, 1, 3, 5]);
+    let stub = Arc::new(Stub { old_rows: 6, removals: removals(), ..Stub::default() });
+    let backlog = ask_as(&kept(&stub), &[], Some(0), Some(OLD));
+    assert_eq!(offsets(&backlog.expect("the store is there")), [0, 1, 3, 5]);
 }
 
 /// A crowd at a node that has just started.

@@ -3,6 +3,7 @@
 
 mod store;
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -12,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use corecast::base::{BroadcastId, EpochMillis, Status, UserId};
 use corecast::domain::Broadcast;
+use corecast::limits::parking::BUCKETS;
 use corecast::ports::{
-    Claim, Delivery, Inbox, InboxWrite, ListFilter, OutboxRow, Progress as Standing, Store,
-    StoreError,
+    Bucket, Change, Claim, Delivery, Endings, Inbox, InboxWrite, ListFilter, OutboxRow,
+    Progress as Standing, Store, StoreError,
 };
 use corecast::store::scylla::{Login, OpenError, Progress, ScyllaOptions, ScyllaStore};
 use harness::cassandra::{Cassandra, Setup};
@@ -62,6 +64,7 @@ fn three_nodes_outlive_what_they_promise() {
     made.extend(one_frozen_just_after_a_start(&mut cluster, running));
     made.extend(one_frozen(&cluster, running));
     made.extend(two_frozen_during_claims(&cluster, running));
+    two_frozen_amid_changes(&cluster, running);
     made.extend(two_killed(&mut cluster, running));
     all_killed(&mut cluster, running, &made);
 }
@@ -130,6 +133,31 @@ fn two_frozen_during_claims(cluster: &Cassandra, running: &Running) -> Vec<Broad
     made
 }
 
+/// Of these changes some are done by then, and some under way: at nodes that are frozen, or waiting
+/// for them. Nobody else changes the statuses, so each is done by the call that asks for it.
+fn two_frozen_amid_changes(cluster: &Cassandra, running: &Running) {
+    let ends = [Status::Cancelled, Status::Failed].into_iter().cycle();
+    let ids: Vec<BroadcastId> = (0..96).map(|number| existing(&*running.store, number)).collect();
+    let calls = ids.into_iter().zip(ends).map(|(id, to)| {
+        let store = running.store.clone();
+        runtime().spawn(async move { (id, to, store.change_status(id, to).await) })
+    });
+    let mut calls = calls.collect::<Vec<_>>().into_iter();
+    let first = block_on(calls.next().expect("many")).expect("no call panics");
+    cluster.freeze(1);
+    cluster.freeze(2);
+    running.wait_until(is_away);
+    cluster.thaw(1);
+    cluster.thaw(2);
+    let rest = calls.map(|call| block_on(call).expect("no call panics"));
+    for (id, to, change) in std::iter::once(first).chain(rest) {
+        assert_eq!(change.expect("the nodes are back"), Change::Done, "{id}");
+        let row = block_on(running.store.broadcast(id)).expect("the nodes are back");
+        assert_eq!(row.expect("it exists").status, to);
+    }
+    running.wait_until(is_serving);
+}
+
 fn two_killed(cluster: &mut Cassandra, running: &Running) -> Vec<BroadcastId> {
     cluster.kill(0);
     cluster.kill(1);
@@ -139,6 +167,7 @@ fn two_killed(cluster: &mut Cassandra, running: &Running) -> Vec<BroadcastId> {
     assert_away(block_on(running.store.broadcast(row.id)));
     assert_away(block_on(running.store.broadcasts(ListFilter::All, None, 1)));
     assert_away(block_on(running.store.claim_broadcast(&broadcast(row.id))));
+    assert_away(block_on(running.store.change_status(row.id, Status::Cancelled)));
     cluster.launch(0);
     cluster.launch(1);
     cluster.wait_until_ready(0);
@@ -314,10 +343,13 @@ fn older_keyspaces_are_brought_up(cluster: &Cassandra, raw: &Session) {
         "dead_letter_list",
         "parked",
         "served_event",
+        "ending",
+        "due",
     ];
     for table in newer_tables {
         change(raw, &format!("DROP TABLE {keyspace}.{table}"));
     }
+    change(raw, &format!("ALTER TABLE {keyspace}.broadcast_status DROP change"));
     change(
         raw,
         &format!(
@@ -346,6 +378,19 @@ fn older_keyspaces_are_brought_up(cluster: &Cassandra, raw: &Session) {
     block_on(newer[0].store.write_inbox(std::slice::from_ref(&message))).expect("serving");
     let inbox = block_on(newer[1].store.inbox(&message.user, None, 10)).expect("serving");
     assert_eq!(inbox.len(), 1);
+    // What was made before anybody noted what is due is noted by who looks first.
+    let then = EpochMillis(now().0 + 31 * 24 * 3_600_000);
+    let due = (0..BUCKETS).flat_map(|share| {
+        let due = block_on(newer[0].store.due(Bucket(share), then, 100)).expect("serving");
+        due.into_iter().map(|due| due.id)
+    });
+    assert_eq!(due.collect::<BTreeSet<_>>(), ids.iter().copied().collect());
+    let cancelled = existing(&*newer[0].store, 200);
+    let done = block_on(newer[1].store.change_status(cancelled, Status::Cancelled));
+    assert_eq!(done.expect("serving"), Change::Done);
+    // What a node of an earlier release made may be changed by one of this.
+    let done = block_on(newer[1].store.change_status(ids[0], Status::Failed));
+    assert_eq!(done.expect("serving"), Change::Done);
     for store in [&newer[0].store, &newer[1].store, &older.store] {
         assert_eq!(block_on(store.outbox(10)).expect("serving").len(), 1);
         for id in &ids {
@@ -686,6 +731,12 @@ async fn create(store: &ScyllaStore, row: OutboxRow) -> Result<BroadcastId, Stri
     assert_eq!(claim, Claim::Applied, "{}", row.id);
     let status = step("status", store.create_status(row.id, Status::Active).await)?;
     assert_eq!(status, Claim::Applied, "{}", row.id);
+    if row.id.get().is_multiple_of(4) {
+        for to in [Status::Failed, Status::Active] {
+            let change = step("change", store.change_status(row.id, to).await)?;
+            assert_eq!(change, Change::Done, "{}", row.id);
+        }
+    }
     let mut message = message_of(row.id);
     step("pending", store.write_inbox(std::slice::from_ref(&message)).await)?;
     message.progress.delivery = Delivery::Delivered;

@@ -10,7 +10,7 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::value::CqlTimestamp;
 use uuid::Uuid;
 
-use super::lists::{self, List, buckets_between, buckets_from, limit_column};
+use super::lists::{self, List, buckets_between, buckets_from, limit_column, places_of_bucket};
 use super::lwt::StatusChange;
 use super::parking::share_column;
 use super::positions::{Look, move_position, position};
@@ -23,7 +23,7 @@ use super::statements::{Kind, Shared, execute, prepare, rows_of};
 use super::{ScyllaStore, times_of};
 use crate::base::{BroadcastId, End, EpochMillis, Status};
 use crate::limits::store as limits;
-use crate::ports::{Bucket, Change, Due, Ending, Endings, NotedEnding, StoreError};
+use crate::ports::{Bucket, Change, Due, Ending, Endings, NotedEnding, StoreError, join_all};
 
 pub(super) struct EndingStatements {
     insert: PreparedStatement,
@@ -95,8 +95,8 @@ type Place = (CqlTimestamp, i64);
 impl Endings for ScyllaStore {
     async fn change_status(&self, id: BroadcastId, to: Status) -> Result<Change, StoreError> {
         let connected = self.connected()?;
-        if !to.is_final() {
-            // What becomes active or scheduled is listed before it is.
+        if matches!(to, Status::Active | Status::Scheduled) {
+            // What exists is listed, so it is listed before.
             let times = times_of(&connected, id).await?;
             let Some(times) = times else { return Ok(Change::Missing) };
             lists::enter(self, &connected, id, times, to).await?;
@@ -165,6 +165,9 @@ impl Endings for ScyllaStore {
         }
         let connected = self.connected()?;
         let look = Look::begin(self, &connected, List::Due, share).await?;
+        if look.is_first() {
+            fill(self, &connected, share).await?;
+        }
         let due = read_due(&connected, share, look.from(), until, limit).await?;
         // What lies behind `until` has not been looked at.
         let first = due.first().map_or(until, |first| first.at);
@@ -210,6 +213,45 @@ pub(super) async fn enter(
         due_ttl(at, now),
     );
     execute(&connected.session, &connected.statements.endings.insert_due, values).await
+}
+
+/// Notes what is due of the broadcasts that a release made which did not: of those that may be
+/// active and end from now on, by how the list of these stands. What ended yesterday is of clocks.
+async fn fill(store: &ScyllaStore, connected: &Shared, share: Bucket) -> Result<(), StoreError> {
+    let yesterday = store.clock.wall().minus(limits::LIST_BUCKET);
+    let first = bucket_of(yesterday, limits::LIST_BUCKET);
+    for day in buckets_from(connected, List::Active, first).await? {
+        let mut after = None;
+        loop {
+            let limit = limits::OUTBOX_READ;
+            let places = places_of_bucket(connected, List::Active, day, after, limit).await?;
+            after = places.last().copied();
+            let of_share: Vec<BroadcastId> = places
+                .iter()
+                .map(|place| place.id)
+                .filter(|id| Bucket::of_broadcast(*id) == share)
+                .collect();
+            for some in of_share.chunks(limits::IN_FLIGHT_MAX) {
+                let noted = join_all(some.iter().map(|id| enter_listed(store, connected, *id)));
+                noted.await.into_iter().collect::<Result<(), StoreError>>()?;
+            }
+            if places.len() < limit {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn enter_listed(
+    store: &ScyllaStore,
+    connected: &Shared,
+    id: BroadcastId,
+) -> Result<(), StoreError> {
+    match times_of(connected, id).await? {
+        Some(times) => enter(store, connected, id, times, Status::Active).await,
+        None => Ok(()),
+    }
 }
 
 fn due_ttl(at: EpochMillis, now: EpochMillis) -> i32 {

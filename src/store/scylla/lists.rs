@@ -185,7 +185,7 @@ async fn active_places(
     Ok(found)
 }
 
-async fn places_of_bucket(
+pub(super) async fn places_of_bucket(
     connected: &Shared,
     list: List,
     bucket: EpochMillis,

@@ -99,6 +99,11 @@ impl Look {
         Ok(Self { list, share, looked, is_whole, started_at: store.clock.wall() })
     }
 
+    /// Whether nobody has looked at this share before.
+    pub fn is_first(&self) -> bool {
+        self.is_whole && self.looked.position == EpochMillis(0)
+    }
+
     /// Where to begin.
     pub fn from(&self) -> EpochMillis {
         if self.is_whole { self.looked.position } else { self.looked.quick_from }
