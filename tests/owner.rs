@@ -11,15 +11,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use corecast::base::{LogShape, Partition, Position, Topic, UserId};
+use corecast::base::{
+    BroadcastId, End, EpochMillis, LogShape, Partition, Position, Status, Topic, UserId,
+};
 use corecast::limits::owner as limits;
 use corecast::owner::{Keeper, LogNames, Owner, leaving};
 use corecast::ports::{
-    Batch, Bounds, Clock, Header, Hole, Log, LogError, Mark, MovedRecord, NewRecord, Owned,
-    Ownership, Record, StoreError, SystemClock, TimedBy, Want, join_all,
+    Batch, Bounds, Clock, ControlTopic, Endings, Header, Hole, Log, LogError, Mark, MovedRecord,
+    NewRecord, Owned, Ownership, Record, StoreError, SystemClock, TimedBy, Want, join_all,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions, LoneControl};
-use corecast::wire::control::NodeStart;
+use corecast::wire::control::{ControlRecord, ControlSays, NodeStart};
 use fakes::{Call, Gated};
 use tokio::sync::{Barrier, watch};
 use uuid::Uuid;
@@ -452,4 +454,53 @@ async fn an_offset_from_ahead_of_the_log_is_nobodys() {
     let rows = embedded.inbox().inbox(&user, None, 10).await.expect("embedded");
     assert_eq!(rows.len(), 1, "what stood below that offset is kept");
     assert_eq!(counters.skipped_records.load(Ordering::Relaxed), 0);
+}
+
+/// Another producer's broadcast counts as active until its record says that it has ended; then
+/// every node is told, and who starts later finds it noted.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_another_producers_broadcast_is_noted_and_told() {
+    let (embedded, _folder) = embedded();
+    let control = Arc::new(LoneControl::default());
+    let owner = Owner { control: control.clone(), ..owner(&embedded) };
+    let (leaver, leaving) = leaving();
+    let owning = tokio::spawn(owner.run(leaving));
+    let group = |value: &str| NewRecord {
+        topic: Topic::Group,
+        key: Bytes::from_static(b"1"),
+        value: Bytes::from(value.to_owned()),
+        headers: Vec::new(),
+    };
+    let ended =
+        r#"{"broadcastId":1,"userId":null,"eventType":"CANCELLED","targetType":"SELECTED"}"#;
+    let unknown = r#"{"broadcastId":2,"userId":null,"eventType":"EXPIRED","targetType":"ALL"}"#;
+    embedded.log().append(vec![record()]).await.expect("appended");
+    let id = BroadcastId::new(1).expect("small");
+    let status = async || embedded.inbox().contents(&[id]).await.expect("read")[0].clone();
+    while status().await.is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(status().await.and_then(|content| content.status), None);
+    embedded
+        .log()
+        .append(vec![group(unknown), group(ended), group(ended)])
+        .await
+        .expect("appended");
+    while status().await.and_then(|content| content.status) != Some(Status::Cancelled) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let endings = embedded.stores();
+    let noted = async || endings.endings(EpochMillis(0), None, 10).await.expect("read");
+    while !noted().await.iter().all(|noted| noted.is_settled) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let noted = noted().await;
+    assert_eq!(noted.len(), 1, "one that nobody knows has nothing to end: {noted:?}");
+    assert_eq!((noted[0].ending.id, noted[0].ending.how), (id, End::Cancelled));
+    let told = control.read(0, Duration::ZERO).await.expect("there");
+    let told: Vec<_> = told.records.iter().map(|(_, value)| ControlRecord::read(value)).collect();
+    let [Ok(ControlRecord { says, .. })] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(*says, ControlSays::Ended { broadcast_id: id, status: End::Cancelled });
+    leaver.leave();
+    owning.await.expect("no panic").expect("it leaves");
 }

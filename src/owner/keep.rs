@@ -16,8 +16,9 @@ use crate::domain::{Aside, Assessor, Broadcast, Effect, Kept, Rules, Unserved};
 use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
 use crate::limits::{owner as limits, parking};
 use crate::ports::{
-    Backoff, Batch, Clock, ControlTopic, Delivery, Ending, Endings, GroupRow, GroupWhat, Hole,
-    Inbox, InboxWrite, Parked, Parking, Place, Progress, Record, Removal, StoreError, join_all,
+    Backoff, Batch, Claim, Clock, ControlTopic, Delivery, Ending, Endings, GroupRow, GroupWhat,
+    Hole, Inbox, InboxWrite, Parked, Parking, Place, Progress, Record, Removal, StoreError,
+    join_all,
 };
 use crate::wire::control::{ControlRecord, ControlSays, NodeStart};
 
@@ -187,7 +188,11 @@ impl Keeper {
         }
         let ending = Ending { id, at: self.clock.wall(), how };
         self.endings.put_ending(&ending).await?;
-        self.endings.change_status(id, how.status()).await?;
+        // Without a status it counts as active until now.
+        let is_unknown = content.status.is_none();
+        if !is_unknown || self.endings.create_ended(id, how).await? == Claim::Taken {
+            self.endings.change_status(id, how.status()).await?;
+        }
         // What the nodes remember of it says that it is active.
         let says = ControlSays::Ended { broadcast_id: id, status: how };
         let record = ControlRecord { from: self.node.clone(), seq: 0, says };
@@ -275,6 +280,7 @@ impl Keeper {
                         Some(user) => {
                             rows.removals.push(Removal { user, broadcast, place, keep_until });
                         }
+                        None if rows.ends.contains(&(broadcast, how)) => {}
                         None => rows.ends.push((broadcast, how)),
                     }
                     if is_for_group {

@@ -6,7 +6,7 @@
 
 use async_trait::async_trait;
 
-use super::{Bucket, StoreError};
+use super::{Bucket, Claim, StoreError};
 use crate::base::{BroadcastId, End, EpochMillis, Status};
 
 /// A broadcast that is being ended, or was. Of two of one broadcast at one time one is noted: where
@@ -51,6 +51,10 @@ pub trait Endings: Send + Sync {
     /// Moves a status as `may_become` allows. Answers only what is certain; after `Away` it may
     /// have been done, or not.
     async fn change_status(&self, id: BroadcastId, to: Status) -> Result<Change, StoreError>;
+
+    /// Gives its end for a status to a broadcast that never had one: another producer's, of which
+    /// only the content is kept. `Taken`: it has one by now.
+    async fn create_ended(&self, id: BroadcastId, how: End) -> Result<Claim, StoreError>;
 
     /// Notes, before its status says so, that a broadcast is being ended. Idempotent, and opens
     /// nothing that is settled.

@@ -16,8 +16,8 @@ use corecast::base::{
 };
 use corecast::domain::Broadcast;
 use corecast::ports::{
-    Bucket, Change, Content, ControlRead, ControlTopic, Delivery, Due, Ending, Endings, GroupRow,
-    Hole, Inbox, InboxRow, InboxWrite, LogError, NotedEnding, Parked, Progress, Removal,
+    Bucket, Change, Claim, Content, ControlRead, ControlTopic, Delivery, Due, Ending, Endings,
+    GroupRow, Hole, Inbox, InboxRow, InboxWrite, LogError, NotedEnding, Parked, Progress, Removal,
     StoreError,
 };
 use uuid::Uuid;
@@ -407,6 +407,17 @@ impl Endings for FakeStore {
                     Change::Done
                 }
             }
+        })
+        .await
+    }
+
+    async fn create_ended(&self, id: BroadcastId, how: End) -> Result<Claim, StoreError> {
+        self.read(move |shelves| match shelves.contents.get_mut(&id) {
+            Some(content) if content.status.is_none() => {
+                content.status = Some(how.status());
+                Claim::Applied
+            }
+            _ => Claim::Taken,
         })
         .await
     }

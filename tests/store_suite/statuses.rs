@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use corecast::base::{BroadcastId, EpochMillis, Status};
+use corecast::base::{BroadcastId, End, EpochMillis, Status};
 use corecast::domain::{Broadcast, may_become};
 use corecast::ports::{BroadcastRow, Change, Claim, Endings, ListFilter, Store};
 
@@ -14,6 +14,7 @@ use super::store::{Stores, at_once, block_on, broadcast, id_at, now};
 pub const CASES: &[Case] = &[
     ("a status goes where it may, and nowhere else", a_status_goes_where_it_may),
     ("what does not exist changes nothing", what_does_not_exist_changes_nothing),
+    ("one without a status is given its end", one_without_a_status_is_given_its_end),
     ("of changes at one time one is done", of_changes_at_one_time_one_is_done),
     ("lists follow the status", lists_follow_the_status),
     ("a change keeps the content, and the row", a_change_keeps_the_content_and_the_row),
@@ -48,6 +49,24 @@ fn a_status_goes_where_it_may(stores: &dyn Stores) {
             }
         }
     }));
+}
+
+/// Another producer's broadcast has a content and no status.
+fn one_without_a_status_is_given_its_end(stores: &dyn Stores) {
+    let (store, endings) = stores.fresh_endings();
+    block_on(async {
+        let id = claimed(&*store, broadcast(id_at(now(), 1))).await;
+        let create = || endings.create_ended(id, End::Cancelled);
+        assert_eq!(create().await.unwrap(), Claim::Applied);
+        assert_eq!(status_of(&*store, id).await, Some(Status::Cancelled));
+        assert_eq!(create().await.unwrap(), Claim::Taken);
+        let active = store.broadcasts(ListFilter::Active, None, 10).await.unwrap();
+        assert!(active.is_empty(), "{active:?}");
+        let existing = existing(&*store, now(), 2, Status::Active).await;
+        let taken = endings.create_ended(existing, End::Expired).await.unwrap();
+        assert_eq!(taken, Claim::Taken);
+        assert_eq!(status_of(&*store, existing).await, Some(Status::Active));
+    });
 }
 
 fn what_does_not_exist_changes_nothing(stores: &dyn Stores) {

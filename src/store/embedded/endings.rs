@@ -13,7 +13,7 @@ use super::store::{broadcast_of, failed, list_of};
 use super::{EmbeddedStore, Keyspaces};
 use crate::base::{BroadcastId, End, EpochMillis, Status};
 use crate::domain::Broadcast;
-use crate::ports::{Bucket, Change, Due, Ending, Endings, NotedEnding, StoreError};
+use crate::ports::{Bucket, Change, Claim, Due, Ending, Endings, NotedEnding, Store, StoreError};
 
 const ENDING_KEY_BYTES: usize = 16;
 const DUE_KEY_BYTES: usize = 18;
@@ -38,6 +38,10 @@ impl Endings for EmbeddedStore {
             Some(self.entry(list, place, status == to))
         });
         self.committer.change(StatusChange { id, to, rows: entries.collect() }).await
+    }
+
+    async fn create_ended(&self, id: BroadcastId, how: End) -> Result<Claim, StoreError> {
+        self.create_status(id, how.status()).await
     }
 
     async fn put_ending(&self, ending: &Ending) -> Result<(), StoreError> {

@@ -23,7 +23,9 @@ use super::statements::{Kind, Shared, execute, prepare, rows_of};
 use super::{ScyllaStore, times_of};
 use crate::base::{BroadcastId, End, EpochMillis, Status};
 use crate::limits::store as limits;
-use crate::ports::{Bucket, Change, Due, Ending, Endings, NotedEnding, StoreError, join_all};
+use crate::ports::{
+    Bucket, Change, Claim, Due, Ending, Endings, NotedEnding, Store, StoreError, join_all,
+};
 
 pub(super) struct EndingStatements {
     insert: PreparedStatement,
@@ -103,6 +105,10 @@ impl Endings for ScyllaStore {
         }
         let (changed_at, token) = (time_column(self.clock.wall()), Uuid::new_v4());
         StatusChange { connected: &connected, id, to, changed_at, token }.run().await
+    }
+
+    async fn create_ended(&self, id: BroadcastId, how: End) -> Result<Claim, StoreError> {
+        self.create_status(id, how.status()).await
     }
 
     async fn put_ending(&self, ending: &Ending) -> Result<(), StoreError> {
