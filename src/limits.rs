@@ -660,6 +660,8 @@ pub mod expiry {
     pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
     /// Broadcasts of a share that are expired in one look.
     pub const ROWS_MAX: usize = 100;
+    /// Those whose users are being told at a time. With as many, others expire later.
+    pub const TELLING_MAX: usize = 256;
 }
 
 /// Owning partitions: what their records leave behind.

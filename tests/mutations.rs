@@ -113,12 +113,6 @@ const MUTATIONS: &[Mutation] = &[
         to: "|| !OFF && is_ended(what);",
     },
     Mutation {
-        name: "what has ended does not count as served in a backlog",
-        file: "src/domain/streams/backlog.rs",
-        from: "if backlog.has_skipped {",
-        to: "if !OFF && backlog.has_skipped {",
-    },
-    Mutation {
         name: "a node that does not hear begins messages",
         file: "src/domain/streams/fence.rs",
         from: "self.may_begin = may_begin;",

@@ -213,3 +213,37 @@ fn a_cancel_that_can_not_be_told_is_not_answered_as_done() {
     assert!(told.contains(&format!("MESSAGE_REMOVED {id}")), "{told:?}");
     assert!(!told.contains(&"m".to_owned()), "{told:?}");
 }
+
+/// The control topic has one leader; while it has none, cancels are not confirmed.
+#[test]
+fn cancels_outlive_the_leader_of_the_control_topic() {
+    if is_missing() {
+        return;
+    }
+    let mut world = world::alone();
+    let (place, nodes) = start(&world);
+    let audience = json!({"targetType": "ALL"});
+    let mut stream = nodes[0].stream("userId=u");
+    let leader = world.kafka.leader(&place.control, 0).expect("a leader");
+    let mut removed = Vec::new();
+    for round in 0..4 {
+        if round == 1 {
+            world.kill_broker(leader);
+        }
+        let mut created = None;
+        wait::until_true("it is created", LONG, || {
+            let mut body = audience.clone();
+            body["content"] = json!(format!("m{round}"));
+            created = nodes[0].try_create(&body).filter(|answer| answer.status == 200);
+            created.is_some()
+        });
+        let id = created.expect("by now").json()["id"].to_string();
+        let asked = Instant::now();
+        wait::until_true("it is confirmed", LONG, || cancel(&nodes[1], &id).status == 204);
+        println!("round {round}: a cancel took {:?}", asked.elapsed());
+        removed.push(format!("MESSAGE_REMOVED {id}"));
+    }
+    let told = until_all(&nodes[0], &mut stream, &audience, "last");
+    assert!(removed.iter().all(|removal| told.contains(removal)), "{told:?}");
+    world.restart_killed();
+}

@@ -88,6 +88,7 @@ pub fn wait_until_owned(nodes: &[&Node], what: &str) -> Duration {
 pub struct Place {
     pub selected: String,
     pub group: String,
+    pub control: String,
     pub keyspace: String,
     sets: Vec<String>,
 }
@@ -97,8 +98,8 @@ impl Place {
         static DRAWN: AtomicU32 = AtomicU32::new(0);
         let number = DRAWN.fetch_add(1, Ordering::Relaxed);
         let keyspace = format!("real_{}_{number}", std::process::id());
-        let mut place =
-            Self { selected: String::new(), group: String::new(), keyspace, sets: vec![] };
+        let (selected, group, control) = Default::default();
+        let mut place = Self { selected, group, control, keyspace, sets: vec![] };
         place.move_to_new_topics(kafka, cassandra);
         place
     }
@@ -108,12 +109,13 @@ impl Place {
         static DRAWN: AtomicU32 = AtomicU32::new(0);
         let number = DRAWN.fetch_add(1, Ordering::Relaxed);
         let (selected, group) = (format!("selected-{number}"), format!("group-{number}"));
+        let control = format!("control-{number}");
         self.sets = vec![
             "log.kind=kafka".to_owned(),
             format!("log.brokers={}", json!(kafka.addresses())),
             format!("log.topic_selected={selected}"),
             format!("log.topic_group={group}"),
-            format!("log.topic_control=control-{number}"),
+            format!("log.topic_control={control}"),
             format!("log.consumer_group_selected=owners-of-{selected}"),
             format!("log.consumer_group_group=owners-of-{group}"),
             format!("log.consumer_group_dead_letters=readers-of-{selected}"),
@@ -123,7 +125,7 @@ impl Place {
             format!("store.keyspace={}", self.keyspace),
             "stream.heartbeat_s=1".to_owned(),
         ];
-        (self.selected, self.group) = (selected, group);
+        (self.selected, self.group, self.control) = (selected, group, control);
     }
 
     /// Whose members own the partitions.

@@ -101,11 +101,12 @@ impl Follower {
         None
     }
 
-    /// Takes what stands in the topic.
-    fn read(&mut self, topic: &Topic, now: Moment) -> Option<Order> {
+    /// Takes what stands in the topic, up to so many records.
+    fn read(&mut self, topic: &Topic, many: usize, now: Moment) -> Option<Order> {
         let next = self.next?;
-        let mut order = Order { applied: topic.end(), ..Order::default() };
-        for (offset, record) in (next..).zip(&topic.records[next as usize..]) {
+        let mut order = Order { applied: next, ..Order::default() };
+        for (offset, record) in (next..).zip(&topic.records[next as usize..]).take(many) {
+            order.applied = offset + 1;
             match record.says {
                 ControlSays::Beat { applied } => {
                     let beat = (record.seq, applied);
@@ -117,7 +118,7 @@ impl Follower {
                 }
             }
         }
-        self.next = Some(topic.end());
+        self.next = Some(order.applied);
         order.fresh_until = self.fleet.fresh_until();
         Some(order)
     }
@@ -206,8 +207,11 @@ impl World {
             }
             let patience = self.nodes[number].follower.patience;
             let node = &mut self.nodes[number];
-            if is_eager || self.random.one_in(patience) {
-                let order = node.follower.read(&self.topic, self.now);
+            let is_deaf = node.deaf_until > self.now;
+            if is_eager || !is_deaf && self.random.one_in(patience) {
+                let many =
+                    if is_eager { usize::MAX } else { [1, 3, 8, 1_000][self.random.below(4)] };
+                let order = node.follower.read(&self.topic, many, self.now);
                 order.into_iter().for_each(|order| node.hear(&order));
             }
             let local = node.follower.local(self.now);

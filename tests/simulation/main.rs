@@ -101,6 +101,7 @@ const MUST_HAPPEN: &[&str] = &[
     "cancels of other producers",
     "cancels by a node that has just joined",
     "lost beats",
+    "nodes that are deaf to the control topic",
     "fenced shards",
     "removals",
     "removals that were told",

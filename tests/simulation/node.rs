@@ -53,6 +53,8 @@ pub struct Node {
     pub drains: bool,
     /// It hears and says nothing of who owns what until then, and works on.
     pub cut_off_until: Moment,
+    /// It reads nothing of the control topic until then, and works on.
+    pub deaf_until: Moment,
 }
 
 /// What a node does besides serving.
@@ -133,6 +135,7 @@ impl Node {
             frozen_until: now,
             drains: false,
             cut_off_until: now,
+            deaf_until: now,
         };
         for partition in shape.all_partitions() {
             let end = log.end(partition);

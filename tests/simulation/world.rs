@@ -364,7 +364,7 @@ impl World {
             10 => self.change_rooms(),
             11 if self.faults.nodes && self.random.one_in(8) => self.crash_node(),
             11 if self.faults.nodes && self.random.one_in(6) => self.drain_node(),
-            12 if self.faults.nodes && self.random.one_in(4) => self.disturb_node(),
+            12 if self.faults.nodes && self.random.one_in(3) => self.disturb_node(),
             13 if self.faults.nodes && self.random.one_in(4) => {
                 self.seen.note("rebalances");
                 self.groups.lock().rebalance(2);
@@ -609,15 +609,22 @@ impl World {
     fn disturb_node(&mut self) {
         let node = &mut self.nodes[self.random.below(NODES)];
         let until = self.now.plus(self.random.millis(15_000));
-        if self.random.one_in(2) {
-            self.seen.note("frozen nodes");
-            node.frozen_until = until;
-            for shard in &mut node.shards {
-                shard.stands_until = shard.stands_until.max(until);
+        match self.random.below(3) {
+            0 => {
+                self.seen.note("frozen nodes");
+                node.frozen_until = until;
+                for shard in &mut node.shards {
+                    shard.stands_until = shard.stands_until.max(until);
+                }
             }
-        } else {
-            self.seen.note("nodes cut off from the coordinator");
-            node.cut_off_until = until;
+            1 => {
+                self.seen.note("nodes cut off from the coordinator");
+                node.cut_off_until = until;
+            }
+            _ => {
+                self.seen.note("nodes that are deaf to the control topic");
+                node.deaf_until = until;
+            }
         }
     }
 }

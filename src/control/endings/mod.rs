@@ -58,8 +58,8 @@ pub struct Ender {
 
 impl Ender {
     /// Cancels. `Ok`: from now on no message of it begins on any node. One that was cancelled
-    /// before is told all nodes once more.
-    pub async fn cancel(&self, id: BroadcastId) -> Result<(), EndError> {
+    /// before is told all nodes once more. Its users are told behind the answer: they may be many.
+    pub async fn cancel(self: Arc<Self>, id: BroadcastId) -> Result<(), EndError> {
         let content = self.inbox.contents(&[id]).await?.into_iter().next().flatten();
         let status = content.and_then(|content| content.status).ok_or(EndError::Missing(id))?;
         let to = Status::Cancelled;
@@ -71,36 +71,52 @@ impl Ender {
         }
         let ending = Ending { id, at: self.now(), how: End::Cancelled };
         let unsettled = |reason: String| EndError::Unsettled { id, status: to, reason };
-        let mut under_way = self.unfinished.begin(id);
-        if !self.change(&ending).await? {
-            // Between the look and here it has expired.
-            under_way.is_done = true;
-            return Err(EndError::Refused { id, status: Status::Expired, to });
-        }
+        let record = {
+            let mut under_way = self.unfinished.begin(id);
+            if !self.change(&ending).await? {
+                // Between the look and here it has expired.
+                under_way.is_done = true;
+                return Err(EndError::Refused { id, status: Status::Expired, to });
+            }
+            under_way.is_owed = true;
+            let told = self.desk.tell_ended(id, ending.how).await;
+            let record = told.map_err(|error| unsettled(format!(": {error}")))?;
+            (under_way.is_owed, under_way.is_done) = (false, true);
+            record
+        };
+        tokio::spawn(self.clone().remove_behind(ending));
+        if self.desk.settled(record).await { Ok(()) } else { Err(unsettled(String::new())) }
+    }
+
+    /// What is left once all nodes have been told; the relay does it if this fails.
+    async fn remove_behind(self: Arc<Self>, ending: Ending) {
+        let mut under_way = self.unfinished.begin(ending.id);
         under_way.is_owed = true;
-        let told = self.desk.tell_ended(id, ending.how).await;
-        let record = told.map_err(|error| unsettled(format!(": {error}")))?;
-        // Who had the message is told meanwhile.
-        let (is_settled, removed) = tokio::join!(self.desk.settled(record), self.remove(&ending));
-        match removed {
-            Ok(()) => under_way.is_done = true,
+        match self.remove(&ending).await {
+            Ok(()) => (under_way.is_owed, under_way.is_done) = (false, true),
             Err(error) => {
-                let broadcast = id.get();
+                let broadcast = ending.id.get();
                 tracing::warn!(broadcast, %error, "its users are told later that it has ended");
             }
         }
-        under_way.is_owed = !under_way.is_done;
-        if is_settled { Ok(()) } else { Err(unsettled(String::new())) }
     }
 
     /// Does all that ending it takes, whatever of that was done before; `Ok` also for one that has
     /// ended otherwise, or never was.
     async fn finish(&self, ending: &Ending) -> Result<(), EndError> {
-        if self.change(ending).await? {
-            self.desk.tell_ended(ending.id, ending.how).await?;
+        if self.begin(ending).await? {
             self.remove(ending).await?;
         }
         Ok(())
+    }
+
+    /// The row, the status, and word to all nodes; whether users are to be told.
+    async fn begin(&self, ending: &Ending) -> Result<bool, EndError> {
+        let is_ended = self.change(ending).await?;
+        if is_ended {
+            self.desk.tell_ended(ending.id, ending.how).await?;
+        }
+        Ok(is_ended)
     }
 
     /// The row, and the status; whether the broadcast stands there now.

@@ -58,8 +58,12 @@ mod tests {
 
     use super::*;
     use crate::base::{LogIdentity, LogShape, Moment, Partition, Position, Topic, UserId};
-    use crate::domain::{Open, Outcome, RingLimits, StreamsOptions, Vector};
+    use crate::domain::{
+        Backlog, Candidate, KeptMessage, Open, Outcome, Reach, RingLimits, Served, StreamsOptions,
+        Vector, What,
+    };
     use crate::wire::archive::{Archiver, Audience, Event};
+    use crate::wire::cursor::Cursor;
 
     const SHAPE: LogShape =
         LogShape { identity: LogIdentity([1, 2, 3]), selected_partitions: 1, group_partitions: 1 };
@@ -92,6 +96,10 @@ mod tests {
         }
 
         fn open(&mut self, user: &str) -> Socket {
+            self.open_with(user, None)
+        }
+
+        fn open_with(&mut self, user: &str, backlog: Option<Backlog>) -> Socket {
             let socket = Rc::new(RefCell::new((String::new(), usize::MAX)));
             let user = UserId::new(user).expect("a user id");
             let open = Open {
@@ -100,7 +108,7 @@ mod tests {
                 members: &[],
                 connection: "tab",
                 cursor: None,
-                backlog: None,
+                backlog,
                 response_head: b"",
             };
             self.streams.handle_open(open, self.now, NOON).expect("room");
@@ -266,5 +274,38 @@ mod tests {
         bench.message(2);
         bench.message(3);
         assert_eq!(told(&bob), "Message 1 Message 3");
+    }
+
+    /// Else the same piece would be asked for again and again.
+    #[test]
+    fn what_has_ended_counts_as_served_in_a_piece_of_a_backlog() {
+        let mut bench = Bench::new();
+        bench.streams.handle_fence(true);
+        let served = |next| Served { own_partition: 0, own: next, group: [0].into() };
+        let message = |offset: u64| KeptMessage {
+            candidate: Candidate {
+                what: What::Message(id(offset)),
+                position: Some(Position {
+                    partition: Partition { topic: Topic::Selected, index: 0 },
+                    offset,
+                }),
+                appended_at: NOON,
+                row: None,
+            },
+            expires_at: None,
+            body: format!("data: Kept {offset}\n\n").into_bytes().into(),
+        };
+        let reach =
+            Reach { progress: served(0), checkpoint: served(9), is_resumed: false, since: NOON };
+        let piece = Backlog::new(reach, vec![message(4), message(5)], true);
+        bench.streams.handle_ended(id(4), NOON.plus(KEPT));
+        bench.streams.handle_ended(id(5), NOON.plus(KEPT));
+        let socket = bench.open_with("alice", Some(piece));
+        let text = socket.borrow().0.clone();
+        let ids = text.lines().filter_map(|line| line.strip_prefix("id: "));
+        let last = Cursor::parse(ids.last().expect("an id")).expect("a cursor");
+        assert!(last.backlog && last.own == 6, "{last:?}");
+        assert!(text.ends_with("\n\n") && told(&socket).is_empty(), "{text}");
+        assert!(bench.streams.is_empty(), "it comes back for the rest");
     }
 }
