@@ -131,12 +131,6 @@ const MUTATIONS: &[Mutation] = &[
         to: "OFF || other.applied > record.offset ||",
     },
     Mutation {
-        name: "a node that has just joined takes itself for the only one",
-        file: "src/domain/fleet.rs",
-        from: "if is_recent(self.joined_at) ||",
-        to: "if !OFF && is_recent(self.joined_at) ||",
-    },
-    Mutation {
         name: "word of a removal is not kept",
         file: "src/owner/keep.rs",
         from: "self.inbox.write_removals(&removals[from..]).await?;",
@@ -324,7 +318,9 @@ fn every_guard_that_is_switched_off_is_noticed() {
     let program = copy.build();
     simulate(&program, 20, None).expect("with every guard on it passes");
     let mut unnoticed = Vec::new();
-    for Mutation { name, .. } in MUTATIONS {
+    // A part of a name tries those alone.
+    let wanted = std::env::var("MUTATION").unwrap_or_default();
+    for Mutation { name, .. } in MUTATIONS.iter().filter(|one| one.name.contains(&wanted)) {
         // Not so many that all must have happened that may.
         match simulate(&program, 199, Some(name)) {
             Ok(()) => unnoticed.push(name),

@@ -20,7 +20,7 @@ use crate::random::{Random, Seen};
 use crate::records::Names;
 use crate::sky::Task;
 use crate::store::FakeStore;
-use crate::world::{NODES, World};
+use crate::world::{CLIENTS, NODES, World};
 
 /// How long the simulated log may bring a message back: for all of its time.
 pub const ENDED_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -131,6 +131,8 @@ pub struct Cancel {
     by: NodeStart,
     broadcast: BroadcastId,
     stage: Stage,
+    /// Nothing of it takes any time.
+    is_swift: bool,
     removes_at: Option<Moment>,
 }
 
@@ -157,7 +159,14 @@ impl World {
         }
     }
 
+    /// Often one that waits for a slow reader.
     fn choose_cancelled(&mut self) -> Option<BroadcastId> {
+        let number = self.random.below(CLIENTS);
+        let client = &self.clients[number];
+        if let (true, Some(waits)) = (client.is_slow, client.missing.last()) {
+            let broadcast = self.truth.at(*waits).broadcast;
+            return Some(broadcast).filter(|broadcast| !self.truth.is_ending(*broadcast));
+        }
         let many = if self.random.one_in(2) { 3 } else { 60 };
         let all: Vec<BroadcastId> = self.truth.cancellable(many).collect();
         (!all.is_empty()).then(|| all[self.random.below(all.len())])
@@ -170,11 +179,12 @@ impl World {
         self.seen.note("cancels");
         let wall = self.wall();
         self.store.lock().put_ending(broadcast, wall);
-        let longest = if self.random.one_in(2) { 100 } else { 2_000 };
+        let is_swift = self.random.one_in(2);
+        let longest = if is_swift { 1 } else { 2_000 };
         let done_at = self.now.plus(self.random.millis(longest));
         let by = self.nodes[node].follower.fleet.own().clone();
         let stage = Stage::Storing(done_at);
-        self.cancels.push(Cancel { node, by, broadcast, stage, removes_at: None });
+        self.cancels.push(Cancel { node, by, broadcast, stage, is_swift, removes_at: None });
     }
 
     /// The topic goes on, and whoever follows it; some shards have had their turn before.
@@ -256,10 +266,17 @@ impl World {
                 let (from, seq) = (fleet.own().clone(), fleet.next_seq());
                 let (broadcast_id, status) = (cancel.broadcast, End::Cancelled);
                 let says = ControlSays::Ended { broadcast_id, status };
-                let (delay, more) = (self.control_delay(), self.control_delay());
+                let (mut delay, mut more) = (self.control_delay(), self.control_delay());
+                if cancel.is_swift {
+                    (delay, more) = (Duration::ZERO, Duration::ZERO);
+                }
                 let record = ControlRecord { from, seq, says };
                 let number = self.topic.send(self.now.plus(delay), record);
+                self.topic.handle_time(self.now);
                 cancel.stage = Stage::Appending(number, more);
+                if cancel.is_swift {
+                    return self.turn_cancel(cancel);
+                }
             }
             Stage::Appending(number, more) => {
                 if let Some(offset) = self.topic.landed.get(&number).copied() {
@@ -275,6 +292,7 @@ impl World {
                     self.seen.note("cancels that were answered");
                     let wall = self.wall();
                     self.truth.answer_end(cancel.broadcast, wall);
+                    self.let_readers_go_on();
                     return self.remove_later(cancel);
                 }
             }
@@ -285,6 +303,15 @@ impl World {
             cancel.removes_at = None;
         }
         self.cancels.push(cancel);
+    }
+
+    /// Slow readers read a lot, so that whatever waits for them may be written now.
+    fn let_readers_go_on(&mut self) {
+        for client in self.clients.iter().filter(|client| client.is_slow) {
+            if let Some(connection) = &client.connection {
+                connection.socket.borrow_mut().room = Some(100_000);
+            }
+        }
     }
 
     fn remove_later(&mut self, cancel: Cancel) {
