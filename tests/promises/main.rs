@@ -8,6 +8,7 @@
 mod ledger;
 mod p1_nothing_is_lost;
 mod p4_nothing_after_cancel;
+mod p6_a_slow_reader_costs_only_itself;
 mod p7_an_outage_is_waited_out;
 mod p8_restart_without_loss_or_storm;
 #[path = "../real/mod.rs"]
