@@ -169,7 +169,7 @@ fn the_ledger_tells_what_is_missed_twice_strange_and_late() {
     let own = [("ann", 5), ("ben", 6), ("ann", 7)];
     let own = own.map(|(user, broadcast)| entry(Audience::User(user.to_owned()), broadcast));
     ledger.lanes.insert(("selected".to_owned(), 0), own.into());
-    let ann = User::new(0, "ann".to_owned(), vec!["cook".to_owned()], 1);
+    let ann = User::new(0, "ann".to_owned(), vec!["cook".to_owned()], Some(1));
     let judge = |broadcasts: &[u64]| {
         let messages = broadcasts.iter().map(|broadcast| message(*broadcast)).collect();
         ledger.judge(&ann, &Got { messages, gaps: 0 })

@@ -10,19 +10,24 @@ use std::time::{Duration, Instant};
 use harness::kafka::Kafka;
 use harness::node::Node;
 use harness::wait;
+use rustix::process::Signal;
 
 use crate::ledger::{Ledger, Wrong};
 use crate::real::{LONG, PROGRAM, Place, owned, wait_until_missing, wait_until_owned};
 use crate::traffic::{Made, Producer, Traffic};
-use crate::users::{Addresses, Got, Service, User, lock};
+use crate::users::{Addresses, Got, Return, Service, User, lock};
 use crate::world::World;
 
 /// Users who are here all the time; who were here once, and come back at the end with the cursor
-/// of then; who come for the first time at the end, without one.
+/// of then; who come for the first time at the end, without one. A run may have more of the first,
+/// whose clients are EventSources.
 const ONLINE: usize = 6;
 const AWAY: usize = 1;
 const OFFLINE: usize = 4;
-const FIRST_OFFLINE: usize = ONLINE + AWAY;
+/// Of a user's thread; one reads into 16 KiB, and JSON is read by recursion.
+const STACK_BYTES: usize = 256 * 1024;
+/// Between two looks of a load balancer at whether a node is ready.
+const BALANCER_LOOK: Duration = Duration::from_secs(1);
 /// From a crash until others own what it owned: 10 s, and twice that for a machine that is busy.
 const MOVED: Duration = Duration::from_secs(20);
 /// Records that are written between two looks at whether an owner is behind.
@@ -40,6 +45,8 @@ pub struct Run {
     service: Arc<Service>,
     /// Those who are here first.
     users: Vec<Arc<User>>,
+    /// How many those are.
+    here: usize,
     listening: Vec<JoinHandle<Got>>,
     traffic: Traffic,
     injected: Vec<String>,
@@ -48,6 +55,11 @@ pub struct Run {
 impl Run {
     /// So many nodes, users who are connected, and what flows to them.
     pub fn start(world: &World, nodes: usize, sets: &[&str]) -> Self {
+        Self::start_with(world, nodes, 0, sets)
+    }
+
+    /// The same with so many EventSources besides.
+    pub fn start_with(world: &World, nodes: usize, sources: usize, sets: &[&str]) -> Self {
         static DRAWN: AtomicUsize = AtomicUsize::new(0);
         let run = DRAWN.fetch_add(1, Ordering::Relaxed);
         let place = world.place();
@@ -55,19 +67,21 @@ impl Run {
         let sets: Vec<String> =
             [&place.sets(), &copies[..], sets].concat().into_iter().map(str::to_owned).collect();
         let role = format!("role-{run}");
+        let here = ONLINE + sources;
         let user = |number: usize| {
             // Who goes on too often in a backlog has the node read it as often.
             let (kind, messages_a_stream) = match number {
-                ..ONLINE => ("online", 60),
-                ONLINE..FIRST_OFFLINE => ("away", 700),
-                _ => ("offline", 700),
+                ..ONLINE => ("online", Some(60)),
+                _ if number < here => ("source", None),
+                _ if number < here + AWAY => ("away", Some(700)),
+                _ => ("offline", Some(700)),
             };
             let is_even = number.is_multiple_of(2);
             let roles = vec![if is_even { role.clone() } else { "guest".to_owned() }];
             let name = format!("{kind}-{run}-{number}");
             Arc::new(User::new(number, name, roles, messages_a_stream))
         };
-        let users: Vec<_> = (0..FIRST_OFFLINE + OFFLINE).map(user).collect();
+        let users: Vec<_> = (0..here + AWAY + OFFLINE).map(user).collect();
         let producer = Producer::new(world.java.clone(), place.clone(), &users, &role);
         let service = Arc::<Service>::default();
         let mut launched = Vec::new();
@@ -76,10 +90,10 @@ impl Run {
             service.list(number, addresses(&launched[number]));
         }
         launched.iter().for_each(wait_until_ready);
-        users[ONLINE..FIRST_OFFLINE].iter().for_each(|user| user.visit(&service));
-        let listening = users[..ONLINE].iter().map(|user| listen(user, &service)).collect();
+        users[here..here + AWAY].iter().for_each(|user| user.visit(&service));
+        let listening = users[..here].iter().map(|user| listen(user, &service)).collect();
         wait::until_true("all are here", LONG, || {
-            users[..ONLINE].iter().all(|user| user.streams() > 0)
+            users[..here].iter().all(|user| user.streams() > 0)
         });
         let traffic = Traffic::start(producer, service.clone());
         let run = Self {
@@ -88,6 +102,7 @@ impl Run {
             sets,
             service,
             users,
+            here,
             listening,
             traffic,
             injected: Vec::new(),
@@ -106,6 +121,39 @@ impl Run {
     pub fn kill(&mut self, node: usize, when: &str) {
         self.inject(&format!("kill -9 of node {node} {when}"));
         self.nodes[node].process.kill();
+    }
+
+    /// `kill -9` of all of them at once.
+    pub fn kill_all(&mut self, when: &str) {
+        self.inject(&format!("kill -9 of all nodes at once {when}"));
+        self.nodes.iter().for_each(|node| node.process.signal(Signal::KILL));
+        self.nodes.iter_mut().for_each(|node| node.process.kill());
+    }
+
+    /// SIGTERM, and its end, which must be a good one; and starts it again. Clients are sent there
+    /// only while it is ready, as a load balancer sees it. How long it drained.
+    pub fn roll(&mut self, node: usize) -> Duration {
+        self.inject(&format!("a restart of node {node}"));
+        let began = Instant::now();
+        self.nodes[node].process.signal(Signal::TERM);
+        wait::until_true("readiness goes off", LONG, || {
+            self.nodes[node].get("/health/ready").status == 503
+        });
+        wait::until_due(began + BALANCER_LOOK);
+        self.service.take_off(node);
+        let status = self.nodes[node].process.wait_for_end(LONG);
+        let took = began.elapsed();
+        assert_eq!(status.code(), Some(0), "{}", self.nodes[node].process.text());
+        self.nodes[node].launch_again();
+        wait_until_ready(&self.nodes[node]);
+        self.service.list(node, addresses(&self.nodes[node]));
+        took
+    }
+
+    /// When EventSources were away, and for how long.
+    pub fn returns(&self) -> Vec<Return> {
+        let sources = self.users.iter().filter(|user| user.obeys());
+        sources.flat_map(|user| user.returns()).collect()
     }
 
     /// Starts it again and waits for its listeners only.
@@ -219,7 +267,7 @@ impl Run {
         let mark = self.traffic.producer.mark();
         wait::until_true(&format!("records flow: {what}"), LONG, || {
             self.check();
-            self.users[..ONLINE].iter().all(|user| user.has_heard(mark))
+            self.users[..self.here].iter().all(|user| user.has_heard(mark))
         });
         began.elapsed()
     }
@@ -256,7 +304,7 @@ impl Run {
 
     /// Whoever is here left his streams by himself.
     pub fn assert_no_stream_ended(&self) {
-        for user in &self.users[..ONLINE] {
+        for user in &self.users[..self.here] {
             assert_eq!(user.ended(), 0, "{user}");
         }
     }
@@ -264,7 +312,7 @@ impl Run {
     /// Waits until every open stream has got more heartbeats; none has ended meanwhile.
     pub fn streams_are_held(&self) {
         let state = |user: &Arc<User>| (user.streams(), user.beats());
-        let before: Vec<_> = self.users[..ONLINE].iter().map(state).collect();
+        let before: Vec<_> = self.users[..self.here].iter().map(state).collect();
         wait::until_true("streams are held", LONG, || {
             self.check();
             self.users.iter().zip(&before).all(|(user, (_, beats))| user.beats() >= beats + 3)
@@ -327,7 +375,8 @@ impl Run {
         let (lag, began) = (lag(&self.nodes), Instant::now());
         self.place.wait_for_no_lag(kafka, self.nodes.len());
         println!("the last {lag} records are kept after {:?}", began.elapsed());
-        self.listening.extend(self.users[ONLINE..].iter().map(|user| listen(user, &self.service)));
+        self.listening
+            .extend(self.users[self.here..].iter().map(|user| listen(user, &self.service)));
         let began = Instant::now();
         wait::until_true("everybody has all", LONG * 2, || {
             let lacking = self.users.iter().filter(|user| !user.has_heard(mark));
@@ -353,7 +402,13 @@ impl Run {
                 (format!("{} {}: {wrong}", user.name, got.messages.len()), wrong)
             })
             .collect();
-        let lines: Vec<&str> = judged.iter().map(|(line, _)| line.as_str()).collect();
+        let is_told = |number: usize, wrong: &Wrong| {
+            !self.users[number].obeys() || *wrong != Wrong::default()
+        };
+        let lines =
+            judged.iter().enumerate().filter(|(number, (_, wrong))| is_told(*number, wrong));
+        let lines: Vec<&str> = lines.map(|(_, (line, _))| line.as_str()).collect();
+        let messages: usize = got.iter().map(|got| got.messages.len()).sum();
         println!(
             "{} events, {} accepted; {} creates refused, {} unanswered, the slowest took {:?}",
             ledger.events(),
@@ -364,6 +419,7 @@ impl Run {
         );
         println!("injected: {}", self.injected.join(", "));
         println!("each user's messages, missed twice strange late gaps: {}", lines.join(", "));
+        println!("{} users got {messages} messages", self.users.len());
         assert!(judged.iter().all(|(_, wrong)| *wrong == Wrong::default()), "see above");
         for node in &mut self.nodes {
             assert!(node.process.is_running(), "a node fell");
@@ -391,7 +447,8 @@ fn addresses(node: &Node) -> Addresses {
 
 fn listen(user: &Arc<User>, service: &Arc<Service>) -> JoinHandle<Got> {
     let (user, service) = (user.clone(), service.clone());
-    std::thread::spawn(move || user.listen(&service))
+    let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+    thread.spawn(move || user.listen(&service)).expect("a thread")
 }
 
 /// Broadcasts that were acknowledged exist, and those that are owed.

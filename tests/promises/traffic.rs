@@ -171,9 +171,8 @@ impl Producer {
         content: &str,
         more: &Value,
     ) -> u64 {
-        static NUMBERS: AtomicU64 = AtomicU64::new(1);
         let mut java = lock(&self.java);
-        let broadcast = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let broadcast = draw_broadcast();
         self.post(&mut java, topic, partition, &value(user, broadcast, content, more));
         lock(&self.posted).insert(Accepted { broadcast, user: user.map(str::to_owned) });
         broadcast
@@ -182,6 +181,12 @@ impl Producer {
     fn post(&self, java: &mut JavaProducer, topic: &str, partition: u16, value: &str) {
         java.say(&["post", "flow", topic, &partition.to_string(), "k", value]);
     }
+}
+
+/// An id that no other broadcast has: the stories share a store. They rise.
+pub fn draw_broadcast() -> u64 {
+    static DRAWN: AtomicU64 = AtomicU64::new(1);
+    DRAWN.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Traffic {

@@ -1,5 +1,6 @@
 //! Users as their clients are: they read, and come back with their cursor to whichever node is
-//! there, whenever a stream ends and now and then by themselves.
+//! there, whenever a stream ends and now and then by themselves. Some wait as they were told before
+//! they come back, as an EventSource does.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
@@ -18,8 +19,10 @@ use crate::real::PARTITIONS;
 /// What a user gets in order: each partition of the group topic, and his own of the selected one.
 pub const LANES: usize = PARTITIONS as usize + 1;
 const OWN: usize = PARTITIONS as usize;
-/// A client's wait before it comes back.
+/// A client's wait before it comes back, if it does not obey.
 const RECONNECT: Duration = Duration::from_millis(100);
+/// What browsers wait whom no node has told yet.
+const UNTOLD: Duration = Duration::from_secs(3);
 
 /// The nodes, as a load balancer knows them.
 #[derive(Default)]
@@ -39,15 +42,34 @@ pub struct User {
     pub name: String,
     pub roles: Vec<String>,
     number: usize,
-    /// After so many messages his client goes to another node.
-    messages_a_stream: usize,
+    /// After so many messages his client goes to another node. `None`: it is an EventSource, which
+    /// stays until its stream ends, and waits for as long as the last `retry:` said.
+    messages_a_stream: Option<usize>,
     /// The latest of the numbered records, by lane.
     heard: [AtomicU64; LANES],
     streams: AtomicUsize,
     ended: AtomicUsize,
     beats: AtomicUsize,
+    returns: Mutex<Vec<Return>>,
     /// From an earlier visit.
     cursor: Mutex<Option<String>>,
+}
+
+/// A time that a user was away: from the end of a stream until CONNECTED of his next one.
+#[derive(Clone, Copy, Debug)]
+pub struct Return {
+    pub left: Instant,
+    pub away: Duration,
+    /// Tries that brought no stream.
+    pub refused: usize,
+}
+
+/// Where a client is between two streams.
+struct Wait {
+    /// `None`: it was never here.
+    left: Option<Instant>,
+    retry: Duration,
+    refused: usize,
 }
 
 /// What a user got, in this order.
@@ -84,9 +106,24 @@ impl Service {
 }
 
 impl User {
-    pub fn new(number: usize, name: String, roles: Vec<String>, messages_a_stream: usize) -> Self {
-        let (heard, streams, ended, beats, cursor) = Default::default();
-        Self { name, roles, number, messages_a_stream, heard, streams, ended, beats, cursor }
+    pub fn new(
+        number: usize,
+        name: String,
+        roles: Vec<String>,
+        messages_a_stream: Option<usize>,
+    ) -> Self {
+        Self {
+            name,
+            roles,
+            number,
+            messages_a_stream,
+            heard: Default::default(),
+            streams: AtomicUsize::default(),
+            ended: AtomicUsize::default(),
+            beats: AtomicUsize::default(),
+            returns: Mutex::default(),
+            cursor: Mutex::default(),
+        }
     }
 
     /// Whether this record, or a later one, has come in each lane.
@@ -109,6 +146,16 @@ impl User {
         self.beats.load(Ordering::Relaxed)
     }
 
+    /// Whether his client is an EventSource.
+    pub fn obeys(&self) -> bool {
+        self.messages_a_stream.is_none()
+    }
+
+    /// How often he was away so far, and for how long.
+    pub fn returns(&self) -> Vec<Return> {
+        lock(&self.returns).clone()
+    }
+
     /// Comes, and goes at once with a cursor.
     pub fn visit(&self, service: &Service) {
         let mut stream = self.open(service.node(self.number).public, None).expect("it is ready");
@@ -119,15 +166,23 @@ impl User {
     pub fn listen(&self, service: &Service) -> Got {
         let mut got = Got::default();
         let mut cursor = lock(&self.cursor).take();
+        let mut wait = Wait { left: None, retry: UNTOLD, refused: 0 };
         for turn in self.number.. {
+            let mut is_connected = false;
             if let Some(mut stream) = self.open(service.node(turn).public, cursor.as_deref()) {
-                self.read(&mut stream, service, &mut got);
+                is_connected = self.read(&mut stream, service, &mut got, &mut wait);
                 cursor = stream.last_id.or(cursor);
             }
             if self.is_done(service) {
                 break;
             }
-            wait::until_due(Instant::now() + RECONNECT);
+            if is_connected {
+                (wait.left, wait.refused) = (Some(Instant::now()), 0);
+            } else {
+                wait.refused += 1;
+            }
+            let after = if self.obeys() { wait.retry } else { RECONNECT };
+            wait::until_due(Instant::now() + after);
         }
         got
     }
@@ -143,29 +198,36 @@ impl User {
         Some(stream)
     }
 
-    /// Until the stream ends, or the user goes elsewhere.
-    fn read(&self, stream: &mut Stream, service: &Service, got: &mut Got) {
-        let until = got.messages.len() + self.messages_a_stream;
+    /// Until the stream ends, or the user goes elsewhere. Whether he was connected.
+    fn read(&self, stream: &mut Stream, service: &Service, got: &mut Got, wait: &mut Wait) -> bool {
+        let until = self.messages_a_stream.map_or(usize::MAX, |many| got.messages.len() + many);
         let mut is_connected = false;
         while got.messages.len() < until && !self.is_done(service) {
             match stream.next_item() {
                 Item::Event(event) => match event.name.as_str() {
                     "MESSAGE" => got.messages.push(self.take(&event)),
                     "CONNECTED" => {
+                        if let Some(left) = wait.left.take() {
+                            let (away, refused) = (left.elapsed(), wait.refused);
+                            lock(&self.returns).push(Return { left, away, refused });
+                        }
                         self.streams.fetch_add(1, Ordering::Relaxed);
                         is_connected = true;
                     }
                     "GAP" => got.gaps += 1,
+                    "SERVER_SHUTDOWN" => {}
                     _ => panic!("{event:?}"),
                 },
                 Item::Comment(_) => drop(self.beats.fetch_add(1, Ordering::Relaxed)),
-                Item::Id(_) | Item::Retry(_) => {}
+                Item::Id(_) => {}
+                Item::Retry(retry) => wait.retry = Duration::from_millis(retry),
                 Item::End(_) => {
                     self.ended.fetch_add(usize::from(is_connected), Ordering::Relaxed);
-                    return;
+                    break;
                 }
             }
         }
+        is_connected
     }
 
     fn take(&self, event: &Event) -> Message {

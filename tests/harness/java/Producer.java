@@ -14,6 +14,7 @@ import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Future;
+import java.util.function.Consumer;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.RecordsToDelete;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
@@ -23,6 +24,7 @@ import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.clients.producer.RecordMetadata;
 import org.apache.kafka.common.PartitionInfo;
 import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.header.Header;
 import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 import org.apache.kafka.common.serialization.ByteArraySerializer;
 
@@ -64,6 +66,7 @@ public class Producer {
             case "fill": return fill(words);
             case "trim": return trim(words);
             case "dump": return dump(words);
+            case "records": return records(words);
             default: throw new IllegalArgumentException(command);
         }
     }
@@ -143,25 +146,48 @@ public class Producer {
     }
 
     private String dump(String[] words) throws Exception {
+        try (PrintStream file = new PrintStream(words[1], StandardCharsets.UTF_8)) {
+            readAll(words[0], one -> {
+                byte[] value = one.value() == null ? new byte[0] : one.value();
+                file.println(one.partition() + "\t" + new String(value, StandardCharsets.UTF_8));
+            });
+        }
+        return "";
+    }
+
+    private String records(String[] words) throws Exception {
+        try (PrintStream file = new PrintStream(words[1], StandardCharsets.UTF_8)) {
+            readAll(words[0], one -> {
+                file.print(one.partition() + "\t" + one.offset());
+                file.print("\t" + digits(one.key()) + "\t" + digits(one.value()));
+                for (Header header : one.headers()) {
+                    file.print("\t" + header.key() + "=" + digits(header.value()));
+                }
+                file.println();
+            });
+        }
+        return "";
+    }
+
+    private void readAll(String topic, Consumer<ConsumerRecord<byte[], byte[]>> take) {
         ByteArrayDeserializer bytes = new ByteArrayDeserializer();
         Map<String, Object> config = Map.of("bootstrap.servers", brokers);
-        try (KafkaConsumer<byte[], byte[]> consumer = new KafkaConsumer<>(config, bytes, bytes);
-                PrintStream file = new PrintStream(words[1], StandardCharsets.UTF_8)) {
+        try (KafkaConsumer<byte[], byte[]> consumer = new KafkaConsumer<>(config, bytes, bytes)) {
             List<TopicPartition> partitions = new ArrayList<>();
-            for (PartitionInfo one : consumer.partitionsFor(words[0])) {
-                partitions.add(new TopicPartition(words[0], one.partition()));
+            for (PartitionInfo one : consumer.partitionsFor(topic)) {
+                partitions.add(new TopicPartition(topic, one.partition()));
             }
             Map<TopicPartition, Long> ends = consumer.endOffsets(partitions);
             consumer.assign(partitions);
             consumer.seekToBeginning(partitions);
             while (partitions.stream().anyMatch(one -> consumer.position(one) < ends.get(one))) {
-                for (ConsumerRecord<byte[], byte[]> one : consumer.poll(Duration.ofSeconds(1))) {
-                    byte[] value = one.value() == null ? new byte[0] : one.value();
-                    file.println(one.partition() + "\t" + new String(value, StandardCharsets.UTF_8));
-                }
+                consumer.poll(Duration.ofSeconds(1)).forEach(take);
             }
         }
-        return "";
+    }
+
+    private static String digits(byte[] bytes) {
+        return bytes == null ? "~" : HexFormat.of().formatHex(bytes);
     }
 
     private static byte[] text(String word) {

@@ -23,7 +23,7 @@ use crate::process::Process;
 pub use console::Group;
 pub use consumer::{Drained, JavaConsumer, Taken};
 pub use keys::Keys;
-pub use producer::JavaProducer;
+pub use producer::{JavaProducer, Stored};
 
 /// A JVM on a busy machine; alone it takes 3 to 7 s.
 const READY: Duration = Duration::from_secs(90);

@@ -11,6 +11,24 @@ use crate::process::Process;
 /// Beyond the 120 s after which the client gives up by itself, so that its reason is seen.
 const ANSWER: Duration = Duration::from_secs(150);
 
+/// A record as it stands in a topic.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stored {
+    pub partition: u16,
+    pub offset: u64,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Stored {
+    /// The last header of this name, if it has a value.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        let (_, value) = self.headers.iter().rfind(|(known, _)| known == name)?;
+        value.as_deref()
+    }
+}
+
 /// One process that holds any number of producers by name.
 pub struct JavaProducer {
     process: Process,
@@ -43,6 +61,7 @@ impl JavaProducer {
     /// - `fill NAME TOPIC PARTITION COUNT BYTES`: so many records of that size, sent together
     /// - `trim TOPIC PARTITION OFFSET`: removes what lies below
     /// - `dump TOPIC FILE`: all that is in a topic, which need not exist; a line a record
+    /// - `records TOPIC FILE`: the same with offset, key and headers, and bytes as digits
     pub fn say(&mut self, command: &[&str]) -> String {
         self.asked += 1;
         let mark = format!("{}\t", self.asked);
@@ -70,8 +89,38 @@ impl JavaProducer {
         text.lines().map(|line| read(line).expect("a partition and a value")).collect()
     }
 
+    /// Every record of a topic, in the order of each partition.
+    pub fn records(&mut self, topic: &str) -> Vec<Stored> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        self.say(&["records", topic, file.path().to_str().expect("a path of UTF-8")]);
+        let text = std::fs::read_to_string(file.path()).expect("it was written");
+        text.lines().map(|line| read_stored(line).expect("a record")).collect()
+    }
+
     /// `send`, with its offset.
     pub fn send(&mut self, command: &[&str]) -> u64 {
         self.say(&[&["send"], command].concat()).parse().expect("an offset")
     }
+}
+
+fn read_stored(line: &str) -> Option<Stored> {
+    let mut columns = line.split('\t');
+    let partition = columns.next()?.parse().ok()?;
+    let offset = columns.next()?.parse().ok()?;
+    let (key, value) = (bytes_of(columns.next()?)?, bytes_of(columns.next()?)?);
+    let headers = columns.map(|header| {
+        let (name, value) = header.split_once('=')?;
+        Some((name.to_owned(), bytes_of(value)?))
+    });
+    Some(Stored { partition, offset, key, value, headers: headers.collect::<Option<_>>()? })
+}
+
+/// Of hexadecimal digits; `~` is null.
+fn bytes_of(digits: &str) -> Option<Option<Vec<u8>>> {
+    if digits == "~" {
+        return Some(None);
+    }
+    let pairs = digits.as_bytes().chunks(2);
+    let bytes = pairs.map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok());
+    Some(Some(bytes.collect::<Option<_>>()?))
 }

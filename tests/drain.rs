@@ -1,5 +1,6 @@
-//! P8, restart without loss or storm: a node that drains spreads the reconnects of its clients over
-//! its window, each is back soon, and every client resumes exactly.
+//! The drain of one node, and the age of its streams: it spreads the reconnects of its clients over
+//! its window, each is back soon, and every client resumes exactly. Three nodes under load are in
+//! `tests/promises`.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::thread::JoinHandle;
