@@ -7,6 +7,7 @@
 
 mod ledger;
 mod p1_nothing_is_lost;
+mod p3_nobody_elses;
 mod p4_nothing_after_cancel;
 mod p7_an_outage_is_waited_out;
 #[path = "../real/mod.rs"]
