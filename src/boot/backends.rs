@@ -30,6 +30,9 @@ pub(super) struct Backends {
     scylla: Option<Arc<ScyllaStore>>,
 }
 
+/// One log, by all of its ports.
+type LogParts = (Arc<dyn Log>, Arc<dyn Ownership>, Arc<dyn ControlTopic>);
+
 /// One store, by all of its ports.
 struct Stores {
     store: Arc<dyn Store>,
@@ -65,8 +68,7 @@ impl Backends {
                  publishes what it finds there; nodes that share it need log.kind = \"kafka\""
             );
         }
-        let parts: (Arc<dyn Log>, Arc<dyn Ownership>, Arc<dyn ControlTopic>);
-        parts = match (&config.log, &embedded) {
+        let (log, ownership, control): LogParts = match (&config.log, &embedded) {
             (LogConfig::Kafka { options, groups }, _) => {
                 let (options, groups) = ((**options).clone(), groups.clone());
                 let ownership = KafkaOwnership::new(options.clone(), groups, config.is_owner)?;
@@ -79,7 +81,6 @@ impl Backends {
             }
             (LogConfig::Embedded { .. }, None) => unreachable!("it was opened above"),
         };
-        let (log, ownership, control) = parts;
         let scylla = match &config.store {
             StoreConfig::Embedded => None,
             StoreConfig::Scylla(options) => {
