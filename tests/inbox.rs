@@ -228,6 +228,8 @@ fn a_long_backlog_comes_in_pieces(runtime: Runtime) {
     let expected: Vec<String> = (0..MESSAGES).map(|number| number.to_string()).collect();
     assert_eq!(got, expected);
     assert_eq!(streams, 2, "it comes in two pieces");
+    let continued = || node.metric_of("corecast_stream_closes_total", "reason=\"continues\"");
+    wait::until_true("that is counted", LONG, || continued() == Some(1.0));
 }
 
 fn who_comes_back_at_once_gets_nothing_again(runtime: Runtime) {

@@ -409,6 +409,41 @@ fn pages_point_to_files_that_are_there() {
     report("links lead somewhere", &breaches);
 }
 
+/// `cargo test --test NAME [FILTER]` on a page: the program is there, and a test or a module of it
+/// has a name that begins so.
+#[test]
+fn pages_name_tests_that_are_there() {
+    let sources = sources();
+    let mut breaches = Vec::new();
+    for page in ["README.md", "docs/architecture.md", "docs/promises.md"] {
+        let text = fs::read_to_string(root().join(page)).expect("UTF-8");
+        for (at, _) in text.match_indices("`cargo test --") {
+            let command = text[at + 1..].split('`').next().unwrap_or("");
+            if !is_test_there(&sources, command) {
+                breaches.push(format!("{page}: {command}"));
+            }
+        }
+    }
+    report("tests that are named are there", &breaches);
+}
+
+fn is_test_there(sources: &[Source], command: &str) -> bool {
+    let words: Vec<&str> = command.split_whitespace().skip(2).collect();
+    let (places, rest) = match words[..] {
+        ["--test", program, ref rest @ ..] => {
+            (vec![format!("tests/{program}.rs"), format!("tests/{program}/")], rest)
+        }
+        ["--lib", ref rest @ ..] => (vec!["src/".to_owned()], rest),
+        _ => return true,
+    };
+    let filter = rest.first().filter(|word| !word.starts_with('-')).copied().unwrap_or("");
+    let is_of_it = |source: &&Source| places.iter().any(|place| source.path.starts_with(place));
+    let has_it = |source: &Source| {
+        ["fn ", "mod "].iter().any(|word| source.text.contains(&format!("{word}{filter}")))
+    };
+    sources.iter().filter(is_of_it).any(has_it)
+}
+
 #[test]
 fn the_rules_can_be_broken() {
     let code = "use crate::{base, domain::{Draft, Ring}, shard::Probe};\nuse crate::wire::frame;";
@@ -420,4 +455,11 @@ fn the_rules_can_be_broken() {
     assert!(!mentions_crate("my_tokio::spawn(", "tokio"));
     let text = "fn a() {\n    b();\n}\nfn c(\n    d: u8,\n) {\n}\n";
     assert_eq!(functions(text), [("a".to_owned(), 3), ("c".to_owned(), 4)]);
+    let text = "mod inner;\nfn one_test() {}".to_owned();
+    let sources = [Source { path: "tests/some/main.rs".to_owned(), text }];
+    for (filter, is_there) in [("", true), (" inner", true), (" one_", true), (" other", false)] {
+        let command = format!("cargo test --test some{filter}");
+        assert_eq!(is_test_there(&sources, &command), is_there, "{command}");
+    }
+    assert!(!is_test_there(&sources, "cargo test --test another"));
 }

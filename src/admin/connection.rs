@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Router;
 use bytes::{Bytes, BytesMut};
@@ -22,6 +23,7 @@ use super::{AdminState, admin_router, public_router};
 use crate::base::EpochMillis;
 use crate::control::Handover;
 use crate::limits::{admin as limits, edge};
+use crate::ops::metrics::CallCounters;
 use crate::ports::Descriptors;
 use crate::wire::api;
 use crate::wire::head::{self, HeadError};
@@ -29,12 +31,12 @@ use crate::wire::head::{self, HeadError};
 /// Accepts on the admin listener until the process ends.
 pub async fn serve_admin(listener: TcpListener, state: AdminState) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let clock = state.clock.clone();
+    let (clock, counters) = (state.clock.clone(), state.metrics.calls.clone());
     let router = admin_router(state);
     let connections = limits::CONNECTIONS_MAX.min(Descriptors::of_process().admin);
     let heads_max = (connections / limits::HEADS_PART).max(1);
     let room = Arc::new(Semaphore::new(connections.saturating_sub(heads_max).max(1)));
-    let mut heads = Heads { most: heads_max, open: VecDeque::new() };
+    let mut heads = Heads { most: heads_max, open: VecDeque::new(), counters };
     loop {
         match listener.accept().await {
             Ok((socket, _)) => {
@@ -66,6 +68,7 @@ pub async fn serve_admin(listener: TcpListener, state: AdminState) -> std::io::R
 struct Heads {
     most: usize,
     open: VecDeque<(Instant, AbortHandle)>,
+    counters: Arc<CallCounters>,
 }
 
 impl Heads {
@@ -81,7 +84,10 @@ impl Heads {
         }
         if let Some((since, oldest)) = self.open.pop_front() {
             tokio::time::sleep_until(since + limits::HEAD_GRACE).await;
-            oldest.abort();
+            if !oldest.is_finished() {
+                oldest.abort();
+                self.counters.evicted.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -95,6 +101,7 @@ pub struct PublicCalls {
     serving: Told,
     drained: Told,
     room: Arc<Semaphore>,
+    counters: Arc<CallCounters>,
 }
 
 impl PublicCalls {
@@ -102,14 +109,18 @@ impl PublicCalls {
     pub fn new(state: AdminState, serving: Told, drained: Told) -> Self {
         let calls = limits::PUBLIC_CALLS_MAX.min(Descriptors::of_process().calls);
         let room = Arc::new(Semaphore::new(calls));
-        Self { router: public_router(state), serving, drained, room }
+        let counters = state.metrics.calls.clone();
+        Self { router: public_router(state), serving, drained, room, counters }
     }
 }
 
 impl Handover for PublicCalls {
     fn handle_request(&self, socket: OwnedFd, bytes: Bytes) {
         // Without room the connection is closed: its client has sent one request and may repeat it.
-        let Ok(permit) = self.room.clone().try_acquire_owned() else { return };
+        let Ok(permit) = self.room.clone().try_acquire_owned() else {
+            self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
         let socket = TcpStream::from_std(std::net::TcpStream::from(socket));
         let router = self.router.clone();
         match socket {
@@ -195,5 +206,27 @@ async fn serve(
         .serve_connection(TokioIo::new(io), service);
     if let Err(error) = connection.await {
         tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_without_room_is_closed_and_counted() {
+        use std::io::Read as _;
+        let counters = Arc::<CallCounters>::default();
+        let calls = PublicCalls {
+            router: Router::new(),
+            serving: Box::new(|_| ()),
+            drained: Box::new(|_| ()),
+            room: Arc::new(Semaphore::new(0)),
+            counters: counters.clone(),
+        };
+        let (mut client, node) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+        calls.handle_request(node.into(), Bytes::new());
+        assert_eq!(client.read(&mut [0]).expect("an end"), 0);
+        assert_eq!(counters.dropped.load(Ordering::Relaxed), 1);
     }
 }

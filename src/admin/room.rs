@@ -63,3 +63,24 @@ impl Room {
         self.rows.acquire_many(rows).await.ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_create_too_many_is_put_off_and_has_room_later() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let room = Room::default();
+            let mut places = Vec::new();
+            for _ in 0..limits::CREATES_MAX {
+                places.push(room.for_create(Some(1)).await.expect("there is room"));
+            }
+            let refused = room.for_create(Some(1)).await.err().expect("it is full");
+            assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+            places.pop();
+            assert!(room.for_create(Some(1)).await.is_ok());
+        });
+    }
+}

@@ -183,6 +183,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         notes_dropped: notes_dropped.clone(),
         records_reread: records_reread.clone(),
         control: control_counters.clone(),
+        calls: Arc::default(),
         lanes,
     };
     let lanes = shards.lanes;

@@ -10,8 +10,9 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
 use crate::base::{BroadcastId, EpochMillis};
+use crate::limits::control::ENDED_MAX;
 
-/// The ended broadcasts of a shard. Bounded by whoever ends them (`limits::control::ENDED_MAX`).
+/// The ended broadcasts of a shard. Bounded by whoever ends them: not without room.
 #[derive(Debug, Default)]
 pub struct Ended {
     /// Each with the time from which on nothing can bring its messages any more.
@@ -30,6 +31,11 @@ impl Ended {
 
     pub fn is_empty(&self) -> bool {
         self.until.is_empty()
+    }
+
+    /// Whether one more may be ended.
+    pub fn has_room(&self) -> bool {
+        self.len() < ENDED_MAX
     }
 
     /// Remembers one until then; of several times the latest counts.
@@ -74,5 +80,18 @@ mod tests {
         assert_eq!(ended.len(), 1);
         ended.forget(EpochMillis(30));
         assert!(ended.is_empty() && ended.soonest.is_empty());
+    }
+
+    #[test]
+    fn as_many_as_may_be_leave_no_room_until_one_is_forgotten() {
+        let mut ended = Ended::default();
+        for number in 0..ENDED_MAX as u64 {
+            assert!(ended.has_room(), "{number}");
+            let until = EpochMillis(10 + number.min(1));
+            ended.insert(BroadcastId::new(number).expect("small"), until);
+        }
+        assert!(!ended.has_room());
+        ended.forget(EpochMillis(10));
+        assert!(ended.has_room());
     }
 }

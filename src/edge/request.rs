@@ -27,6 +27,8 @@ pub struct StreamRequest {
     pub connection: Option<String>,
     /// What a client presents that is no cursor is none.
     pub cursor: Option<Cursor>,
+    /// Whether it presents something, cursor or not.
+    pub is_presented: bool,
     pub accepts_event_stream: bool,
 }
 
@@ -90,6 +92,7 @@ pub fn read_stream_request(
         members: identity.members,
         connection,
         cursor: presented.and_then(|text| Cursor::parse(text).ok()),
+        is_presented: presented.is_some_and(|text| !text.is_empty()),
         accepts_event_stream: head.accepts_event_stream(),
     })
 }

@@ -22,6 +22,17 @@ use crate::shard::{BUCKETS_MICROS, Histogram, Probe, RuntimeKind};
 /// What a scrape reads.
 pub struct Metrics {
     registry: Registry,
+    /// What the calls that are no stream count.
+    pub calls: Arc<CallCounters>,
+}
+
+/// Connections of calls that are no stream, closed without an answer.
+#[derive(Debug, Default)]
+pub struct CallCounters {
+    /// Of the public listener: too many calls were under way.
+    pub dropped: AtomicU64,
+    /// Of the admin listener: too many had not said what they want.
+    pub evicted: AtomicU64,
 }
 
 /// Numbers that are kept elsewhere.
@@ -37,6 +48,7 @@ pub struct Sources {
     /// Records that were read again from the log, for all shards.
     pub records_reread: Arc<AtomicU64>,
     pub control: Arc<ControlCounters>,
+    pub calls: Arc<CallCounters>,
     /// The lanes; those of one name are counted together.
     pub lanes: Vec<(&'static str, Arc<Refusals>)>,
 }
@@ -48,8 +60,9 @@ impl Metrics {
         let version = ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
         build.get_or_create(&vec![version]).set(1);
         registry.register("build_info", "The release that runs", build);
+        let calls = sources.calls.clone();
         registry.register_collector(Box::new(sources));
-        Self { registry }
+        Self { registry, calls }
     }
 
     /// All of them as text.
@@ -76,9 +89,12 @@ const GAUGES: [(&str, &str, Read); 5] = [
     ("serving", "1 while the shard serves streams", |probe| &probe.serving),
 ];
 
-const COUNTERS: [(&str, &str, Read); 24] = [
+const COUNTERS: [(&str, &str, Read); 26] = [
     ("streams_opened", "Streams that were opened", |probe| &probe.opened),
     ("streams_resumed", "Streams that came with a usable cursor", |probe| &probe.resumed),
+    ("cursors_refused", "Cursors presented that were none, or of another user or log", |probe| {
+        &probe.cursors_refused
+    }),
     ("deliveries", "Frames of which the kernel took the last byte", |probe| &probe.deliveries),
     ("writes", "Writes that took at least a byte", |probe| &probe.writes),
     ("deliveries_joined", "Frames that went out with another one", |probe| &probe.joined),
@@ -106,6 +122,11 @@ const COUNTERS: [(&str, &str, Read); 24] = [
     ("unconfirmed_dropped", "Frames not followed until the peer had them", |probe| {
         &probe.unconfirmed_dropped
     }),
+    (
+        "farewells_refused",
+        "Streams that ended while too many others waited for what their peers acknowledge",
+        |probe| &probe.farewells_refused,
+    ),
     (
         "replays",
         "Times that a stream was served from the log, because the ring had lost its place",
@@ -158,6 +179,7 @@ impl Collector for Sources {
             dead_letter_retries,
         } = &*self.owner;
         let ControlCounters { nodes, ended, ignored, fences } = &*self.control;
+        let CallCounters { dropped, evicted } = &*self.calls;
         for (name, help, gauge) in [
             ("fleet_nodes", "Other nodes that have been heard of in the last seconds", nodes),
             ("ended_broadcasts", "Ended broadcasts that may still be in the log", ended),
@@ -178,6 +200,12 @@ impl Collector for Sources {
             value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)?;
         }
         for (name, help, counter) in [
+            ("calls_dropped", "Public connections closed because of too many calls", dropped),
+            (
+                "admin_connections_evicted",
+                "Admin connections closed for newer ones, before they said what they want",
+                evicted,
+            ),
             ("control_records_ignored", "Control records of no release known here", ignored),
             (
                 "fences",

@@ -269,6 +269,9 @@ impl Core {
         let Handed { request, .. } = &mut handed;
         let user = &request.user;
         request.cursor = request.cursor.take().filter(|cursor| self.streams.knows(cursor, user));
+        if request.is_presented && request.cursor.is_none() {
+            probe::add(&self.probe.cursors_refused, 1);
+        }
         let presented = match &request.cursor {
             Some(cursor) => match self.streams.beyond_ring(cursor, user) {
                 None => return self.open_or_refuse(door, set, (handed, None), now),
@@ -418,6 +421,7 @@ impl Core {
         probe::set(&probe.ring_bytes, ring.bytes() as u64);
         probe::set(&probe.passed_waiting, self.intake.waiting() as u64);
         probe::set(&probe.notes_dropped, self.keeping.dropped());
+        probe::set(&probe.farewells_refused, self.keeping.farewells_refused());
     }
 }
 

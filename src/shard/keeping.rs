@@ -41,6 +41,7 @@ pub(super) struct Keeping {
     /// When the peers are asked next.
     confirm_at: Option<Moment>,
     dropped: u64,
+    farewells_refused: u64,
 }
 
 impl Keeping {
@@ -176,7 +177,9 @@ impl Keeping {
     /// for long. A peer that is gone will acknowledge nothing more.
     fn take_closed(&mut self, set: BorrowedFd<'_>, closed: Closed<OwnedFd>, now: Moment) {
         let waits = unsent(&closed.socket);
-        if waits > 0 && self.closed.len() < limits::FAREWELLS_MAX {
+        let is_full = self.closed.len() >= limits::FAREWELLS_MAX;
+        self.farewells_refused += u64::from(waits > 0 && is_full);
+        if waits > 0 && !is_full {
             // Nothing that happens to it is anybody's affair any more; the end would be reported.
             let _ = epoll::delete(set, &closed.socket);
             if shutdown(&closed.socket, Shutdown::Write).is_ok() {
@@ -213,6 +216,11 @@ impl Keeping {
 
     pub fn dropped(&self) -> u64 {
         self.dropped
+    }
+
+    /// Streams that ended and were not kept until their peers had acknowledged all.
+    pub fn farewells_refused(&self) -> u64 {
+        self.farewells_refused
     }
 
     /// When to look again.

@@ -26,7 +26,8 @@ probe! {
     streams, users, opened, resumed, deliveries, bytes, writes, joined, blocked, heartbeats, gaps,
     ended_skips, ring_frames, ring_bytes, events, bad_records, unserved_records, repeats,
     passed_waiting, streams_handed,
-    notes_dropped, unconfirmed_dropped, replays, reread,
+    notes_dropped, unconfirmed_dropped, farewells_refused, replays, reread,
+    cursors_refused,
     accepted, heads_refused, heads_evicted, descriptors_exhausted, requests_refused, long_turns,
     /// 1 once the shard serves streams.
     serving,

@@ -7,6 +7,7 @@
 
 mod ledger;
 mod p1_nothing_is_lost;
+mod p3_nobody_elses;
 mod p4_nothing_after_cancel;
 mod p5_a_bad_record_stops_nothing;
 mod p6_a_slow_reader_costs_only_itself;

@@ -58,6 +58,9 @@ impl Topic {
     }
 }
 
+/// Reading from the store what has ended.
+type Joining = Task<Result<Vec<NotedEnding>, StoreError>>;
+
 /// What a node has heard.
 pub struct Follower {
     pub fleet: Fleet,
@@ -67,7 +70,7 @@ pub struct Follower {
     patience: usize,
     /// `None`: what has ended so far is being read.
     next: Option<u64>,
-    joining: Option<(u64, Task<Result<Vec<NotedEnding>, StoreError>>)>,
+    joining: Option<(u64, Joining)>,
 }
 
 impl Follower {

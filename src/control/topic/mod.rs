@@ -80,7 +80,7 @@ impl ControlDesk {
 
     /// Whether one more broadcast may be ended.
     pub fn has_room(&self) -> bool {
-        self.shared.lock().ended.len() < limits::ENDED_MAX
+        self.shared.lock().ended.has_room()
     }
 
     /// Tells all nodes that no message of a broadcast may begin any more. On an error they may have

@@ -1,7 +1,7 @@
-//! Resuming under faults: a thousand clients on three nodes, three brokers and three database
-//! nodes. Clients are cut, stand still, go to another node, and come back with the cursor that they
-//! had, with an older one or without; nodes are killed meanwhile. Whoever resumes gets exactly what
-//! came after his cursor, in the order of each partition.
+//! P2, nothing twice, nothing out of order: a thousand clients on three nodes, three brokers and
+//! three database nodes. Clients are cut, stand still, go to another node, and come back with the
+//! cursor that they had, with an older one or without; nodes are killed meanwhile. Whoever resumes
+//! gets exactly what came after his cursor, in the order of each partition.
 //!
 //! `RESUME_S` says for how long, in seconds. Cassandra stands in for ScyllaDB.
 
