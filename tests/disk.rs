@@ -124,6 +124,9 @@ fn journal(data_dir: &Path) -> PathBuf {
     journals.max_by_key(changed).expect("a journal")
 }
 
+/// Of what was written, what the disk got behind it.
+type Torn = fn(&[u8]) -> Vec<u8>;
+
 #[test]
 fn a_torn_write_is_passed_over_and_nothing_before_it_is_lost() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -132,11 +135,11 @@ fn a_torn_write_is_passed_over_and_nothing_before_it_is_lost() {
     let cursor = first.last_id.clone().expect("an id");
     let mut acknowledged = BTreeSet::new();
     // What the disk got of a write that was never acknowledged: noise, zeros, a part of a batch.
-    let torn: [&dyn Fn(&[u8]) -> Vec<u8>; 4] = [
-        &|_| vec![0xa5; 4_097],
-        &|_| vec![0; 700],
-        &|written| written[written.len() / 2..written.len() / 2 + 300].to_vec(),
-        &|written| written[..13].to_vec(),
+    let torn: [Torn; 4] = [
+        |_| vec![0xa5; 4_097],
+        |_| vec![0; 700],
+        |written| written[written.len() / 2..written.len() / 2 + 300].to_vec(),
+        |written| written[..13].to_vec(),
     ];
     for (round, torn) in torn.iter().enumerate() {
         acknowledged.extend(say_until(&node, &format!("round{round}"), 30));

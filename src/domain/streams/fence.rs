@@ -302,8 +302,8 @@ mod tests {
         bench.streams.handle_ended(id(5), NOON.plus(KEPT));
         let socket = bench.open_with("alice", Some(piece));
         let text = socket.borrow().0.clone();
-        let ids = text.lines().filter_map(|line| line.strip_prefix("id: "));
-        let last = Cursor::parse(ids.last().expect("an id")).expect("a cursor");
+        let mut ids = text.lines().rev().filter_map(|line| line.strip_prefix("id: "));
+        let last = Cursor::parse(ids.next().expect("an id")).expect("a cursor");
         assert!(last.backlog && last.own == 6, "{last:?}");
         assert!(text.ends_with("\n\n") && told(&socket).is_empty(), "{text}");
         assert!(bench.streams.is_empty(), "it comes back for the rest");
