@@ -134,8 +134,6 @@ pub struct Cancel {
     by: NodeStart,
     broadcast: BroadcastId,
     stage: Stage,
-    /// Nothing of it takes any time.
-    is_swift: bool,
     removes_at: Option<Moment>,
 }
 
@@ -182,12 +180,11 @@ impl World {
         self.seen.note("cancels");
         let wall = self.wall();
         self.store.lock().put_ending(broadcast, wall);
-        let is_swift = self.random.one_in(2);
-        let longest = if is_swift { 1 } else { 2_000 };
+        let longest = if self.random.one_in(2) { 100 } else { 2_000 };
         let done_at = self.now.plus(self.random.millis(longest));
         let by = self.nodes[node].follower.fleet.own().clone();
         let stage = Stage::Storing(done_at);
-        self.cancels.push(Cancel { node, by, broadcast, stage, is_swift, removes_at: None });
+        self.cancels.push(Cancel { node, by, broadcast, stage, removes_at: None });
     }
 
     /// The topic goes on, and whoever follows it; some shards have had their turn before.
@@ -269,17 +266,10 @@ impl World {
                 let (from, seq) = (fleet.own().clone(), fleet.next_seq());
                 let (broadcast_id, status) = (cancel.broadcast, End::Cancelled);
                 let says = ControlSays::Ended { broadcast_id, status };
-                let (mut delay, mut more) = (self.control_delay(), self.control_delay());
-                if cancel.is_swift {
-                    (delay, more) = (Duration::ZERO, Duration::ZERO);
-                }
+                let (delay, more) = (self.control_delay(), self.control_delay());
                 let record = ControlRecord { from, seq, says };
                 let number = self.topic.send(self.now.plus(delay), record);
-                self.topic.handle_time(self.now);
                 cancel.stage = Stage::Appending(number, more);
-                if cancel.is_swift {
-                    return self.turn_cancel(cancel);
-                }
             }
             Stage::Appending(number, more) => {
                 if let Some(offset) = self.topic.landed.get(&number).copied() {
@@ -366,15 +356,20 @@ impl World {
         client.owed.retain(|at, _| !told.contains(at));
     }
 
-    /// Clients that had what is cancelled have been told, unless the store keeps no word of it: it
+    /// What a client had and has not been told is no more, unless the store keeps no word of it: it
     /// was for who was here, or has passed the end that it named itself.
-    pub fn check_removals(&self) {
+    pub fn owed(&self, number: usize) -> Option<Position> {
         let wall = self.wall();
-        for (number, client) in self.clients.iter().enumerate() {
-            let is_due = |(at, broadcast): &(&Position, &BroadcastId)| {
-                !self.truth.is_lost(**at) && !self.truth.is_past(**broadcast, wall)
-            };
-            let owed = client.owed.iter().find(is_due);
+        let is_due = |(at, broadcast): &(&Position, &BroadcastId)| {
+            !self.truth.is_lost(**at) && !self.truth.is_past(**broadcast, wall)
+        };
+        self.clients[number].owed.iter().find(is_due).map(|(at, _)| *at)
+    }
+
+    /// Clients that had what is cancelled have been told.
+    pub fn check_removals(&self) {
+        for number in 0..CLIENTS {
+            let owed = self.owed(number);
             assert_eq!(owed, None, "seed {}: client {number} was not told", self.seed);
         }
     }

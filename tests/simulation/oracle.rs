@@ -331,7 +331,7 @@ impl World {
             return false;
         }
         self.forget_what_has_ended(number);
-        self.clients[number].missing.is_empty()
+        self.clients[number].missing.is_empty() && self.owed(number).is_none()
     }
 
     pub fn check_complete(&mut self, number: usize) {
