@@ -248,15 +248,18 @@ pub mod shard {
     /// many round trips of a reader who reads.
     pub const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
     /// `retry:` of a stream that has to go, and up to how much is added: its client is back within
-    /// two seconds, connecting included, and those that are told in one moment do not come in one.
+    /// two seconds, connecting included, also if its first try leads to a node that goes; and those
+    /// that are told in one moment do not come in one.
     pub const RETURN_RETRY: Duration = Duration::from_millis(250);
-    pub const RETURN_RETRY_SPREAD: Duration = Duration::from_secs(1);
-    const _: () = assert!(RETURN_RETRY.as_millis() + RETURN_RETRY_SPREAD.as_millis() <= 1_500);
+    pub const RETURN_RETRY_SPREAD: Duration = Duration::from_millis(500);
+    const _: () =
+        assert!(2 * (RETURN_RETRY.as_millis() + RETURN_RETRY_SPREAD.as_millis()) <= 1_500);
     /// The least bound that may be set on the age of a stream, but for none: a client is away for
-    /// an eighth of its time at most. And the most: months, after which nobody looks.
+    /// a tenth of its time at most. And the most: months, after which nobody looks.
     pub const MAX_AGE_MIN: Duration = Duration::from_secs(10);
     const _: () = assert!(
-        8 * (RETURN_RETRY.as_millis() + RETURN_RETRY_SPREAD.as_millis()) <= MAX_AGE_MIN.as_millis()
+        10 * (RETURN_RETRY.as_millis() + RETURN_RETRY_SPREAD.as_millis())
+            <= MAX_AGE_MIN.as_millis()
     );
     pub const MAX_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
     /// When a stream is looked at again that is old, and in its backlog: soon, as it goes then.

@@ -118,7 +118,7 @@ fn a_drain_is_spread_over_its_window_and_every_client_resumes(runtime: Runtime) 
         assert!((20..=90).contains(&many), "{many} of {STREAMS} in a quarter of the window");
     }
     assert!(lived.iter().all(|lived| lived.back_after < AWAY_MAX));
-    let early = lived.iter().filter(|lived| lived.back_after < Duration::from_millis(750)).count();
+    let early = lived.iter().filter(|lived| lived.back_after < Duration::from_millis(500)).count();
     assert!((50..=150).contains(&early), "{early} of {STREAMS} come back in half of the time");
     let some = |lived: &&Lived| (2..=12).contains(&lived.contents.len());
     assert!(lived.iter().filter(some).count() > 50, "they got what came meanwhile");
