@@ -1,7 +1,6 @@
 //! P9, every bound is visible: reaching one is a status, a GAP event or a counter. Here are those
 //! that other tests do not reach on their way; `docs/promises.md` says where each one is shown.
 
-use std::path::Path;
 use std::time::Instant;
 
 use corecast::limits::{admin, contract, cursor, edge};
@@ -94,20 +93,10 @@ fn what_a_request_for_a_stream_may_reach() {
     drop(second);
 }
 
-/// A node that may open 256 files and sockets.
-fn narrow_node(folder: &Path) -> Node {
-    let program = folder.join("corecast");
-    let script = format!("#!/bin/sh\nulimit -n 256\nexec {PROGRAM} \"$@\"\n");
-    std::fs::write(&program, script).expect("a file");
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&program, mode).expect("a file of ours");
-    Node::start_in(program.to_str().expect("UTF-8"), &folder.join("data"), &[])
-}
-
 #[test]
 fn what_connections_that_say_nothing_may_reach() {
     let folder = tempfile::tempdir().expect("a temporary directory");
-    let node = narrow_node(folder.path());
+    let node = Node::start_narrow(PROGRAM, folder.path());
     for (address, counter) in
         [(node.public, "connections_evicted"), (node.admin, "admin_connections_evicted")]
     {

@@ -426,20 +426,10 @@ fn a_disk_that_hangs_costs_its_creates_time_but_not_for_ever() {
     assert_eq!(rows.as_array().map(Vec::len), Some(2));
 }
 
-/// A node that may open 256 files and sockets.
-fn narrow_node(folder: &Path) -> Node {
-    let program = folder.join("corecast");
-    let script = format!("#!/bin/sh\nulimit -n 256\nexec {PROGRAM} \"$@\"\n");
-    std::fs::write(&program, script).expect("a file");
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&program, mode).expect("a file of ours");
-    Node::start_in(program.to_str().expect("UTF-8"), &folder.join("data"), &[])
-}
-
 #[test]
 fn connections_that_say_nothing_keep_nobody_from_the_admin_listener() {
     let folder = tempfile::tempdir().expect("a temporary directory");
-    let node = narrow_node(folder.path());
+    let node = Node::start_narrow(PROGRAM, folder.path());
     let began = Instant::now();
     let mut silent = Vec::new();
     for number in 0..10 {
@@ -460,7 +450,7 @@ fn connections_that_say_nothing_keep_nobody_from_the_admin_listener() {
 #[test]
 fn clients_never_take_the_descriptors_that_the_store_needs() {
     let folder = tempfile::tempdir().expect("a temporary directory");
-    let node = narrow_node(folder.path());
+    let node = Node::start_narrow(PROGRAM, folder.path());
     let said = node.process.wait_for_line(PATIENCE, |line| {
         line.contains("room for 68 streams a shard").then(|| line.to_owned())
     });

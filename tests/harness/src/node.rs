@@ -48,6 +48,16 @@ impl Node {
         node
     }
 
+    /// One that may open 256 files and sockets, with all that it needs in this folder.
+    pub fn start_narrow(program: &str, folder: &Path) -> Self {
+        let narrow = folder.join("corecast");
+        let script = format!("#!/bin/sh\nulimit -n 256\nexec {program} \"$@\"\n");
+        std::fs::write(&narrow, script).expect("a file");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&narrow, mode).expect("a file of ours");
+        Self::start_in(narrow.to_str().expect("UTF-8"), &folder.join("data"), &[])
+    }
+
     /// Starts the program and waits for its listeners only: what it needs may be away.
     pub fn launch(program: &str, sets: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
