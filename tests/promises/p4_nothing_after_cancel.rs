@@ -2,16 +2,17 @@
 //! node, be it frozen meanwhile, killed, or cut off from what tells it; MESSAGE_REMOVED follows.
 //! What one node does of it is in `tests/cancel.rs`.
 
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use harness::cable::{Cables, Side};
 use harness::http::{self, Connection, Response};
 use harness::node::{Node, ask};
-use harness::sse::{Event, Stream};
+use harness::sse::{Event, Item, Stream};
 use harness::wait;
 use serde_json::{Value, json};
 
-use crate::real::{LONG, PROGRAM, Place, is_missing};
+use crate::real::{LONG, PROGRAM, Place, is_missing, is_without_cables};
 use crate::world::{self, World};
 
 const NODES: usize = 3;
@@ -24,11 +25,13 @@ const TIMED: usize = 60;
 /// Three nodes of one fleet.
 fn start(world: &World) -> (Place, Vec<Node>) {
     let place = world.place();
-    let copies = ["log.replication=3", "store.replication=3"];
-    let sets = [&place.sets(), &copies[..]].concat();
-    let nodes: Vec<Node> = (0..NODES).map(|_| Node::launch(PROGRAM, &sets)).collect();
+    let nodes: Vec<Node> = (0..NODES).map(|_| Node::launch(PROGRAM, &sets(&place))).collect();
     nodes.iter().for_each(wait_until_ready);
     (place, nodes)
+}
+
+fn sets(place: &Place) -> Vec<&str> {
+    [&place.sets()[..], &["log.replication=3", "store.replication=3"]].concat()
 }
 
 fn wait_until_ready(node: &Node) {
@@ -80,6 +83,68 @@ fn until_all(node: &Node, stream: &mut Stream, audience: &Value, marker: &str) -
     told
 }
 
+/// Two readers of messages at a node: one has got all, one stands still and is behind.
+struct Readers {
+    quick: Stream,
+    slow: Option<Stream>,
+    reading: Option<JoinHandle<Vec<String>>>,
+    audience: Value,
+    ids: Vec<String>,
+}
+
+impl Readers {
+    /// At the second of these nodes; messages are created by the first one.
+    fn behind(nodes: &[Node]) -> Self {
+        let audience = json!({"targetType": "ROLE", "targetIds": ["slow"]});
+        let (narrow, asks) =
+            (Connection::narrow(nodes[1].public), ask("userId=slow&roles=slow", &[]));
+        let mut slow = Stream::over(narrow, nodes[1].public, &asks).expect("an answer");
+        slow.connected();
+        let mut quick = nodes[1].stream("userId=quick&roles=slow");
+        let padding = "x".repeat(LARGE);
+        let mut ids = Vec::new();
+        for number in 0..MANY {
+            ids.push(create(&nodes[0], &format!("m{number} {padding}"), &audience));
+            assert_eq!(word(&quick.next_event().expect("it goes on")), format!("m{number}"));
+        }
+        Self { quick, slow: Some(slow), reading: None, audience, ids }
+    }
+
+    /// Who stood still reads all that comes.
+    fn go_on(&mut self) {
+        let mut slow = self.slow.take().expect("it stands still");
+        self.reading = Some(thread::spawn(move || until(&mut slow, "the end")));
+    }
+
+    /// Some of those messages that the slow one does not have yet.
+    fn cancel_some(&self, node: &Node) -> Vec<String> {
+        let cancelled: Vec<String> = self.ids.iter().rev().step_by(2).take(5).cloned().collect();
+        let asked = Instant::now();
+        for id in &cancelled {
+            assert_eq!(cancel(node, id).status, 204);
+        }
+        println!("five cancels took {:?}", asked.elapsed());
+        cancelled
+    }
+
+    /// Once the second node is there again: of what was cancelled, nobody got more than word of it.
+    fn assert_nothing_began(mut self, nodes: &[Node], cancelled: &[String]) {
+        wait_until_ready(&nodes[1]);
+        let mut told = until_all(&nodes[1], &mut self.quick, &self.audience, "last");
+        told.retain(|told| told.starts_with("MESSAGE_REMOVED"));
+        for id in cancelled {
+            assert!(told.contains(&format!("MESSAGE_REMOVED {id}")), "{id}");
+        }
+        create(&nodes[0], "the end", &json!({"targetType": "SELECTED", "targetIds": ["slow"]}));
+        let reading = self.reading.expect("it goes on");
+        let told = reading.join().expect("it reads to the end");
+        for (number, id) in self.ids.iter().enumerate() {
+            let is_cancelled = cancelled.contains(id);
+            assert_eq!(!told.contains(&format!("m{number}")), is_cancelled, "m{number}");
+        }
+    }
+}
+
 #[test]
 fn healthy_nodes_answer_a_cancel_at_once() {
     if is_missing() {
@@ -122,39 +187,38 @@ fn nothing_begins_on_a_node_that_was_frozen() {
     }
     let world = world::shared();
     let (_, nodes) = start(&world);
-    let audience = json!({"targetType": "ROLE", "targetIds": ["slow"]});
-    let (narrow, asks) = (Connection::narrow(nodes[1].public), ask("userId=slow&roles=slow", &[]));
-    let mut slow = Stream::over(narrow, nodes[1].public, &asks).expect("an answer");
-    slow.connected();
-    let mut quick = nodes[1].stream("userId=quick&roles=slow");
-    let padding = "x".repeat(LARGE);
-    let mut ids = Vec::new();
-    for number in 0..MANY {
-        ids.push(create(&nodes[0], &format!("m{number} {padding}"), &audience));
-        assert_eq!(word(&quick.next_event().expect("it goes on")), format!("m{number}"));
-    }
+    let mut readers = Readers::behind(&nodes);
     nodes[1].process.freeze();
     // The reader takes all that is on its way, so that the node could write as soon as it wakes.
-    let reader = thread::spawn(move || until(&mut slow, "the end"));
-    let cancelled: Vec<&String> = ids.iter().rev().step_by(2).take(5).collect();
-    let asked = Instant::now();
-    for id in &cancelled {
-        assert_eq!(cancel(&nodes[0], id).status, 204);
-    }
-    println!("five cancels with a node frozen took {:?}", asked.elapsed());
+    readers.go_on();
+    let cancelled = readers.cancel_some(&nodes[0]);
     nodes[1].process.thaw();
+    readers.assert_nothing_began(&nodes, &cancelled);
+}
+
+/// Its clients are still there, and it can write to them.
+#[test]
+fn nothing_begins_on_a_node_that_is_cut_off() {
+    if is_missing() || is_without_cables() {
+        return;
+    }
+    let world = world::shared();
+    let (place, mut nodes) = start(&world);
+    nodes[1] = Node::launch_behind(Cables::new(PROGRAM), &sets(&place));
     wait_until_ready(&nodes[1]);
-    let mut told = until_all(&nodes[1], &mut quick, &audience, "last");
-    told.retain(|told| told.starts_with("MESSAGE_REMOVED"));
-    for id in &cancelled {
-        assert!(told.contains(&format!("MESSAGE_REMOVED {id}")), "{id}");
+    let mut readers = Readers::behind(&nodes);
+    nodes[1].pull(Side::Backends);
+    let cancelled = readers.cancel_some(&nodes[0]);
+    readers.go_on();
+    wait::until_true("readiness says why", LONG, || {
+        nodes[1].get("/health/ready").text().contains("control")
+    });
+    for _ in 0..3 {
+        let item = readers.quick.next_item();
+        assert!(matches!(item, Item::Comment(_)), "only heartbeats come: {item:?}");
     }
-    create(&nodes[0], "the end", &json!({"targetType": "SELECTED", "targetIds": ["slow"]}));
-    let told = reader.join().expect("it reads to the end");
-    for (number, id) in ids.iter().enumerate() {
-        let is_cancelled = cancelled.contains(&id);
-        assert_eq!(!told.contains(&format!("m{number}")), is_cancelled, "m{number}");
-    }
+    nodes[1].plug_in(Side::Backends);
+    readers.assert_nothing_began(&nodes, &cancelled);
 }
 
 #[test]

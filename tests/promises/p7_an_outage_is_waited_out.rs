@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::real::is_missing;
+use harness::sse::{Item, Stream};
+
+use crate::real::{is_missing, is_without_cables};
 use crate::run::Run;
 use crate::world;
 
@@ -64,4 +66,40 @@ fn outages_are_waited_out() {
     run.assert_no_dead_letters();
     run.assert_no_stream_ended();
     run.end(&world.kafka);
+}
+
+/// Everything is away for one node only, which still has its clients: the others go on without it.
+#[test]
+fn a_node_that_is_cut_off_waits_and_the_others_go_on() {
+    if is_missing() || is_without_cables() {
+        return;
+    }
+    let world = world::shared();
+    let mut run = Run::start_behind_cables(&world, 3, &[]);
+    let mut held = run.nodes[0].stream("userId=held");
+    run.creates_go_on("all are there");
+    run.cut_off(0);
+    run.is_replaced(0);
+    run.creates_go_on("one is cut off");
+    wait_for_silence(&mut held);
+    run.lose_clients_for_a_while(0);
+    wait_for_silence(&mut held);
+    run.connect(0);
+    held.message();
+    run.flow_goes_on("all are there again");
+    run.assert_no_dead_letters();
+    run.assert_no_stream_ended();
+    run.end(&world.kafka);
+}
+
+/// Reads what is on its way, until there are only heartbeats.
+fn wait_for_silence(stream: &mut Stream) {
+    let mut beats = 0;
+    while beats < 3 {
+        match stream.next_item() {
+            Item::Comment(_) => beats += 1,
+            Item::End(how) => panic!("the stream ends: {how:?}"),
+            _ => beats = 0,
+        }
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use harness::cable::Cables;
 use harness::cassandra::Cassandra;
 use harness::http::Response;
 use harness::kafka::{Kafka, Version};
@@ -25,6 +26,15 @@ pub fn is_missing() -> bool {
     let missing = harness::maven::missing();
     if let Some(program) = missing {
         harness::skip(program, "install a JDK 17 and Maven");
+    }
+    missing.is_some()
+}
+
+/// Whether nodes can't be cut off here; says so.
+pub fn is_without_cables() -> bool {
+    let missing = Cables::missing();
+    if let Some(reason) = missing {
+        harness::skip(reason, "run the tests as root, and install iproute2");
     }
     missing.is_some()
 }

@@ -4,6 +4,7 @@
 //! process, however that ends. It shares no code with the gateway.
 
 pub mod browser;
+pub mod cable;
 pub mod cassandra;
 pub mod http;
 pub mod kafka;
@@ -18,13 +19,21 @@ pub mod sse;
 pub mod thread;
 pub mod wait;
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
 /// The build's target folder, in which downloads are kept between runs.
 pub fn target_dir() -> PathBuf {
     let program = std::env::current_exe().expect("a test is a program");
     let tagged = program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
     tagged.expect("tests are built by cargo, which tags its target folder").to_owned()
+}
+
+/// A script that can be run.
+fn write_program(path: &Path, script: &str) {
+    std::fs::write(path, script).expect("a file");
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(path, mode).expect("a file of ours");
 }
 
 /// Whether the run must not skip what this machine can't do: continuous integration sets `CI`.

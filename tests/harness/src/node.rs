@@ -1,7 +1,7 @@
 //! A node of Corecast: the real binary, on ports of its own, with a data directory that goes with
 //! the test.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::cable::{Cables, Side};
 use crate::http::{self, Response};
 use crate::process::Process;
 use crate::sse::{Ask, Stream};
@@ -28,6 +29,7 @@ pub struct Node {
     pub process: Process,
     pub public: SocketAddr,
     pub admin: SocketAddr,
+    cables: Option<Cables>,
     /// Removed behind the process.
     _folder: Option<TempDir>,
 }
@@ -51,10 +53,10 @@ impl Node {
     /// One that may open 256 files and sockets, with all that it needs in this folder.
     pub fn start_narrow(program: &str, folder: &Path) -> Self {
         let narrow = folder.join("corecast");
-        let script = format!("#!/bin/sh\nulimit -n 256\nexec {program} \"$@\"\n");
-        std::fs::write(&narrow, script).expect("a file");
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&narrow, mode).expect("a file of ours");
+        crate::write_program(
+            &narrow,
+            &format!("#!/bin/sh\nulimit -n 256\nexec {program} \"$@\"\n"),
+        );
         Self::start_in(narrow.to_str().expect("UTF-8"), &folder.join("data"), &[])
     }
 
@@ -66,13 +68,27 @@ impl Node {
         node
     }
 
+    /// The same behind cables, which can be pulled out.
+    pub fn launch_behind(cables: Cables, sets: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let program = cables.program();
+        let program = program.to_str().expect("UTF-8");
+        let mut node = Self::launch_at(cables.address(), program, folder.path(), sets);
+        (node.cables, node._folder) = (Some(cables), Some(folder));
+        node
+    }
+
     fn launch_in(program: &str, data_dir: &Path, sets: &[&str]) -> Self {
+        Self::launch_at(Ipv4Addr::LOCALHOST.into(), program, data_dir, sets)
+    }
+
+    fn launch_at(address: IpAddr, program: &str, data_dir: &Path, sets: &[&str]) -> Self {
         let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let any = SocketAddr::new(address, 0);
         let process = run(program.as_ref(), data_dir, (any, any), &sets);
         let (public, admin) = wait_for_listeners(&process);
         let (program, data_dir) = (program.into(), data_dir.to_owned());
-        Self { program, sets, data_dir, process, public, admin, _folder: None }
+        Self { program, sets, data_dir, process, public, admin, cables: None, _folder: None }
     }
 
     /// Starts it again on the same ports and data. It must have ended.
@@ -98,6 +114,15 @@ impl Node {
     pub fn crash(&mut self) {
         self.process.kill();
         self.start_again();
+    }
+
+    /// Cuts it off from this side, in silence. It must have been launched behind cables.
+    pub fn pull(&self, side: Side) {
+        self.cables.as_ref().expect("it has cables").pull(side, self.process.id());
+    }
+
+    pub fn plug_in(&self, side: Side) {
+        self.cables.as_ref().expect("it has cables").plug_in(side, self.process.id());
     }
 
     pub fn data_dir(&self) -> &Path {

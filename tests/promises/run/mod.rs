@@ -1,16 +1,18 @@
 //! One run: nodes, users of whom some are here and some come only at the end, and traffic. Faults
 //! are injected while it flows; the end says what each user missed, got twice, or got wrongly.
 
+mod faults;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use harness::cable::Cables;
 use harness::kafka::Kafka;
 use harness::node::Node;
 use harness::wait;
-use rustix::process::Signal;
 
 use crate::ledger::{Ledger, Wrong};
 use crate::real::{LONG, PROGRAM, Place, owned, wait_until_missing, wait_until_owned};
@@ -26,12 +28,6 @@ const AWAY: usize = 1;
 const OFFLINE: usize = 4;
 /// Of a user's thread; one reads into 16 KiB, and JSON is read by recursion.
 const STACK_BYTES: usize = 256 * 1024;
-/// Between two looks of a load balancer at whether a node is ready.
-const BALANCER_LOOK: Duration = Duration::from_secs(1);
-/// From a crash until others own what it owned: 10 s, and twice that for a machine that is busy.
-const MOVED: Duration = Duration::from_secs(20);
-/// Records that are written between two looks at whether an owner is behind.
-const BURST: usize = 600;
 /// Between two looks at whether records flow.
 const LOOK: Duration = Duration::from_secs(1);
 /// From a fault, or its end, until readiness says so: time-outs, and the longest wait between two
@@ -60,6 +56,21 @@ impl Run {
 
     /// The same with so many EventSources besides.
     pub fn start_with(world: &World, nodes: usize, sources: usize, sets: &[&str]) -> Self {
+        Self::start_by(launch, world, nodes, sources, sets)
+    }
+
+    /// As the first, with nodes behind cables.
+    pub fn start_behind_cables(world: &World, nodes: usize, sets: &[&str]) -> Self {
+        Self::start_by(launch_behind_cables, world, nodes, 0, sets)
+    }
+
+    fn start_by(
+        launch: fn(&[String]) -> Node,
+        world: &World,
+        nodes: usize,
+        sources: usize,
+        sets: &[&str],
+    ) -> Self {
         static DRAWN: AtomicUsize = AtomicUsize::new(0);
         let run = DRAWN.fetch_add(1, Ordering::Relaxed);
         let place = world.place();
@@ -112,107 +123,15 @@ impl Run {
         run
     }
 
-    pub fn inject(&mut self, fault: &str) {
-        println!("injected: {fault}");
-        self.injected.push(fault.to_owned());
-    }
-
-    /// `kill -9`. Clients still try this node.
-    pub fn kill(&mut self, node: usize, when: &str) {
-        self.inject(&format!("kill -9 of node {node} {when}"));
-        self.nodes[node].process.kill();
-    }
-
-    /// `kill -9` of all of them at once.
-    pub fn kill_all(&mut self, when: &str) {
-        self.inject(&format!("kill -9 of all nodes at once {when}"));
-        self.nodes.iter().for_each(|node| node.process.signal(Signal::KILL));
-        self.nodes.iter_mut().for_each(|node| node.process.kill());
-    }
-
-    /// SIGTERM, and its end, which must be a good one; and starts it again. Clients are sent there
-    /// only while it is ready, as a load balancer sees it. How long it drained.
-    pub fn roll(&mut self, node: usize) -> Duration {
-        self.inject(&format!("a restart of node {node}"));
-        let began = Instant::now();
-        self.nodes[node].process.signal(Signal::TERM);
-        wait::until_true("readiness goes off", LONG, || {
-            self.nodes[node].get("/health/ready").status == 503
-        });
-        wait::until_due(began + BALANCER_LOOK);
-        self.service.take_off(node);
-        let status = self.nodes[node].process.wait_for_end(LONG);
-        let took = began.elapsed();
-        assert_eq!(status.code(), Some(0), "{}", self.nodes[node].process.text());
-        self.nodes[node].launch_again();
-        wait_until_ready(&self.nodes[node]);
-        self.service.list(node, addresses(&self.nodes[node]));
-        took
-    }
-
     /// When EventSources were away, and for how long.
     pub fn returns(&self) -> Vec<Return> {
         let sources = self.users.iter().filter(|user| user.obeys());
         sources.flat_map(|user| user.returns()).collect()
     }
 
-    /// Starts it again and waits for its listeners only.
-    pub fn launch(&mut self, node: usize) {
-        self.nodes[node].launch_again();
-        self.service.list(node, addresses(&self.nodes[node]));
-    }
-
-    /// Starts it again if it does not run, and waits until it is ready and owns its share.
-    pub fn restart(&mut self, node: usize) {
-        if !self.nodes[node].process.is_running() {
-            self.launch(node);
-        }
-        wait_until_ready(&self.nodes[node]);
-        self.share();
-    }
-
-    /// One node more: where it is among them. Waits for its listeners only.
-    pub fn join(&mut self) -> usize {
-        let node = self.nodes.len();
-        self.nodes.push(launch(&self.sets));
-        self.service.list(node, addresses(&self.nodes[node]));
-        node
-    }
-
     /// Waits until all nodes have their share.
     pub fn share(&self) {
         wait_until_owned(&self.nodes.iter().collect::<Vec<_>>(), "all nodes own partitions");
-    }
-
-    /// Waits until the others own what this one owned.
-    pub fn is_replaced(&self, node: usize) {
-        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != node);
-        let others: Vec<&Node> = others.map(|(_, other)| other).collect();
-        let took = wait_until_owned(&others, "the others own all");
-        assert!(took < MOVED, "{took:?}");
-    }
-
-    /// SIGSTOP. A load balancer would send nobody there; who is there stays.
-    pub fn freeze(&mut self, node: usize, when: &str) {
-        self.inject(&format!("SIGSTOP of node {node} {when}"));
-        self.service.take_off(node);
-        // One create may be under way there.
-        let until = self.traffic.made().answers + 2;
-        wait::until_true("creates go elsewhere", LONG, || self.traffic.made().answers >= until);
-        self.nodes[node].process.freeze();
-    }
-
-    pub fn thaw(&self, node: usize) {
-        self.nodes[node].process.thaw();
-        self.service.list(node, addresses(&self.nodes[node]));
-    }
-
-    /// Writes as fast as may be, until so many records of its partitions are not durable yet.
-    pub fn burst_until_behind(&self, node: usize, records: f64) {
-        wait::until_true("an owner has work", LONG, || {
-            self.traffic.producer.burst(BURST);
-            lag(&self.nodes[node..=node]) >= records
-        });
     }
 
     /// Waits until the node writes rows.
@@ -225,22 +144,6 @@ impl Run {
     /// Waits until the node owns something.
     pub fn owns(&self, node: usize) {
         wait::until_true("it owns partitions", LONG, || owned(&self.nodes[node]) > 0.0);
-    }
-
-    pub fn set_heavy(&self, is_heavy: bool) {
-        self.traffic.producer.set_heavy(is_heavy);
-    }
-
-    /// Writes what is no event to every partition; waits until each node has met all of it.
-    pub fn poison(&mut self) {
-        let bad = |node: &Node| node.metric("corecast_bad_records_total").unwrap_or(0.0) as usize;
-        let before: Vec<usize> = self.nodes.iter().map(bad).collect();
-        let count = self.traffic.producer.poison();
-        self.inject(&format!("{count} poisonous records"));
-        wait::until_true("all nodes meet them", LONG, || {
-            self.check();
-            self.nodes.iter().zip(&before).all(|(node, before)| bad(node) == before + count)
-        });
     }
 
     /// Waits until everybody who is here gets, in each of his lanes, what is sent from now on; how
@@ -430,6 +333,11 @@ impl Run {
 
 fn launch(sets: &[String]) -> Node {
     Node::launch(PROGRAM, &sets.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn launch_behind_cables(sets: &[String]) -> Node {
+    let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+    Node::launch_behind(Cables::new(PROGRAM), &sets)
 }
 
 /// Records that are not durable yet, as these nodes see it.
