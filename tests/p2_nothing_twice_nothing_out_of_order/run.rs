@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use corecast::ports::Descriptors;
 use harness::node::Node;
 use harness::wait;
+use harness::wrong::Wrong;
 
 use crate::clients::{Client, NODES, Service, Story};
 use crate::random::{Random, Seen};
 use crate::real::{LONG, PROGRAM, Place, World};
 use crate::script::{Reader, Script};
-use crate::tally::Wrong;
 use crate::traffic::{Traffic, role_of};
 
 const CLIENTS: usize = 1_000;
@@ -200,7 +200,7 @@ impl Run {
         for client in self.clients {
             let story = client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             seen.add(&story.seen);
-            wrong.add(story.tally.wrong());
+            wrong += story.tally.wrong();
             notes.extend(story.notes);
             messages += story.tally.messages;
             repeated += story.tally.repeated;

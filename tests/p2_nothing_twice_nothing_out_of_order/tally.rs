@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use harness::wrong::Wrong;
+
 use crate::script::{GROUP_LANES, Reader, Script, own_lane};
 
 /// What a client reads: the lanes of the group topic, and its user's own.
@@ -20,18 +22,6 @@ struct Place {
     next: usize,
     /// What is below has come before, and need not come again: the client said nothing of it.
     known: usize,
-}
-
-/// What is wrong with what came.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Wrong {
-    pub missed: usize,
-    pub twice: usize,
-    /// For somebody else, or what nobody wrote.
-    pub strange: usize,
-    /// Behind a later one of its partition.
-    pub late: usize,
-    pub gaps: usize,
 }
 
 pub struct Tally {
@@ -151,16 +141,6 @@ impl Tally {
 
     pub fn wrong(&self) -> Wrong {
         Wrong { missed: self.missing.len(), ..self.wrong }
-    }
-}
-
-impl Wrong {
-    pub fn add(&mut self, other: Self) {
-        self.missed += other.missed;
-        self.twice += other.twice;
-        self.strange += other.strange;
-        self.late += other.late;
-        self.gaps += other.gaps;
     }
 }
 

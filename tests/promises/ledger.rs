@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use harness::kafka::JavaProducer;
+use harness::wrong::Wrong;
 use serde_json::Value;
 
 use crate::real::Place;
@@ -25,18 +26,6 @@ enum Audience {
     Everybody,
     Role(BTreeSet<String>),
     User(String),
-}
-
-/// What is wrong with what a user got.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Wrong {
-    pub missed: usize,
-    pub twice: usize,
-    /// For somebody else, or with another content.
-    pub strange: usize,
-    /// Behind a later one of its partition.
-    pub late: usize,
-    pub gaps: usize,
 }
 
 impl Ledger {
@@ -145,13 +134,6 @@ fn read(value: &str) -> Option<(String, Entry)> {
     };
     let message = Message { broadcast, content: text("message")? };
     Some((text("eventId")?, Entry { audience, message }))
-}
-
-impl std::fmt::Display for Wrong {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { missed, twice, strange, late, gaps } = self;
-        write!(f, "{missed} {twice} {strange} {late} {gaps}")
-    }
 }
 
 /// The judge sees each kind of wrong.

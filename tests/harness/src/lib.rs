@@ -18,6 +18,7 @@ pub mod shipped;
 pub mod sse;
 pub mod thread;
 pub mod wait;
+pub mod wrong;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

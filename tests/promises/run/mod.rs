@@ -13,8 +13,9 @@ use harness::cable::Cables;
 use harness::kafka::Kafka;
 use harness::node::Node;
 use harness::wait;
+use harness::wrong::Wrong;
 
-use crate::ledger::{Ledger, Wrong};
+use crate::ledger::Ledger;
 use crate::real::{LONG, PROGRAM, Place, owned, wait_until_missing, wait_until_owned};
 use crate::traffic::{Made, Producer, Traffic};
 use crate::users::{Addresses, Got, Return, Service, User, lock};
