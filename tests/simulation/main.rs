@@ -6,7 +6,7 @@
 //! A safety phase injects faults and checks every byte that a client gets; a liveness phase then
 //! stops them, and everybody must have everything. The seed is in every panic:
 //! `SIMULATION_SEED=N cargo test --test simulation` runs that one again, `SIMULATION_SEEDS=N` as
-//! many as you like.
+//! many as you like; with `-- --nocapture` it tells how far it is, and which commit that was.
 
 mod client;
 mod control;
@@ -18,6 +18,7 @@ mod owner;
 mod parking;
 mod random;
 mod records;
+mod report;
 mod serving;
 mod sky;
 mod sockets;
@@ -29,6 +30,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use random::Seen;
+use report::Report;
 use world::{Faults, World};
 
 const SEEDS: u64 = 200;
@@ -143,6 +145,7 @@ fn seeds() -> std::ops::Range<u64> {
 fn run_all(seeds: std::ops::Range<u64>) -> Seen {
     let total = Mutex::new(Seen::default());
     let next = AtomicU64::new(seeds.start);
+    let report = Report::begin(seeds.end - seeds.start);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..workers {
@@ -152,6 +155,7 @@ fn run_all(seeds: std::ops::Range<u64>) -> Seen {
                     if seed >= seeds.end {
                         break;
                     }
+                    report.progress(seed - seeds.start);
                     let mut world = World::new(seed, Faults::ALL);
                     world.run_safety(400);
                     if seed.is_multiple_of(2) {
@@ -164,6 +168,7 @@ fn run_all(seeds: std::ops::Range<u64>) -> Seen {
             });
         }
     });
+    report.end();
     total.into_inner().expect("no worker failed")
 }
 
