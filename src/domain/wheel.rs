@@ -95,6 +95,9 @@ impl Wheel {
             }
             let head = self.heads[(tick % WHEEL_SLOTS as u64) as usize];
             if head != NONE {
+                // Before it is nothing. So what is set anew gets further, also behind a gap that is
+                // longer than the horizon, as when the machine has slept.
+                self.tick = tick - 1;
                 self.cancel(head);
                 return Some(head);
             }
@@ -167,6 +170,24 @@ mod tests {
             assert!(times < 10, "handed out again and again");
         }
         assert_eq!((times, due(&mut wheel, 10_064)), (1, vec![1]));
+    }
+
+    #[test]
+    fn who_slept_for_longer_than_the_horizon_gets_to_an_end() {
+        let horizon = WHEEL_SLOTS as u64 * TICK_MS;
+        for slept in [horizon - 64, horizon, horizon + 64, 100 * horizon + 7] {
+            let mut wheel = Wheel::new(Moment(0));
+            wheel.set(1, Moment(64));
+            wheel.set(2, Moment(5_000));
+            let mut times = 0;
+            while let Some(index) = wheel.pop_due(Moment(slept)) {
+                wheel.set(index, Moment(5));
+                times += 1;
+                assert!(times < 300, "handed out again and again");
+            }
+            assert_eq!(due(&mut wheel, slept), [] as [u32; 0]);
+            assert_eq!(due(&mut wheel, slept + 2 * TICK_MS), [1, 2]);
+        }
     }
 
     proptest! {
