@@ -185,6 +185,25 @@ const MUTATIONS: &[Mutation] = &[
         to: "_ if OFF || is_pending || is_doubtful => candidates",
     },
     Mutation {
+        name: "what is cancelled is forgotten by the calendar",
+        file: "src/domain/streams/timers.rs",
+        from: "self.ended.forget(now);",
+        to: "self.ended.forget(if OFF { Moment(wall.0) } else { now });",
+    },
+    Mutation {
+        name: "a calendar that was set back hides what came in the middle of a backlog",
+        file: "src/control/inboxes/backlog.rs",
+        from: "Basis::Presented(_) => Some(reach.since.minus(limits::CLOCKS_DIFFER)),",
+        to: "Basis::Presented(_) if OFF => Some(reach.since),
+        Basis::Presented(_) => Some(reach.since.minus(limits::CLOCKS_DIFFER)),",
+    },
+    Mutation {
+        name: "group broadcasts are forgotten once a calendar says that they have ended",
+        file: "src/control/inboxes/known.rs",
+        from: "let gone_by = now.minus(limits::CLOCKS_DIFFER);",
+        to: "let gone_by = if OFF { now } else { now.minus(limits::CLOCKS_DIFFER) };",
+    },
+    Mutation {
         name: "parked records are acknowledged without their row",
         file: "src/owner/keep.rs",
         from: "let done = self.park(&row).await;",

@@ -233,7 +233,7 @@ pub(super) fn oldest_first<Q: Ord + Copy, T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::Topic;
+    use crate::base::{Moment, Topic};
 
     fn candidate(place: Option<(Topic, u16, u64)>, at: u64) -> Candidate {
         let position = place.map(|(topic, index, offset)| Position {
@@ -279,7 +279,7 @@ mod tests {
         let (next, served) = backlog.next(EpochMillis(100), &ended).expect("two are left");
         assert_eq!((next.candidate.appended_at.0, &*served.group), (1, [0, 2].as_slice()));
         assert_eq!(backlog.progress.group[1], 1, "what ended counts as out, the other not yet");
-        ended.insert(BroadcastId::new(2).expect("small"), EpochMillis(1_000));
+        ended.insert(BroadcastId::new(2).expect("small"), Moment(1_000));
         assert!(backlog.next(EpochMillis(100), &ended).is_none());
     }
 }

@@ -1,7 +1,8 @@
 //! Broadcasts of which no message may begin any more, though it is in the ring or in the log:
 //! cancelled ones, and those that were ended before their time.
 //!
-//! What has passed its `expiresAt` is not here: frames carry that time themselves.
+//! What has passed its `expiresAt` is not here: frames carry that time themselves. How long one is
+//! remembered goes by the monotonic clock: a calendar that is set ahead makes nobody forget.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,15 +10,16 @@ use std::collections::BinaryHeap;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use crate::base::{BroadcastId, EpochMillis};
+use crate::base::{BroadcastId, Moment};
 use crate::limits::control::ENDED_MAX;
 
 /// The ended broadcasts of a shard. Bounded by whoever ends them: not without room.
 #[derive(Debug, Default)]
 pub struct Ended {
     /// Each with the time from which on nothing can bring its messages any more.
-    until: HashMap<BroadcastId, EpochMillis, RandomState>,
-    soonest: BinaryHeap<Reverse<(EpochMillis, BroadcastId)>>,
+    until: HashMap<BroadcastId, Moment, RandomState>,
+    soonest: BinaryHeap<Reverse<(Moment, BroadcastId)>>,
+    now: Moment,
 }
 
 impl Ended {
@@ -38,9 +40,14 @@ impl Ended {
         self.len() < ENDED_MAX
     }
 
+    /// The time that it was told last.
+    pub fn now(&self) -> Moment {
+        self.now
+    }
+
     /// Remembers one until then; of several times the latest counts.
-    pub fn insert(&mut self, id: BroadcastId, until: EpochMillis) {
-        let known = self.until.entry(id).or_insert(EpochMillis(0));
+    pub fn insert(&mut self, id: BroadcastId, until: Moment) {
+        let known = self.until.entry(id).or_insert(Moment(0));
         if *known < until {
             *known = until;
             self.soonest.push(Reverse((until, id)));
@@ -48,9 +55,10 @@ impl Ended {
     }
 
     /// Forgets those of which nothing can come any more.
-    pub fn forget(&mut self, wall: EpochMillis) {
+    pub fn forget(&mut self, now: Moment) {
+        self.now = now;
         while let Some(Reverse((until, id))) = self.soonest.peek().copied()
-            && until <= wall
+            && until <= now
         {
             self.soonest.pop();
             // One that was ended again has a later entry.
@@ -70,15 +78,15 @@ mod tests {
         let id = |number| BroadcastId::new(number).expect("small");
         let mut ended = Ended::default();
         assert!(!ended.contains(id(1)));
-        ended.insert(id(1), EpochMillis(10));
-        ended.insert(id(2), EpochMillis(20));
-        ended.insert(id(1), EpochMillis(30));
-        ended.insert(id(1), EpochMillis(5));
-        ended.forget(EpochMillis(20));
+        ended.insert(id(1), Moment(10));
+        ended.insert(id(2), Moment(20));
+        ended.insert(id(1), Moment(30));
+        ended.insert(id(1), Moment(5));
+        ended.forget(Moment(20));
         assert!(ended.contains(id(1)) && !ended.contains(id(2)));
-        ended.forget(EpochMillis(29));
+        ended.forget(Moment(29));
         assert_eq!(ended.len(), 1);
-        ended.forget(EpochMillis(30));
+        ended.forget(Moment(30));
         assert!(ended.is_empty() && ended.soonest.is_empty());
     }
 
@@ -87,11 +95,11 @@ mod tests {
         let mut ended = Ended::default();
         for number in 0..ENDED_MAX as u64 {
             assert!(ended.has_room(), "{number}");
-            let until = EpochMillis(10 + number.min(1));
+            let until = Moment(10 + number.min(1));
             ended.insert(BroadcastId::new(number).expect("small"), until);
         }
         assert!(!ended.has_room());
-        ended.forget(EpochMillis(10));
+        ended.forget(Moment(10));
         assert!(ended.has_room());
     }
 }

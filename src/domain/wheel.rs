@@ -11,17 +11,18 @@ const NONE: u32 = u32::MAX;
 const WORD_BITS: usize = u64::BITS as usize;
 const WORDS: usize = WHEEL_SLOTS / WORD_BITS;
 const TICK_MS: u64 = WHEEL_TICK.as_millis() as u64;
-const _: () = assert!(WHEEL_SLOTS.is_multiple_of(WORD_BITS) && WHEEL_SLOTS <= u16::MAX as usize);
+const _: () = assert!(WHEEL_SLOTS.is_multiple_of(WORD_BITS) && WHEEL_SLOTS < LATE.slot as usize);
 
 #[derive(Clone, Copy, Debug)]
 struct Link {
     previous: u32,
     next: u32,
-    /// `u16::MAX`: in no slot.
+    /// `u16::MAX`: in no slot; `LATE`: taken out of its slot, and not handed out yet.
     slot: u16,
 }
 
 const UNLINKED: Link = Link { previous: NONE, next: NONE, slot: u16::MAX };
+const LATE: Link = Link { previous: NONE, next: NONE, slot: u16::MAX - 1 };
 
 /// At most one deadline for each index.
 #[derive(Debug)]
@@ -36,13 +37,16 @@ pub struct Wheel {
     /// The latest tick up to which `pop_due` was asked. What is set meanwhile comes after it, or
     /// who sets anew what has just come would never be done.
     asked: u64,
+    /// What was due when more than the horizon had passed at once, as on a machine that has slept.
+    late: Vec<u32>,
 }
 
 impl Wheel {
     pub fn new(now: Moment) -> Self {
         let tick = now.0 / TICK_MS;
         let heads = vec![NONE; WHEEL_SLOTS].into();
-        Self { heads, occupied: [0; WORDS], links: Vec::new(), tick, asked: tick }
+        let (links, late) = (Vec::new(), Vec::new());
+        Self { heads, occupied: [0; WORDS], links, tick, asked: tick, late }
     }
 
     /// Sets or moves the deadline of an index. It is handed out at the first tick not before it;
@@ -67,7 +71,8 @@ impl Wheel {
 
     pub fn cancel(&mut self, index: u32) {
         let Some(link) = self.links.get(index as usize).copied() else { return };
-        if link.slot == UNLINKED.slot {
+        if link.slot == UNLINKED.slot || link.slot == LATE.slot {
+            self.links[index as usize] = UNLINKED;
             return;
         }
         let slot = usize::from(link.slot);
@@ -89,6 +94,15 @@ impl Wheel {
     pub fn pop_due(&mut self, now: Moment) -> Option<u32> {
         let now_tick = now.0 / TICK_MS;
         self.asked = self.asked.max(now_tick);
+        if now_tick >= self.tick + WHEEL_SLOTS as u64 - 1 {
+            self.take_all(now_tick);
+        }
+        while let Some(index) = self.late.pop() {
+            if self.links[index as usize].slot == LATE.slot {
+                self.links[index as usize] = UNLINKED;
+                return Some(index);
+            }
+        }
         while let Some(tick) = self.next_tick() {
             if tick > now_tick {
                 break;
@@ -105,6 +119,19 @@ impl Wheel {
         }
         self.tick = self.tick.max(now_tick);
         None
+    }
+
+    /// All of it is due. It is put aside, so that what is set anew has a place behind `now_tick`.
+    fn take_all(&mut self, now_tick: u64) {
+        for slot in 0..WHEEL_SLOTS {
+            while self.heads[slot] != NONE {
+                let head = self.heads[slot];
+                self.cancel(head);
+                self.links[head as usize] = LATE;
+                self.late.push(head);
+            }
+        }
+        self.tick = now_tick;
     }
 
     /// When `pop_due` will next have something. `None` if the wheel is empty.
@@ -183,9 +210,15 @@ mod tests {
             while let Some(index) = wheel.pop_due(Moment(slept)) {
                 wheel.set(index, Moment(5));
                 times += 1;
+<<<<<<< HEAD
                 assert!(times < 300, "handed out again and again");
             }
             assert_eq!(due(&mut wheel, slept), [] as [u32; 0]);
+=======
+                assert!(times < 10, "handed out again and again");
+            }
+            assert_eq!((times, due(&mut wheel, slept)), (2, vec![]));
+>>>>>>> 9a9117d19babd1f8460e5483e5497ae079984665
             assert_eq!(due(&mut wheel, slept + 2 * TICK_MS), [1, 2]);
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::base::{BroadcastId, EpochMillis, LogIdentity, Moment, Partition, Position, UserId};
+use crate::base::{BroadcastId, LogIdentity, Moment, Partition, Position, UserId};
 use crate::domain::{Backlog, Membership, Note, Presented, Reread, Served, Unread};
 use crate::ports::Batch;
 
@@ -39,7 +39,7 @@ pub enum ToShard {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Order {
     /// Broadcasts of which no message may begin any more, and until when that has to be known.
-    pub ended: Vec<(BroadcastId, EpochMillis)>,
+    pub ended: Vec<(BroadcastId, Moment)>,
     /// What stands before this place of the control topic is applied once this order is.
     pub applied: u64,
     /// Messages may begin until then; `None`: it says nothing of that.

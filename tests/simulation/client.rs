@@ -5,11 +5,18 @@ use std::collections::VecDeque;
 use std::io::BufRead as _;
 use std::rc::Rc;
 
-use corecast::base::{BroadcastId, Position, Topic, UserId};
+use corecast::base::{BroadcastId, EpochMillis, Moment, Position, Topic, UserId};
 use corecast::ports::Hole;
 use corecast::wire::cursor::Cursor;
 
 use crate::sky::{REPLACED, REPLACED_START, SHAPE};
+
+/// When a write began: in truth, and as the node's calendar had it.
+#[derive(Clone, Copy, Debug)]
+pub struct Began {
+    pub at: Moment,
+    pub wall: EpochMillis,
+}
 
 /// The kernel between a stream and its client. Shared by both ends.
 pub type Socket = Rc<RefCell<Kernel>>;
@@ -18,8 +25,8 @@ pub type Socket = Rc<RefCell<Kernel>>;
 pub struct Kernel {
     /// Bytes that it takes now; `None`: any number.
     pub room: Option<usize>,
-    /// Bytes on their way, with the wall time at which the write began.
-    pub in_flight: VecDeque<(u64, Vec<u8>)>,
+    /// Bytes on their way, with when their write began.
+    pub in_flight: VecDeque<(Began, Vec<u8>)>,
     pub is_dead: bool,
     /// What was on its way when it died had been acknowledged, though nobody has read it.
     pub is_acknowledged: bool,
@@ -42,8 +49,8 @@ pub struct Block {
     pub id: Option<Cursor>,
     pub event: Option<String>,
     pub data: String,
-    /// Wall time at which the write of its first byte began.
-    pub begun_at: u64,
+    /// When the write of its first byte began.
+    pub begun: Began,
 }
 
 /// Splits bytes into blocks, as the HTML standard's "interpreting an event stream" does.
@@ -53,14 +60,14 @@ pub struct Parser {
     id: Option<String>,
     event: Option<String>,
     data: String,
-    begun_at: Option<u64>,
+    begun: Option<Began>,
     head_is_over: bool,
 }
 
 impl Parser {
-    pub fn feed(&mut self, at: u64, mut bytes: &[u8], mut each: impl FnMut(Block)) {
+    pub fn feed(&mut self, at: Began, mut bytes: &[u8], mut each: impl FnMut(Block)) {
         while !bytes.is_empty() {
-            self.begun_at.get_or_insert(at);
+            self.begun.get_or_insert(at);
             bytes.read_until(b'\n', &mut self.line).expect("memory can be read");
             if self.line.pop_if(|last| *last == b'\n').is_none() {
                 break;
@@ -68,19 +75,19 @@ impl Parser {
             let line = String::from_utf8(std::mem::take(&mut self.line)).expect("UTF-8");
             if !self.head_is_over {
                 self.head_is_over = line == "\r" || line.is_empty();
-                self.begun_at = None;
+                self.begun = None;
                 continue;
             }
             if !line.is_empty() {
                 self.take_line(&line);
                 continue;
             }
-            let begun_at = self.begun_at.take().unwrap_or(at);
+            let begun = self.begun.take().unwrap_or(at);
             let block = Block {
                 id: self.id.take().map(|id| Cursor::parse(&id).expect("ids are cursors")),
                 event: self.event.take(),
                 data: std::mem::take(&mut self.data),
-                begun_at,
+                begun,
             };
             each(block);
         }

@@ -18,12 +18,14 @@ use uuid::Uuid;
 
 use crate::random::{Random, Seen};
 use crate::records::Names;
-use crate::sky::Task;
+use crate::sky::{BEHIND_MAX, Task};
 use crate::store::FakeStore;
 use crate::world::{CLIENTS, NODES, World};
 
-/// How long the simulated log may bring a message back: for all of its time.
-pub const ENDED_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// How long the simulated log may bring a message back: for all its time, and less than a calendar
+/// may step by.
+pub const ENDED_KEPT: Duration = Duration::from_secs(50 * 60);
+const _: () = assert!(ENDED_KEPT.as_millis() < BEHIND_MAX.as_millis());
 
 /// The topic, and what is on its way to it.
 #[derive(Default)]
@@ -97,7 +99,8 @@ impl Follower {
             Some(Err(_)) => {}
             Some(Ok(noted)) => {
                 self.next = Some(next);
-                let ended = noted.iter().map(|one| (one.ending.id, EpochMillis::MAX)).collect();
+                let until = now.plus(ENDED_KEPT);
+                let ended = noted.iter().map(|one| (one.ending.id, until)).collect();
                 return Some(Order { ended, applied: next, fresh_until: None });
             }
         }
@@ -116,7 +119,7 @@ impl Follower {
                     self.fleet.handle_beat(&record.from, beat, self.local(now));
                 }
                 ControlSays::Ended { broadcast_id, .. } => {
-                    order.ended.push((broadcast_id, EpochMillis::MAX));
+                    order.ended.push((broadcast_id, now.plus(ENDED_KEPT)));
                     self.fleet.handle_record(offset);
                 }
             }
@@ -283,8 +286,7 @@ impl World {
                 let follower = &self.nodes[cancel.node].follower;
                 if follower.fleet.is_settled(appended, follower.local(self.now)) {
                     self.seen.note("cancels that were answered");
-                    let wall = self.wall();
-                    self.truth.answer_end(cancel.broadcast, wall);
+                    self.truth.answer_end(cancel.broadcast, self.now);
                     self.let_readers_go_on();
                     return self.remove_later(cancel);
                 }

@@ -1,7 +1,7 @@
 //! The simulator: the real ring, cursors, streams, the passing between shards, owners and backlogs
 //! of several nodes, on virtual time. Sockets are slow, die and come back; shards turn in any
-//! order; nodes crash, drain, stand still and are cut off; the store and the coordinator of the
-//! groups behave as badly as they may. Same seed, same trace.
+//! order; nodes crash, drain, stand still and are cut off, and their calendars step; the store and
+//! the coordinator of the groups behave as badly as they may. Same seed, same trace.
 //!
 //! A safety phase injects faults and checks every byte that a client gets; a liveness phase then
 //! stops them, and everybody must have everything. The seed is in every panic:
@@ -96,6 +96,10 @@ const MUST_HAPPEN: &[&str] = &[
     "records published though the log was away",
     "publishing tried again",
     "rows that were parked again",
+    // Calendars.
+    "calendars that stepped ahead",
+    "calendars that stepped back",
+    "calendars that were set far back",
     // What is cancelled.
     "cancels",
     "cancels that were answered",

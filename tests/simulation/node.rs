@@ -4,9 +4,10 @@
 //! the order of a real turn. The lanes are queues, and one thread reads the log for all shards.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-use corecast::base::{LogShape, Moment, Partition, Sharding};
+use corecast::base::{EpochMillis, LogShape, Moment, Partition, Sharding};
 use corecast::domain::{
     Closed, Intake, Passed, ReadAgain, Reread, StreamKey, Streams, StreamsOptions, Taken, Unread,
     Vector,
@@ -14,6 +15,7 @@ use corecast::domain::{
 use corecast::lane::Order;
 use corecast::limits::log::REPEAT_RECORDS;
 use corecast::limits::shard::DRAIN_TIME;
+use corecast::ports::Clock as _;
 use corecast::wire::archive::SharedEvent;
 
 use crate::client::Socket;
@@ -22,6 +24,7 @@ use crate::owner::OwnerWork;
 use crate::random::{Random, Seen};
 use crate::records::Log;
 use crate::serving::Serving;
+use crate::sky::Time;
 
 /// What a shard gets from whoever reads the log.
 enum Input {
@@ -47,6 +50,7 @@ pub struct Node {
     pub owner: OwnerWork,
     pub serving: Serving,
     pub follower: Follower,
+    clock: Arc<Time>,
     /// None of its threads does anything until then.
     pub frozen_until: Moment,
     /// It has been told to drain.
@@ -62,6 +66,7 @@ pub struct Parts {
     pub owner: OwnerWork,
     pub serving: Serving,
     pub follower: Follower,
+    pub clock: Arc<Time>,
 }
 
 pub struct Shard {
@@ -132,6 +137,7 @@ impl Node {
             owner: parts.owner,
             serving: parts.serving,
             follower: parts.follower,
+            clock: parts.clock,
             frozen_until: now,
             drains: false,
             cut_off_until: now,
@@ -192,6 +198,11 @@ impl Node {
             }
         }
         self.hand_out();
+    }
+
+    /// What its calendar says.
+    pub fn wall(&self) -> EpochMillis {
+        self.clock.wall()
     }
 
     pub fn is_catching_up(&self) -> bool {

@@ -5,44 +5,58 @@
 //! - P2: along the cursors that a client presents nothing comes twice, out of order or not at all;
 //! - P3: nobody gets what is for another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use corecast::base::{Position, Topic};
-use corecast::domain::{Backlog, Served};
+use corecast::base::{EpochMillis, Moment, Position, Topic};
+use corecast::domain::{Backlog, SINCE_EVER, Served};
+use corecast::limits::keeping::CLOCKS_DIFFER;
 use corecast::limits::log::REPEAT_RECORDS;
 use corecast::ports::{Delivery, Hole};
 use corecast::wire::cursor::Cursor;
 
 use crate::client::{self, Block};
 use crate::sky::{REPLACED, REPLACED_START};
+use crate::sockets::Asking;
 use crate::store::Landed;
 use crate::world::{CLIENTS, Connection, World};
 
 /// What has become of a user's messages, whichever of his clients it was.
 pub struct Person {
     pub roles: Vec<&'static str>,
-    /// His machines have it, each with the client that got it first.
-    arrived: BTreeMap<Position, usize>,
+    /// His machines have it, each with the client that got it first, and when.
+    arrived: BTreeMap<Position, (usize, Moment)>,
+    /// It had passed its end, by the clock of a node that served him.
+    ended: BTreeSet<Position>,
 }
 
 impl Person {
     pub fn new(roles: Vec<&'static str>) -> Self {
-        Self { roles, arrived: BTreeMap::new() }
+        Self { roles, arrived: BTreeMap::new(), ended: BTreeSet::new() }
     }
 
     fn knows(&self, position: Position) -> bool {
-        self.arrived.contains_key(&position)
+        self.arrived.contains_key(&position) || self.ended.contains(&position)
     }
+}
+
+/// From when on a client is served whose cursor is from ahead of the log: from an hour before that
+/// of the cursor, since clocks differ.
+fn begun_by_time(forged: &Cursor, latest: EpochMillis) -> EpochMillis {
+    forged.at().min(latest).minus(CLOCKS_DIFFER)
 }
 
 impl World {
     /// What a client has to get from here on: it opens a stream behind this backlog.
-    pub fn begin_chain(&mut self, number: usize, backlog: &Backlog) {
-        let wall = self.wall();
+    pub fn begin_chain(&mut self, number: usize, asking: &Asking, backlog: &Backlog) {
+        let (wall, latest) = (self.wall(), asking.latest);
+        let since = asking.forged.as_ref().map(|forged| begun_by_time(forged, latest));
         let client = &mut self.clients[number];
+        let Person { arrived, ended, .. } = self.people.get_mut(&client.user).expect("a person");
         let shelves = self.store.lock();
         if !backlog.is_resumed {
             client.got.clear();
+            // What comes by time comes whoever had it.
+            client.began_at = if since.is_some() { Moment(0) } else { self.now };
             client.owed.clear();
             client.missing.clear();
             let his = self.truth.all();
@@ -60,7 +74,10 @@ impl World {
         // What lies behind the checkpoint comes from the log, whoever had it.
         client.missing.retain(|position| {
             let sent = self.truth.at(*position);
-            if sent.has_ended(wall) {
+            if sent.is_past(latest) {
+                ended.insert(*position);
+            }
+            if sent.has_ended(wall.max(latest)) {
                 return false;
             }
             let is_behind =
@@ -75,18 +92,25 @@ impl World {
             }
             let row = sent.names.user().and_then(|user| shelves.row(user, sent.broadcast));
             let delivered_at = row.and_then(|row| row.delivered_at);
+            let is_early = |at: EpochMillis| since.is_some_and(|since| at < since);
             let is_delivered = delivered_at.is_some_and(|at| match backlog.is_resumed {
                 // No progress tells of it.
                 true if is_old(position) && backlog.replaced.is_none() => true,
-                // Of another device, before this one began.
-                true => at < backlog.since,
-                false => !client.is_from_ahead || is_old(position),
+                // To another device, before this one began.
+                true => {
+                    let arrived_at = arrived.get(position).map(|(_, at)| *at);
+                    let is_before = arrived_at.is_none_or(|at| at < client.began_at);
+                    backlog.since != SINCE_EVER && is_before
+                }
+                false => !client.is_from_ahead || is_old(position) || is_early(at),
             });
+            let is_early = is_early(sent.appended_at) && delivered_at.is_none_or(is_early);
             let stored = shelves.cursor_of(&client.user, self.shape.identity, position.partition);
             let is_group = position.partition.topic == Topic::Group;
             let counts = !backlog.is_resumed && !client.is_from_ahead;
             let is_served = is_group && counts && position.offset < stored;
-            sent.is_kept && !is_delivered && !is_served
+            let may_be_had = sent.is_kept && !sent.is_unkept && !is_early;
+            may_be_had && !is_delivered && !is_served
         });
     }
 
@@ -166,10 +190,11 @@ impl World {
         let is_for = sent.names.admit(user, &client.roles);
         assert!(is_for, "seed {seed}: {position:?} is not for client {number}");
         assert_eq!(sent.content, said.content, "seed {seed}: {position:?} says something else");
-        let in_time = sent.expires_at.is_none_or(|at| block.begun_at < at.0);
+        // By the calendar of the node that served it.
+        let in_time = sent.expires_at.is_none_or(|at| block.begun.wall < at);
         assert!(in_time, "seed {seed}: {position:?} was begun after its expiry");
         let answered_at = self.truth.answered_at(broadcast);
-        let in_time = answered_at.is_none_or(|at| block.begun_at <= at.0);
+        let in_time = answered_at.is_none_or(|at| block.begun.at <= at);
         assert!(in_time, "seed {seed}: {position:?} was begun after its cancel was answered");
         let came_at = client.connection.as_ref().map(|connection| &connection.came_at);
         let is_here = came_at.is_some_and(|at| at.next(position.partition) <= position.offset);
@@ -207,8 +232,8 @@ impl World {
         client.missing.remove(&position);
         let person = self.people.get_mut(user).expect("a person");
         match person.arrived.get(&position) {
-            None => drop(person.arrived.insert(position, number)),
-            Some(first) if *first == number => self.seen.note("repeats to who began anew"),
+            None => drop(person.arrived.insert(position, (number, self.now))),
+            Some((first, _)) if *first == number => self.seen.note("repeats to who began anew"),
             Some(_) => self.seen.note("messages to a second device"),
         }
         if id.backlog {
@@ -218,8 +243,8 @@ impl World {
     }
 
     fn take_id(&mut self, number: usize, id: Cursor) {
-        let (seed, wall) = (self.seed, self.wall());
-        let client = &mut self.clients[number];
+        let (seed, wall) = (self.seed, self.wall_of(number));
+        let client = &self.clients[number];
         // Nothing of the audience lies between the last cursor and this one, but the event itself.
         let before = client.last_id.as_ref();
         for skipped in &client.missing {
@@ -232,7 +257,7 @@ impl World {
                 "seed {seed}: client {number} was led past {skipped:?}"
             );
         }
-        client.last_id = Some(id);
+        self.clients[number].last_id = Some(id);
     }
 
     /// The client's machine has all that is on its way, and the client will never read it.
@@ -249,7 +274,7 @@ impl World {
                 let said = client::said(&block.data);
                 let position = self.truth.place(said.broadcast, said.user.as_ref());
                 let position = position.expect("it was sent");
-                person.arrived.entry(position).or_insert(number);
+                person.arrived.entry(position).or_insert((number, self.now));
                 self.seen.note("messages that arrived and were not read");
             }
         }
@@ -284,7 +309,7 @@ impl World {
         for (partition, next) in self.groups.lock().committed() {
             let checked = self.checked.get_mut(partition).expect("a partition");
             for (position, sent) in self.truth.between(*partition, *checked, *next) {
-                if !sent.is_kept || sent.has_ended(wall) || self.truth.is_lost(position) {
+                if !sent.is_kept || sent.need_not_be_kept(wall) || self.truth.is_lost(position) {
                     continue;
                 }
                 let is_there = match sent.names.user() {
@@ -302,7 +327,7 @@ impl World {
             let is_parked = || shelves.parked.values().any(|row| row.event == waiting.event);
             assert!(
                 !is_acknowledged
-                    || waiting.sent.has_ended(wall)
+                    || waiting.sent.need_not_be_kept(wall)
                     || self.truth.is_lost(waiting.position)
                     || is_parked(),
                 "seed {seed}: {:?} is acknowledged, and neither served nor parked",
@@ -326,7 +351,7 @@ impl World {
                         assert!(
                             !is_his
                                 || person.knows(position)
-                                || sent.has_ended(wall)
+                                || sent.need_not_be_kept(wall)
                                 || self.truth.is_lost(position),
                             "seed {seed}: a cursor of {user} is beyond {position:?}"
                         );
@@ -359,13 +384,14 @@ impl World {
         let (seed, wall) = (self.seed, self.wall());
         let shelves = self.store.lock();
         for waiting in self.truth.waiting() {
-            let has_ended = waiting.sent.has_ended(wall) || self.truth.is_lost(waiting.position);
+            let has_ended =
+                waiting.sent.need_not_be_kept(wall) || self.truth.is_lost(waiting.position);
             assert!(has_ended, "seed {seed}: {:?} was never served", waiting.position);
         }
         for (user, person) in &self.people {
             for (position, sent) in self.truth.all() {
                 let is_his = sent.names.admit(user, &person.roles) && sent.is_kept;
-                if !is_his || sent.has_ended(wall) || self.truth.is_lost(position) {
+                if !is_his || sent.need_not_be_kept(wall) || self.truth.is_lost(position) {
                     continue;
                 }
                 let is_old = self.shape == REPLACED && position.offset < REPLACED_START;
@@ -382,10 +408,17 @@ impl World {
         }
     }
 
-    /// What has ended need not come any more.
-    fn forget_what_has_ended(&mut self, number: usize) {
-        let wall = self.wall();
-        let truth = &self.truth;
-        self.clients[number].missing.retain(|position| !truth.at(*position).has_ended(wall));
+    /// What has ended need not come any more, by the clock of whoever serves the client.
+    pub fn forget_what_has_ended(&mut self, number: usize) {
+        let wall = self.wall_of(number);
+        let (truth, client) = (&self.truth, &mut self.clients[number]);
+        let ended = &mut self.people.get_mut(&client.user).expect("a person").ended;
+        client.missing.retain(|position| {
+            let sent = truth.at(*position);
+            if sent.is_past(wall) {
+                ended.insert(*position);
+            }
+            !sent.has_ended(wall)
+        });
     }
 }

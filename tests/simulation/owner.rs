@@ -21,7 +21,7 @@ use crate::desk::Desk;
 use crate::groups::Membership;
 use crate::random::{Random, Seen};
 use crate::records::Log;
-use crate::sky::{SHAPE, ShapeOfLog, Task};
+use crate::sky::{AHEAD_MAX, SHAPE, ShapeOfLog, Task};
 use crate::store::FakeStore;
 
 pub const RETENTION: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -250,7 +250,8 @@ fn batch_of(log: &Log, want: Want, many: usize) -> Batch {
     Batch { partition, records, next, end: log.end(partition) }
 }
 
-/// A moment from which nothing that a fault has put off is still on its way.
+/// A moment from which nothing that a fault has put off is still on its way, and all is due that a
+/// clock has said is due now.
 pub const fn quiet_after(now: Moment) -> Moment {
-    now.plus(Duration::from_secs(40))
+    now.plus(Duration::from_secs(40)).plus(AHEAD_MAX)
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use corecast::base::{BroadcastId, EpochMillis, Partition, Position, UserId};
+use corecast::base::{BroadcastId, EpochMillis, Moment, Partition, Position, UserId};
 use corecast::domain::{Decoder, Finding, Rules};
 use corecast::limits::log::REPEAT_RECORDS;
 use corecast::wire::archive::SharedEvent;
@@ -58,15 +58,33 @@ pub struct Sent {
     pub names: Names,
     pub content: String,
     pub expires_at: Option<EpochMillis>,
+    pub appended_at: EpochMillis,
     /// It waits for users who are not here.
     pub is_kept: bool,
     /// Its status says that it is cancelled.
     pub is_cancelled: bool,
+    /// A clock that was ahead said that it had passed its end, before anybody had kept it.
+    pub is_unkept: bool,
 }
 
 impl Sent {
     pub fn has_ended(&self, wall: EpochMillis) -> bool {
-        self.is_cancelled || self.expires_at.is_some_and(|at| at <= wall)
+        self.is_cancelled || self.is_past(wall)
+    }
+
+    /// Whether it has passed its end, by this clock.
+    pub fn is_past(&self, wall: EpochMillis) -> bool {
+        self.expires_at.is_some_and(|at| at <= wall)
+    }
+
+    /// Whether it has passed its end, by this clock or by one whose word counted.
+    pub fn may_be_gone(&self, wall: EpochMillis) -> bool {
+        self.is_unkept || self.is_past(wall)
+    }
+
+    /// Whether the store need not have it.
+    pub fn need_not_be_kept(&self, wall: EpochMillis) -> bool {
+        self.is_cancelled || self.may_be_gone(wall)
     }
 }
 
@@ -85,7 +103,7 @@ pub struct Truth {
     /// What the log had lost, by partition, before a checkpoint was beyond it.
     lost: Vec<(Partition, std::ops::Range<u64>)>,
     /// What is cancelled, and when that was answered.
-    cancelled: BTreeMap<BroadcastId, Option<EpochMillis>>,
+    cancelled: BTreeMap<BroadcastId, Option<Moment>>,
     /// Those whose users are still to be told.
     unremoved: BTreeSet<BroadcastId>,
     /// Records that say that a message is no more, of which broadcast and for whom.
@@ -234,11 +252,11 @@ impl Truth {
     }
 
     /// From now on nobody gets it.
-    pub fn answer_end(&mut self, broadcast: BroadcastId, wall: EpochMillis) {
-        self.cancelled.entry(broadcast).and_modify(|at| *at = at.or(Some(wall)));
+    pub fn answer_end(&mut self, broadcast: BroadcastId, now: Moment) {
+        self.cancelled.entry(broadcast).and_modify(|at| *at = at.or(Some(now)));
     }
 
-    pub fn answered_at(&self, broadcast: BroadcastId) -> Option<EpochMillis> {
+    pub fn answered_at(&self, broadcast: BroadcastId) -> Option<Moment> {
         self.cancelled.get(&broadcast).copied().flatten()
     }
 
@@ -250,7 +268,21 @@ impl Truth {
     /// Whether nothing is kept of it, or it has passed the end that it named itself.
     pub fn is_past(&self, broadcast: BroadcastId, wall: EpochMillis) -> bool {
         let mut sent = self.sent.values().filter(|sent| sent.broadcast == broadcast);
-        sent.any(|sent| !sent.is_kept || sent.expires_at.is_some_and(|at| at <= wall))
+        sent.any(|sent| !sent.is_kept || sent.may_be_gone(wall))
+    }
+
+    /// Owners, or those who publish again, whose clock says that something has ended, keep none of
+    /// it; what is durable stays. `checked`: up to where that is so.
+    pub fn handle_clock(&mut self, wall: EpochMillis, checked: &BTreeMap<Partition, u64>) {
+        for waiting in self.waiting.values_mut() {
+            waiting.sent.is_unkept |= waiting.sent.is_past(wall);
+        }
+        for (partition, next) in checked {
+            let place = |offset| Position { partition: *partition, offset };
+            for (_, sent) in self.sent.range_mut(place(*next)..=place(u64::MAX)) {
+                sent.is_unkept |= sent.is_past(wall);
+            }
+        }
     }
 
     /// The messages of a broadcast.

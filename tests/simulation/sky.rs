@@ -1,11 +1,13 @@
-//! What all nodes stand under: one clock, and futures that are turned by hand.
+//! What all nodes stand under: one time, clocks that show it, and futures that are turned by hand.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use corecast::base::{EpochMillis, LogIdentity, LogShape, Moment, Partition, Position};
+use corecast::limits::keeping::CLOCKS_DIFFER;
 use corecast::ports::{
     Batch, Bounds, Clock, DeadLetterId, DeadLetterPlace, DeadLetterRow, DeadLetterRows, Log,
     LogError, MovedRecord, NewRecord, StoreError, Want,
@@ -23,27 +25,46 @@ pub const REPLACED_START: u64 = 1 << 32;
 pub const BEGIN: Moment = Moment(1_000_000);
 const WALL_START: u64 = 1_795_514_400_000 - 150_000 - BEGIN.0;
 
-/// Virtual time, of which both kinds are one.
+/// How far the calendars of machines may be behind and ahead. Together that is as much as clocks
+/// may differ.
+pub const BEHIND_MAX: Duration = Duration::from_secs(57 * 60);
+pub const AHEAD_MAX: Duration = Duration::from_secs(3 * 60);
+const _: () = assert!(BEHIND_MAX.as_millis() + AHEAD_MAX.as_millis() <= CLOCKS_DIFFER.as_millis());
+
+/// The clocks of one machine: virtual time, and a calendar that may be off and step.
 #[derive(Default)]
-pub struct Time(AtomicU64);
+pub struct Time {
+    now: AtomicU64,
+    off_ms: AtomicI64,
+}
 
 impl Time {
     pub fn set(&self, now: Moment) {
-        self.0.store(now.0, Ordering::Relaxed);
+        self.now.store(now.0, Ordering::Relaxed);
+    }
+
+    /// Has the calendar be off by so much from now on.
+    pub fn step(&self, off_ms: i64) {
+        self.off_ms.store(off_ms, Ordering::Relaxed);
+    }
+
+    pub fn off_ms(&self) -> i64 {
+        self.off_ms.load(Ordering::Relaxed)
     }
 }
 
+/// What a calendar says that is right.
 pub fn wall_at(now: Moment) -> EpochMillis {
     EpochMillis(WALL_START + now.0)
 }
 
 impl Clock for Time {
     fn moment(&self) -> Moment {
-        Moment(self.0.load(Ordering::Relaxed))
+        Moment(self.now.load(Ordering::Relaxed))
     }
 
     fn wall(&self) -> EpochMillis {
-        wall_at(self.moment())
+        EpochMillis(wall_at(self.moment()).0.saturating_add_signed(self.off_ms()))
     }
 }
 
@@ -111,12 +132,7 @@ impl Log for ShapeOfLog {
         Err(LogError::Failed("nobody appends by this".to_owned()))
     }
 
-    async fn fetch(
-        &self,
-        _: &[Want],
-        _: usize,
-        _: std::time::Duration,
-    ) -> Result<Vec<Batch>, LogError> {
+    async fn fetch(&self, _: &[Want], _: usize, _: Duration) -> Result<Vec<Batch>, LogError> {
         Err(LogError::Failed("nobody fetches by this".to_owned()))
     }
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use corecast::base::{BroadcastId, Moment, Partition};
+use corecast::base::{BroadcastId, EpochMillis, Moment, Partition};
 use corecast::control::Unavailable;
 use corecast::domain::{Backlog, CloseReason, Membership, Note, Open, Outcome, Presented, Served};
 use corecast::lane::Ask;
@@ -12,7 +12,7 @@ use corecast::limits::shard as limits;
 use corecast::wire::archive::MemberKind;
 use corecast::wire::cursor::Cursor;
 
-use crate::client::{Kernel, Parser, Socket, unsent};
+use crate::client::{Began, Kernel, Parser, Socket, unsent};
 use crate::node::Shard;
 use crate::random::Random;
 use crate::sky::{SHAPE, Task};
@@ -25,9 +25,11 @@ pub struct Asking {
     task: Task<Result<Backlog, Unavailable>>,
     answer: Option<Backlog>,
     /// What it presents instead of its own: a cursor from ahead of the log.
-    forged: Option<Cursor>,
+    pub forged: Option<Cursor>,
     /// It is put off then.
     until: Moment,
+    /// The latest that the node's calendar has said meanwhile.
+    pub latest: EpochMillis,
     /// What the store said of the user before: that must not come again.
     before: Before,
 }
@@ -141,7 +143,8 @@ impl World {
             presented,
         });
         let until = self.now.plus(limits::ASK_TIME);
-        let asking = Asking { node, shard, task, answer: None, forged, until, before };
+        let latest = self.nodes[node].wall();
+        let asking = Asking { node, shard, task, answer: None, forged, until, latest, before };
         self.clients[number].asking = Some(asking);
     }
 
@@ -217,7 +220,7 @@ impl World {
             self.clients[number].last_id = None;
         }
         self.clients[number].is_from_ahead = is_from_ahead;
-        self.begin_chain(number, &backlog);
+        self.begin_chain(number, asking, &backlog);
         let cursor = asking.forged.clone().or(self.clients[number].last_id.clone());
         self.open(number, (asking.node, asking.shard), cursor, Some(backlog));
     }
@@ -242,7 +245,7 @@ impl World {
         cursor: Option<Cursor>,
         backlog: Option<Backlog>,
     ) {
-        let (seed, now, wall) = (self.seed, self.now, self.wall());
+        let (seed, now, wall) = (self.seed, self.now, self.nodes[node].wall());
         let client = &self.clients[number];
         let room = client.is_slow.then(|| self.random.below(3_000));
         let socket: Socket = Rc::new(RefCell::new(Kernel { room, ..Kernel::default() }));
@@ -354,7 +357,8 @@ impl World {
     }
 
     pub fn feed(&mut self, node: usize, place: usize) {
-        let (now, wall) = (self.now, self.wall());
+        let (now, wall) = (self.now, self.nodes[node].wall());
+        let began = Began { at: now, wall };
         let streams = &mut self.nodes[node].shards[place].streams;
         // Those that replay have a share of each turn, and the shard turns again at once.
         while streams.wants_to_write() {
@@ -377,7 +381,7 @@ impl World {
                 if let Some(room) = kernel.room.as_mut() {
                     *room -= taken;
                 }
-                kernel.in_flight.push_back((wall.0, bytes[..taken].to_vec()));
+                kernel.in_flight.push_back((began, bytes[..taken].to_vec()));
                 Outcome::Took(taken)
             };
             drop(kernel);

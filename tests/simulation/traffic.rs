@@ -103,7 +103,7 @@ impl World {
         let number = self.random.next() % 1_000_000 * 100_000 + self.broadcasts;
         let id = BroadcastId::new(number).expect("small");
         let expires_at = (self.faults.expiry && self.random.one_in(4)).then(|| {
-            let longest = if self.random.one_in(2) { 3_000 } else { 60_000 };
+            let longest = [3_000, 60_000, 400_000][self.random.below(3)];
             EpochMillis(self.wall().0 + self.random.next() % longest)
         });
         let padding = "x".repeat(self.random.below(2_000));
@@ -214,6 +214,7 @@ impl World {
     }
 
     fn accept(&mut self, position: Position, sent: Sent) {
+        let sent = Sent { appended_at: self.wall(), ..sent };
         for client in &mut self.clients {
             if sent.names.admit(&client.user, &client.roles) {
                 client.missing.insert(position);
@@ -282,7 +283,9 @@ fn sent_of(draft: &Draft, names: Names) -> Sent {
         names,
         content: broadcast.content.clone(),
         expires_at: broadcast.expires_at,
+        appended_at: broadcast.created_at,
         is_kept: !broadcast.fire_and_forget,
         is_cancelled: false,
+        is_unkept: false,
     }
 }

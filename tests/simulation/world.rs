@@ -25,7 +25,7 @@ use crate::owner::{OwnerWork, quiet_after};
 use crate::random::{Random, Seen};
 use crate::records::{Log, Truth};
 use crate::serving::Serving;
-use crate::sky::{BEGIN, REPLACED, REPLACED_START, SHAPE, Time, wall_at};
+use crate::sky::{AHEAD_MAX, BEGIN, BEHIND_MAX, REPLACED, REPLACED_START, SHAPE, Time, wall_at};
 use crate::sockets::Asking;
 use crate::store::FakeStore;
 
@@ -49,6 +49,8 @@ pub struct Faults {
     pub cancels: bool,
     /// The log forgets what has been kept.
     pub trims: bool,
+    /// Calendars step.
+    pub clocks: bool,
     /// Clients present cursors from ahead of the log.
     pub forgeries: bool,
 }
@@ -62,6 +64,7 @@ impl Faults {
         lost_notes: true,
         cancels: true,
         trims: true,
+        clocks: true,
         forgeries: true,
     };
     pub const NONE: Self = Self {
@@ -72,6 +75,7 @@ impl Faults {
         lost_notes: false,
         cancels: false,
         trims: false,
+        clocks: false,
         forgeries: false,
     };
 }
@@ -87,6 +91,8 @@ pub struct Client {
     pub last_id: Option<Cursor>,
     /// It came with a cursor from ahead of the log.
     pub is_from_ahead: bool,
+    /// When it began anew last. What had come to another device before that need not come.
+    pub began_at: Moment,
     /// What it got since it began.
     pub got: BTreeSet<Position>,
     /// What is for it and it has not got, since it began, but for what its user had got by then.
@@ -116,7 +122,8 @@ pub struct World {
     pub random: Random,
     pub faults: Faults,
     pub now: Moment,
-    clock: Arc<Time>,
+    /// Of the machines on which the nodes run.
+    clocks: [Arc<Time>; NODES],
     /// Of the log as it is now.
     pub shape: LogShape,
     pub log: Log,
@@ -147,6 +154,7 @@ impl World {
         let mut random = Random::new(seed);
         // Where the log was trimmed, it is not read again.
         faults.trims &= random.one_in(2);
+        faults.clocks &= random.one_in(2);
         let ring = RingLimits {
             frames: [8, 32, 4_096, 4_096][random.below(4)],
             bytes: [20_000, 1 << 20, 1 << 20][random.below(3)],
@@ -160,7 +168,7 @@ impl World {
             random,
             faults,
             now: BEGIN,
-            clock: Arc::default(),
+            clocks: std::array::from_fn(|_| Arc::default()),
             shape: SHAPE,
             log: Log::new(),
             truth: Truth::default(),
@@ -182,9 +190,9 @@ impl World {
             trace: DefaultHasher::new(),
         };
         world.pass_time(Duration::ZERO);
-        for _ in 0..NODES {
+        for number in 0..NODES {
             let drawn = world.random.below(usize::from(SHARDS_MAX)) as u16;
-            let node = world.start_node(drawn);
+            let node = world.start_node(number, drawn);
             world.nodes.push(node);
         }
         for number in 0..CLIENTS {
@@ -200,6 +208,7 @@ impl World {
                 parser: Parser::default(),
                 last_id: None,
                 is_from_ahead: false,
+                began_at: world.now,
                 got: BTreeSet::new(),
                 missing: BTreeSet::new(),
                 owed: BTreeMap::new(),
@@ -255,8 +264,10 @@ impl World {
         self.groups.lock().has_faults = has_faults;
         self.desk.lock().has_faults = has_faults;
         if !has_faults {
+            self.clocks.iter().for_each(|clock| clock.step(0));
             let quiet = quiet_after(self.now);
             self.pass_time(quiet.since(self.now));
+            self.take_clocks();
         }
     }
 
@@ -276,13 +287,14 @@ impl World {
         self.trace.finish()
     }
 
+    /// What a calendar says that is right, as that of the log is.
     pub fn wall(&self) -> EpochMillis {
         wall_at(self.now)
     }
 
     fn pass_time(&mut self, time: Duration) {
         self.now = self.now.plus(time);
-        self.clock.set(self.now);
+        self.clocks.iter().for_each(|clock| clock.set(self.now));
         self.store.handle_time(self.now);
         self.groups.handle_time(self.now);
         self.take_published();
@@ -346,6 +358,9 @@ impl World {
     fn step(&mut self) {
         let time = self.random.millis(400);
         self.pass_time(time);
+        if self.faults.clocks && self.random.one_in(24) {
+            self.step_clock();
+        }
         let mut kills = false;
         match self.random.below(16) {
             0..=3 => self.append(),
@@ -382,6 +397,7 @@ impl World {
                 self.read_log(node, 40);
             }
         }
+        self.take_clocks();
         // A node that wakes up may write before it hears.
         let is_heard_first = self.random.one_in(2);
         if is_heard_first {
@@ -403,6 +419,7 @@ impl World {
 
     /// Everybody who does not stand still does something, and all of it is looked at.
     fn turn_all(&mut self, is_eager: bool) {
+        self.take_clocks();
         self.turn_control(is_eager);
         self.turn_owners(is_eager);
         self.turn_asks();
@@ -447,7 +464,7 @@ impl World {
     }
 
     /// With another number of shards than before.
-    fn start_node(&mut self, before: u16) -> Node {
+    fn start_node(&mut self, number: usize, before: u16) -> Node {
         let shards = 1 + (before + self.random.below(3) as u16) % SHARDS_MAX;
         let options = StreamsOptions {
             shape: self.shape,
@@ -460,12 +477,12 @@ impl World {
             seed: self.random.next(),
         };
         let member = Arc::new(self.groups.join());
-        let (store, clock) = (&self.store, self.clock.clone());
+        let (store, clock) = (&self.store, self.clocks[number].clone());
         let owner = OwnerWork::new(self.shape, member.clone(), store, &self.desk, clock.clone());
-        let serving = Serving::new(member, (store, &self.desk), clock, self.piece);
+        let serving = Serving::new(member, (store, &self.desk), clock.clone(), self.piece);
         self.starts += 1;
         let follower = Follower::new(self.starts, usize::from(shards), &mut self.random);
-        let parts = Parts { owner, serving, follower };
+        let parts = Parts { owner, serving, follower, clock };
         Node::start(shards, options, parts, &self.log, &mut self.random, self.now)
     }
 
@@ -497,7 +514,7 @@ impl World {
 
     /// In the order of a real turn.
     fn turn(&mut self, node: usize, place: usize) {
-        let (now, wall) = (self.now, self.wall());
+        let (now, wall) = (self.now, self.nodes[node].wall());
         self.nodes[node].shards[place].has_turned = true;
         self.nodes[node].shards[place].streams.handle_timers(now, wall);
         self.nodes[node].take_orders(place, now);
@@ -582,7 +599,7 @@ impl World {
             }
         }
         let before = self.nodes[number].sharding.count();
-        self.nodes[number] = self.start_node(before);
+        self.nodes[number] = self.start_node(number, before);
     }
 
     /// A node is told to end, and is started again once it has.
@@ -603,6 +620,51 @@ impl World {
                 self.restart(number);
             }
         }
+    }
+
+    /// The calendar of a machine is set: right, off by seconds or minutes, or by most of an hour.
+    fn step_clock(&mut self) {
+        let clock = &self.clocks[self.random.below(NODES)];
+        let longest = match self.random.below(8) {
+            0..=2 => 1,
+            3..=4 => 10_000,
+            5..=6 => AHEAD_MAX.as_millis() as u64,
+            _ => {
+                self.seen.note("calendars that were set far back");
+                return clock.step(-(BEHIND_MAX.as_millis() as i64));
+            }
+        };
+        let off_ms = (self.random.next() % longest) as i64;
+        let off_ms = if self.random.one_in(2) { off_ms } else { -off_ms };
+        let what = if off_ms > clock.off_ms() {
+            "calendars that stepped ahead"
+        } else {
+            "calendars that stepped back"
+        };
+        self.seen.note(what);
+        clock.step(off_ms);
+    }
+
+    /// What the nodes' calendars say has ended need not come by them, and need not be kept.
+    fn take_clocks(&mut self) {
+        for node in &self.nodes {
+            self.truth.handle_clock(node.wall(), &self.checked);
+        }
+        for number in 0..CLIENTS {
+            let wall = self.wall_of(number);
+            if let Some(asking) = &mut self.clients[number].asking {
+                asking.latest = asking.latest.max(wall);
+            }
+            self.forget_what_has_ended(number);
+        }
+    }
+
+    /// What the calendar of the node says at which a client is.
+    pub fn wall_of(&self, number: usize) -> EpochMillis {
+        let client = &self.clients[number];
+        let connection = client.connection.as_ref().map(|connection| connection.node);
+        let node = connection.or(client.asking.as_ref().map(|asking| asking.node));
+        node.map_or(self.wall(), |node| self.nodes[node].wall())
     }
 
     /// A node stands still, or hears nothing of who owns what: perhaps for longer than a session.

@@ -71,7 +71,7 @@ impl KeptStore {
 
     /// These broadcasts have ended: what is remembered of them does not say so.
     pub fn forget(&self, ids: &[BroadcastId]) {
-        self.contents.forget(ids, self.now());
+        self.contents.forget(ids, self.parts.clock.moment());
     }
 
     /// Up to where everything is durable that is for this user, and what is lost. A checkpoint from

@@ -204,7 +204,7 @@ impl Contents {
     }
 
     /// Broadcasts that have ended: how they stand is asked anew.
-    pub fn forget(&self, ids: &[BroadcastId], now: EpochMillis) {
+    pub fn forget(&self, ids: &[BroadcastId], now: Moment) {
         let mut ended = lock(&self.ended);
         ended.forget(now);
         ids.iter().for_each(|id| ended.insert(*id, now.plus(limits::ENDED_AGE)));
@@ -386,9 +386,11 @@ impl Partial {
         }
         self.forgotten_at = Some(now);
         let Self { rows, broadcasts, removals, .. } = self;
-        removals.retain(|_, row| row.keep_until > now);
+        // They are read once, and the clock may be ahead, and be set back.
+        let gone_by = now.minus(limits::CLOCKS_DIFFER);
+        removals.retain(|_, row| row.keep_until > gone_by);
         rows.retain(|_, row| {
-            let stays = row.keep_until > now;
+            let stays = row.keep_until > gone_by;
             if !stays {
                 broadcasts.remove(&row.broadcast);
             }

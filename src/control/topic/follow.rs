@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::orders::Orders;
 use super::{ControlCounters, Shared, until};
-use crate::base::{BroadcastId, EpochMillis, Moment, Status};
+use crate::base::{BroadcastId, Moment, Status};
 use crate::control::InboxDesk;
 use crate::lane::{Order, Sender};
 use crate::limits::control as limits;
@@ -97,7 +97,7 @@ impl Follower {
     }
 
     /// The shards know what had ended before this place.
-    fn begin(&mut self, next: u64, ended: Vec<(BroadcastId, EpochMillis)>) {
+    fn begin(&mut self, next: u64, ended: Vec<(BroadcastId, Moment)>) {
         let mut state = self.shared.lock();
         ended.iter().for_each(|(id, until)| state.ended.insert(*id, *until));
         self.shared.count(&state);
@@ -179,8 +179,8 @@ impl Follower {
 
     /// Applies what was read, and tells the shards.
     fn take(&mut self, read: ControlRead) {
-        let (now, wall) = (self.parts.clock.moment(), self.parts.clock.wall());
-        let kept_until = wall.plus(self.parts.ended_kept);
+        let now = self.parts.clock.moment();
+        let kept_until = now.plus(self.parts.ended_kept);
         let mut ended = Vec::new();
         let mut state = self.shared.lock();
         for (offset, value) in read.records {
@@ -199,7 +199,7 @@ impl Follower {
             }
         }
         ended.iter().for_each(|(id, until)| state.ended.insert(*id, *until));
-        state.ended.forget(wall);
+        state.ended.forget(now);
         let fresh_until = state.fleet.fresh_until();
         self.shared.count(&state);
         drop(state);
@@ -243,10 +243,11 @@ impl Follower {
 async fn join(
     parts: &FollowerParts,
     shared: &Shared,
-) -> Result<(u64, Vec<(BroadcastId, EpochMillis)>), Unheard> {
+) -> Result<(u64, Vec<(BroadcastId, Moment)>), Unheard> {
     let next = parts.topic.end().await?;
     shared.lock().fleet.handle_joined(parts.clock.moment());
-    let since = parts.clock.wall().minus(parts.ended_kept);
+    let (now, wall) = (parts.clock.moment(), parts.clock.wall());
+    let since = wall.minus(parts.ended_kept);
     let (mut ended, mut open) = (Vec::new(), Vec::new());
     let mut after = None;
     loop {
@@ -254,7 +255,9 @@ async fn join(
         after = noted.last().map(|last| (last.ending.at, last.ending.id));
         let is_end = noted.len() < limits::ENDED_READ;
         for noted in noted {
-            let until = noted.ending.at.plus(parts.ended_kept);
+            let kept_until = noted.ending.at.plus(parts.ended_kept);
+            let left = Duration::from_millis(kept_until.0.saturating_sub(wall.0));
+            let until = now.plus(left);
             let list = if noted.is_settled { &mut ended } else { &mut open };
             list.push((noted.ending.id, until));
         }

@@ -48,7 +48,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::base::{BroadcastId, EpochMillis, Moment};
+    use crate::base::{BroadcastId, Moment};
     use crate::lane::{Doorbell, lane};
 
     #[test]
@@ -56,7 +56,7 @@ mod tests {
         let (sender, receiver) = lane("orders", 1, Arc::new(Doorbell::new().expect("a bell")));
         let mut orders = Orders::new(vec![sender]);
         let order = |number: u64| Order {
-            ended: vec![(BroadcastId::new(number).expect("small"), EpochMillis(number))],
+            ended: vec![(BroadcastId::new(number).expect("small"), Moment(number))],
             applied: number,
             fresh_until: Some(Moment(10 - number)),
         };

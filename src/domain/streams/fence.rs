@@ -4,7 +4,7 @@
 //! A frame that has begun is finished. What a stream is told beside messages goes out always.
 
 use super::{BEHIND, CUT_OFF, Streams, enqueue};
-use crate::base::{BroadcastId, EpochMillis};
+use crate::base::{BroadcastId, EpochMillis, Moment};
 use crate::domain::ended::Ended;
 use crate::wire::archive::{EventKind, SharedEvent};
 
@@ -33,7 +33,7 @@ impl<S> Streams<S> {
     }
 
     /// No message of this broadcast begins any more; nothing can bring one from then on.
-    pub fn handle_ended(&mut self, id: BroadcastId, until: EpochMillis) {
+    pub fn handle_ended(&mut self, id: BroadcastId, until: Moment) {
         self.ended.insert(id, until);
     }
 
@@ -57,7 +57,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::base::{LogIdentity, LogShape, Moment, Partition, Position, Topic, UserId};
+    use crate::base::{LogIdentity, LogShape, Partition, Position, Topic, UserId};
     use crate::domain::{
         Backlog, Candidate, KeptMessage, Open, Outcome, Reach, RingLimits, Served, StreamsOptions,
         Vector, What,
@@ -228,10 +228,10 @@ mod tests {
         bench.message(1);
         bench.message(2);
         bench.streams.handle_fence(false);
-        bench.streams.handle_ended(id(1), NOON.plus(KEPT));
+        bench.streams.handle_ended(id(1), bench.now.plus(KEPT));
         bench.drain(&socket, usize::MAX);
         assert_eq!(told(&socket), "Message 1");
-        bench.streams.handle_ended(id(2), NOON.plus(KEPT));
+        bench.streams.handle_ended(id(2), bench.now.plus(KEPT));
         bench.streams.handle_fence(true);
         bench.message(3);
         assert_eq!(told(&socket), "Message 1 Message 3");
@@ -246,7 +246,7 @@ mod tests {
         slow.borrow_mut().1 = 0;
         bench.message(1);
         bench.message(2);
-        bench.streams.handle_ended(id(1), NOON.plus(KEPT));
+        bench.streams.handle_ended(id(1), bench.now.plus(KEPT));
         // Published once more, by somebody who did not know.
         bench.message(1);
         bench.append(1, EventKind::Receipt, Audience::User("alice"));
@@ -254,7 +254,11 @@ mod tests {
         bench.drain(&slow, usize::MAX);
         assert_eq!(told(&quick), "Message 1 Message 2 Receipt 1 Removal 1");
         assert_eq!(told(&slow), "Message 2 Removal 1");
-        bench.streams.handle_timers(bench.now, NOON.plus(KEPT));
+        // A calendar that is set ahead makes nobody forget.
+        bench.streams.handle_timers(bench.now, NOON.plus(2 * KEPT));
+        bench.message(1);
+        assert!(told(&quick).ends_with("Removal 1"), "{}", told(&quick));
+        bench.streams.handle_timers(bench.now.plus(KEPT), NOON);
         bench.message(1);
         assert!(told(&quick).ends_with("Message 1"), "nothing is remembered for ever");
     }
@@ -298,8 +302,8 @@ mod tests {
         let reach =
             Reach { progress: served(0), checkpoint: served(9), is_resumed: false, since: NOON };
         let piece = Backlog::new(reach, vec![message(4), message(5)], true);
-        bench.streams.handle_ended(id(4), NOON.plus(KEPT));
-        bench.streams.handle_ended(id(5), NOON.plus(KEPT));
+        bench.streams.handle_ended(id(4), bench.now.plus(KEPT));
+        bench.streams.handle_ended(id(5), bench.now.plus(KEPT));
         let socket = bench.open_with("alice", Some(piece));
         let text = socket.borrow().0.clone();
         let mut ids = text.lines().rev().filter_map(|line| line.strip_prefix("id: "));

@@ -172,6 +172,8 @@ pub struct Streams<S> {
 impl<S> Streams<S> {
     /// No streams, an empty ring, standing at `vector`; no message may begin yet.
     pub fn new(options: StreamsOptions, vector: Vector, now: Moment) -> Self {
+        let mut ended = Ended::default();
+        ended.forget(now);
         Self {
             ring: Ring::new(options.shape, options.ring, &vector),
             options,
@@ -184,7 +186,7 @@ impl<S> Streams<S> {
             replay_queue: VecDeque::new(),
             turns: 0,
             replay: replay::Replay::new(),
-            ended: Ended::default(),
+            ended,
             may_begin: false,
             plan: feed::Plan::default(),
             unconfirmed: BTreeMap::new(),
@@ -273,7 +275,7 @@ impl<S> Streams<S> {
         }
         for ((sequence, event), first_stream) in (first..).zip(&*events).zip(&*found) {
             if event.ends_broadcast() {
-                ended.insert(event.broadcast(), event.appended_at().plus(options.ended_kept));
+                ended.insert(event.broadcast(), ended.now().plus(options.ended_kept));
             }
             match event.audience() {
                 AudienceRef::Everyone => {

@@ -15,7 +15,7 @@ impl<S> Streams<S> {
     /// Everything that is due: heartbeats, streams that have to go, those whose socket has taken
     /// nothing for too long.
     pub fn handle_timers(&mut self, now: Moment, wall: EpochMillis) {
-        self.ended.forget(wall);
+        self.ended.forget(now);
         while let Some(index) = self.wheel.pop_due(now) {
             self.see_off(index, now, wall);
             let Some(stream) = self.slab.get(index) else { continue };
