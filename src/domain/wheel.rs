@@ -109,9 +109,6 @@ impl Wheel {
             }
             let head = self.heads[(tick % WHEEL_SLOTS as u64) as usize];
             if head != NONE {
-                // Before it is nothing. So what is set anew gets further, also behind a gap that is
-                // longer than the horizon, as when the machine has slept.
-                self.tick = tick - 1;
                 self.cancel(head);
                 return Some(head);
             }
@@ -210,15 +207,9 @@ mod tests {
             while let Some(index) = wheel.pop_due(Moment(slept)) {
                 wheel.set(index, Moment(5));
                 times += 1;
-<<<<<<< HEAD
-                assert!(times < 300, "handed out again and again");
-            }
-            assert_eq!(due(&mut wheel, slept), [] as [u32; 0]);
-=======
                 assert!(times < 10, "handed out again and again");
             }
             assert_eq!((times, due(&mut wheel, slept)), (2, vec![]));
->>>>>>> 9a9117d19babd1f8460e5483e5497ae079984665
             assert_eq!(due(&mut wheel, slept + 2 * TICK_MS), [1, 2]);
         }
     }
