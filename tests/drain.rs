@@ -6,10 +6,12 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use corecast::ports::{Clock as _, SystemClock};
 use harness::browser::{self, Page};
 use harness::http::{self, Connection, End, PATIENCE};
 use harness::node::{self, Node};
 use harness::on_each_runtime;
+use harness::process::Process;
 use harness::runtime::Runtime;
 use harness::sse::{Item, Stream};
 use harness::wait;
@@ -18,6 +20,8 @@ use serde_json::json;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_corecast");
 const STREAMS: usize = 200;
+/// Whose records take a debug build a while to write.
+const MANY_USERS: usize = 40_000;
 /// No client is away for longer.
 const AWAY_MAX: Duration = Duration::from_secs(2);
 
@@ -213,6 +217,73 @@ fn a_second_signal_ends_a_drain_at_once() {
         assert_eq!((status.code(), status.signal()), (Some(1), None));
         assert!(node.process.text().contains("second signal"), "{}", node.process.text());
     }
+}
+
+/// Nobody else would.
+#[test]
+fn a_node_that_is_alone_ends_broadcasts_while_it_drains() {
+    let node = start(&["drain.window_s=8"]);
+    let mut streams: Vec<Stream> =
+        (0..STREAMS).map(|number| node.stream(&format!("userId=u{number}"))).collect();
+    node.process.signal(Signal::TERM);
+    wait_until_draining(&node);
+    let ends_at = SystemClock.wall().plus(Duration::from_secs(1)).to_iso();
+    let ends_at = std::str::from_utf8(&ends_at).expect("ASCII");
+    let made = node.create(&json!({"content": "short", "targetType": "ALL", "expiresAt": ends_at}));
+    let id = &made["id"];
+    wait::until_true("it expires", Duration::from_secs(6), || {
+        let shown = node.get(&format!("/api/admin/broadcasts/{id}")).expect_json();
+        shown["status"] == "EXPIRED"
+    });
+    // Some of the streams are still there, and are told.
+    let is_told = streams.iter_mut().any(|stream| {
+        loop {
+            match stream.next_item() {
+                Item::Event(event) if event.name == "MESSAGE_REMOVED" => break true,
+                Item::End(_) => break false,
+                _ => {}
+            }
+        }
+    });
+    assert!(is_told);
+}
+
+#[test]
+fn creates_that_are_under_way_are_answered_before_the_end() {
+    let mut node = start(&[]);
+    let users: Vec<String> = (0..MANY_USERS).map(|number| format!("u{number}")).collect();
+    let body = json!({"content": "many", "targetType": "SELECTED", "targetIds": users});
+    let admin = node.admin;
+    let create = std::thread::spawn(move || node::try_create(admin, &body));
+    wait::until_true("it has begun", PATIENCE, || {
+        let list = node.get("/api/admin/broadcasts?filter=all").expect_json();
+        list.as_array().is_some_and(|rows| !rows.is_empty())
+    });
+    node.process.signal(Signal::TERM);
+    let answer = create.join().expect("it ends").expect("an answer");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(node.process.wait_for_end(PATIENCE).code(), Some(0));
+}
+
+#[test]
+fn a_signal_while_the_store_is_being_opened_is_heard() {
+    const TERM_IS_CAUGHT: u64 = 1 << 14;
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let mut command = node::command(PROGRAM.as_ref());
+    let data = format!("node.data_dir={}", folder.path().display());
+    command.args(["--set", &data, "--set", "public.listen=127.0.0.1:0"]);
+    command.args(["--set", "admin.listen=127.0.0.1:0"]);
+    let mut process = Process::start("corecast", command).expect("the program can be run");
+    wait::until_true("it hears signals", PATIENCE, || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.id()));
+        let status = status.unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = caught.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+        caught.is_some_and(|caught| caught & TERM_IS_CAUGHT != 0)
+    });
+    process.signal(Signal::TERM);
+    assert!(!process.text().contains("listener on"), "it came too late to show anything");
+    assert_eq!(process.wait_for_end(PATIENCE).code(), Some(0));
 }
 
 #[test]

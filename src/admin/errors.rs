@@ -32,6 +32,11 @@ impl Failure {
         let message = "log or store did not answer in time; what was asked for may still happen";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
+
+    /// Nothing was done.
+    fn ending() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "this node ends now; ask another, or later")
+    }
 }
 
 impl From<QueryRejection> for Failure {
@@ -126,6 +131,9 @@ pub(super) async fn guard(
         // It waits for a place, for the body, and for log and store.
         _ => limits::ANSWER_TIME + limits::BODY_TIME + limits::CREATE_TIME_MAX,
     };
+    let calls = state.calls.clone();
+    let open = calls.begin();
+    let allowed = if open.is_some() { allowed } else { Err(Failure::ending()) };
     let response = match allowed {
         Err(failure) => axum::response::IntoResponse::into_response(failure),
         Ok(()) => match tokio::time::timeout(time, next.run(request)).await {

@@ -26,7 +26,7 @@ use crate::ops::metrics::Metrics;
 use crate::ports::{Clock, Store};
 
 pub use connection::{PublicCalls, serve_admin};
-pub use room::Room;
+pub use room::{OpenCalls, Room};
 
 /// What the calls work on.
 #[derive(Clone)]
@@ -39,6 +39,7 @@ pub struct AdminState {
     pub metrics: Arc<Metrics>,
     pub allow_anonymous: bool,
     pub room: Arc<Room>,
+    pub calls: Arc<OpenCalls>,
 }
 
 /// Calls of the admin listener.

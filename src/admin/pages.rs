@@ -14,6 +14,7 @@ const INDEX: &str = "Corecast admin listener
 POST /api/admin/broadcasts               create a broadcast
 GET  /api/admin/broadcasts               list (filter=all|active|scheduled, limit, cursor)
 GET  /api/admin/broadcasts/{id}          one broadcast
+DELETE /api/admin/broadcasts/{id}        cancel it
 GET  /api/admin/broadcasts/{id}/targets  all its targets (limit, cursor)
 GET  /metrics                            OpenMetrics
 GET  /health/live, /health/ready         liveness, readiness

@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use http::StatusCode;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, RwLockReadGuard, Semaphore, SemaphorePermit};
 
 use super::errors::Failure;
 use crate::limits::admin as limits;
@@ -64,9 +66,44 @@ impl Room {
     }
 }
 
+/// Calls that are being answered, so that a node which ends does not leave them without a word.
+#[derive(Debug, Default)]
+pub struct OpenCalls(RwLock<()>);
+
+impl OpenCalls {
+    /// Held until it is answered. `None`: the node has ended but for the calls that are open.
+    pub(super) fn begin(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        self.0.try_read().ok()
+    }
+
+    /// Waits until all are answered, for so long; whether they are. Others are refused meanwhile.
+    pub async fn end(&self, at_most: Duration) -> bool {
+        let ended = tokio::time::timeout(at_most, self.0.write()).await;
+        // Nobody is let in any more.
+        ended.map(std::mem::forget).is_ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_calls_are_waited_for_and_no_other_begins() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        runtime.expect("a runtime").block_on(async {
+            let calls = OpenCalls::default();
+            let (first, second) = (calls.begin(), calls.begin());
+            assert!(first.is_some() && second.is_some());
+            drop(first);
+            let mut ending = Box::pin(calls.end(Duration::from_secs(60)));
+            let soon = tokio::time::timeout(Duration::from_millis(1), &mut ending).await;
+            assert!(soon.is_err() && calls.begin().is_none());
+            drop(second);
+            assert!(ending.await && calls.begin().is_none());
+            assert!(!calls.end(Duration::ZERO).await, "it does not wait for ever");
+        });
+    }
 
     #[test]
     fn a_create_too_many_is_put_off_and_has_room_later() {

@@ -1,13 +1,67 @@
-//! Has the shards drain, and waits until they have ended.
+//! The end of a node, in order: readiness goes off, its partitions are others', the shards drain,
+//! what they said last is kept, and calls that are under way are answered.
 //!
 //! A shard that has no streams left goes on decoding for those that do. So each says when it has
 //! drained, and all are stopped once the last one has.
 
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{BootError, Ending};
-use crate::lane::{RefusalReason, Sender, ToShard};
+use crate::admin::OpenCalls;
+use crate::control::{InboxDesk, Threads};
+use crate::lane::{FromShard, RefusalReason, Sender, ToShard};
+use crate::limits::admin::ANSWER_TIME;
+use crate::ops::health::{Health, Part};
+use crate::owner::Leaver;
+
+/// Between two looks for a second signal.
+const SIGNAL_LOOK: Duration = Duration::from_millis(50);
+
+/// What ends, and what it takes.
+pub(super) struct Departure<'a> {
+    pub threads: &'a Threads,
+    pub ended: &'a mpsc::Receiver<Ending>,
+    pub shards: &'a [Sender<ToShard>],
+    pub window: Duration,
+    pub health: &'a Health,
+    pub desk: &'a InboxDesk,
+    pub reports: &'a Sender<FromShard>,
+    pub calls: &'a OpenCalls,
+    pub leaver: Leaver,
+    /// Nobody else owns what this node does.
+    pub is_alone: bool,
+}
+
+impl Departure<'_> {
+    /// Fails when a second signal comes, or a part ends that the streams still need.
+    pub fn run(self) -> Result<(), BootError> {
+        let window_s = self.window.as_secs();
+        tracing::info!(window_s, "draining; a second signal ends the node at once");
+        self.health.lost(Part::Node, "draining");
+        if !self.is_alone {
+            self.leaver.leave();
+        }
+        drain(self.ended, self.shards, self.window)?;
+        self.threads.block_on(self.desk.settle(|| self.reports.depth() == 0));
+        self.answer_all()?;
+        self.leaver.leave();
+        self.threads.block_on(self.leaver.left());
+        tracing::info!("drained");
+        Ok(())
+    }
+
+    /// Waits until the calls that came before the end are answered.
+    fn answer_all(&self) -> Result<(), BootError> {
+        let until = Instant::now() + ANSWER_TIME;
+        while !self.threads.block_on(self.calls.end(SIGNAL_LOOK)) && Instant::now() < until {
+            if let Ok(Ending::Signal) = self.ended.try_recv() {
+                return Err(BootError::SecondSignal);
+            }
+        }
+        Ok(())
+    }
+}
 
 /// What has been heard of the shards.
 struct Draining<'a> {
@@ -18,9 +72,8 @@ struct Draining<'a> {
     have_ended: bool,
 }
 
-/// Has every stream told within the window, and stops the shards after that. Fails when a second
-/// signal comes, or a part ends that the streams still need.
-pub(super) fn drain(
+/// Has every stream told within the window, and stops the shards after that.
+fn drain(
     ended: &mpsc::Receiver<Ending>,
     shards: &[Sender<ToShard>],
     window: Duration,

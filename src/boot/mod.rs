@@ -10,17 +10,17 @@ use std::io::{IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use backends::Backends;
 use clap::Parser as _;
-use drain::drain;
+use drain::Departure;
 use owner::{owner_of, start_owner};
 use shards::{Places, Shards};
 
-use crate::admin::{AdminState, PublicCalls, serve_admin};
+use crate::admin::{AdminState, OpenCalls, PublicCalls, serve_admin};
 use crate::base::{LogIdentity, LogShape};
 use crate::control::{
     ControlCounters, Creator, Desks, EndRelay, Ender, Expiry, Follower, FollowerParts, Hearing,
@@ -143,12 +143,17 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let (public_address, public) = bind("public.listen", config.public_listen, cores.shards.len())?;
     let (admin_address, mut admin) = bind("admin.listen", config.admin_listen, 1)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let backends = Backends::open(&config, &clock)?;
-    let (log, store) = (backends.log.clone(), backends.store.clone());
     let control = cores.control.clone();
     let threads = Threads::start(CONTROL_THREADS, move || pin(&control))?;
-    let health = Health::starting();
     let (endings, ended) = mpsc::channel();
+    // Before what takes time: a process without a handler is killed, or as a container's first one
+    // goes on as if nothing had been said.
+    let is_open = Arc::<AtomicBool>::default();
+    hear_signals(&threads, &endings, is_open.clone())?;
+    let backends = Backends::open(&config, &clock)?;
+    is_open.store(true, Ordering::Relaxed);
+    let (log, store) = (backends.log.clone(), backends.store.clone());
+    let health = Health::starting();
 
     let creator = Arc::new(Creator {
         log: log.clone(),
@@ -218,6 +223,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         desk: control.clone(),
         unfinished: Unfinished::default(),
     });
+    let calls = Arc::<OpenCalls>::default();
     let state = AdminState {
         creator: creator.clone(),
         ender: ender.clone(),
@@ -227,6 +233,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         metrics: Arc::new(Metrics::new(sources)),
         allow_anonymous: config.allow_anonymous,
         room: Arc::default(),
+        calls: calls.clone(),
     };
     if let Some(admin) = admin.pop() {
         let (rereads, rereading) = rereads(log.clone(), lanes.clone(), records_reread);
@@ -245,16 +252,19 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     }
     backends.watch(&threads, &health, &endings);
 
-    let ended = run_until_signal(&ended).and_then(|()| {
-        tracing::info!("draining");
-        health.lost(Part::Node, "draining");
-        leaver.leave();
-        drain(&ended, &lanes, config.drain_window)?;
-        // What the streams said at their end is kept, and the partitions are others'.
-        threads.block_on(desk.settle(|| report.depth() == 0));
-        threads.block_on(leaver.left());
-        Ok(())
-    });
+    let departure = Departure {
+        threads: &threads,
+        ended: &ended,
+        shards: &lanes,
+        window: config.drain_window,
+        health: &health,
+        desk: &desk,
+        reports: &report,
+        calls: &calls,
+        leaver,
+        is_alone: backends.is_alone,
+    };
+    let ended = run_until_signal(&ended).and_then(|()| departure.run());
     drop(lanes);
     threads.stop(STOP_TIME);
     ended
@@ -285,7 +295,7 @@ struct Reports {
     desks: Desks,
 }
 
-/// Starts the admin API, the shards' reports, and the wait for signals.
+/// Starts the admin API and the shards' reports.
 fn start_control(
     threads: &Threads,
     admin: TcpListener,
@@ -320,23 +330,30 @@ fn start_control(
         let ended = serve_admin(admin, state).await;
         let _ = ending.send(Ending::Part(format!("the admin listener stopped: {ended:?}")));
     });
+}
+
+/// Tells of each signal. The second one ends a node that is still being opened, which nothing else
+/// would interrupt; it is safe at any time, as a crash is.
+fn hear_signals(
+    threads: &Threads,
+    endings: &mpsc::Sender<Ending>,
+    is_open: Arc<AtomicBool>,
+) -> Result<(), BootError> {
+    let mut signals = threads.block_on(async { Signals::listen() })?;
     let ending = endings.clone();
     threads.spawn(async move {
-        let mut signals = match Signals::listen() {
-            Ok(signals) => signals,
-            Err(error) => {
-                let reason = format!("signals can't be heard: {error}");
-                let _ = ending.send(Ending::Part(reason));
-                return;
-            }
-        };
-        loop {
+        for count in 1.. {
             signals.next().await;
+            if count > 1 && !is_open.load(Ordering::Relaxed) {
+                eprintln!("corecast: {}", BootError::SecondSignal);
+                std::process::exit(1);
+            }
             if ending.send(Ending::Signal).is_err() {
                 return;
             }
         }
     });
+    Ok(())
 }
 
 /// Starts to follow the control topic, and tells health whether it is heard.

@@ -106,7 +106,9 @@ const COUNTERS: [(&str, &str, Read); 26] = [
     }),
     ("events", "Events appended to the ring", |probe| &probe.events),
     ("bad_records", "Records that could not be decoded", |probe| &probe.bad_records),
-    ("unserved_records", "Records not served by this release", |probe| &probe.unserved_records),
+    ("unserved_records", "Records that were not served where they stood", |probe| {
+        &probe.unserved_records
+    }),
     ("repeats", "Records not served because their event had been", |probe| &probe.repeats),
     ("connections_accepted", "Connections accepted", |probe| &probe.accepted),
     ("streams_handed", "Requests handed to the shard of their user", |probe| &probe.streams_handed),

@@ -123,7 +123,11 @@ impl Ender {
     async fn change(&self, ending: &Ending) -> Result<bool, StoreError> {
         self.endings.put_ending(ending).await?;
         match self.endings.change_status(ending.id, ending.how.status()).await? {
-            Change::Done | Change::Already => Ok(true),
+            Change::Done => {
+                say_ended(ending);
+                Ok(true)
+            }
+            Change::Already => Ok(true),
             Change::Refused(_) | Change::Missing => {
                 self.endings.settle_ending(ending).await?;
                 Ok(false)
@@ -148,6 +152,15 @@ impl Ender {
 
     fn now(&self) -> EpochMillis {
         self.creator.clock.wall()
+    }
+}
+
+/// Who cancels is somebody; what expires may be thousands in a second.
+fn say_ended(ending: &Ending) {
+    let broadcast = ending.id.get();
+    match ending.how {
+        End::Cancelled => tracing::info!(broadcast, "cancelled"),
+        End::Expired => tracing::debug!(broadcast, "expired"),
     }
 }
 
