@@ -49,6 +49,8 @@ pub struct Block {
     pub id: Option<Cursor>,
     pub event: Option<String>,
     pub data: String,
+    /// It says when to come back.
+    pub has_retry: bool,
     /// When the write of its first byte began.
     pub begun: Began,
 }
@@ -60,6 +62,7 @@ pub struct Parser {
     id: Option<String>,
     event: Option<String>,
     data: String,
+    has_retry: bool,
     begun: Option<Began>,
     head_is_over: bool,
 }
@@ -87,6 +90,7 @@ impl Parser {
                 id: self.id.take().map(|id| Cursor::parse(&id).expect("ids are cursors")),
                 event: self.event.take(),
                 data: std::mem::take(&mut self.data),
+                has_retry: std::mem::take(&mut self.has_retry),
                 begun,
             };
             each(block);
@@ -101,6 +105,7 @@ impl Parser {
             Some(("data", value)) => self.data.push_str(value.trim_start()),
             Some(("retry", value)) => {
                 assert!(value.trim().parse::<u64>().is_ok(), "retry is a number: {line}");
+                self.has_retry = true;
             }
             _ => panic!("a line that no frame has: {line:?}"),
         }

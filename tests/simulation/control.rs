@@ -35,12 +35,18 @@ pub struct Topic {
     /// Where what has landed stands, by the number of its sending.
     landed: BTreeMap<u64, u64>,
     sent: u64,
+    /// It takes nothing and gives nothing until then.
+    pub away_until: Moment,
 }
 
 impl Topic {
     fn send(&mut self, at: Moment, record: ControlRecord) -> u64 {
         self.sent += 1;
-        self.flying.push((at, self.sent, record));
+        let is_beat = matches!(record.says, ControlSays::Beat { .. });
+        // A beat is not sent again.
+        if at >= self.away_until || !is_beat {
+            self.flying.push((at.max(self.away_until), self.sent, record));
+        }
         self.sent
     }
 
@@ -146,6 +152,8 @@ enum Stage {
     /// Sent by that number; the node hears of it so much later.
     Appending(u64, Duration),
     Settling(Appended),
+    /// Only its users are still to be told.
+    Left,
 }
 
 impl World {
@@ -153,7 +161,7 @@ impl World {
     pub fn cancel(&mut self) {
         let node = self.random.below(NODES);
         if let Some(broadcast) = self.choose_cancelled() {
-            if self.random.one_in(4) {
+            if self.random.one_in(4) && !self.is_log_out() {
                 // Another producer, by its records alone.
                 self.seen.note("cancels of other producers");
                 self.truth.begin_end(broadcast);
@@ -181,6 +189,9 @@ impl World {
             return;
         }
         self.seen.note("cancels");
+        if self.store.lock().is_away() {
+            return;
+        }
         let wall = self.wall();
         self.store.lock().put_ending(broadcast, wall);
         let longest = if self.random.one_in(2) { 100 } else { 2_000 };
@@ -201,6 +212,12 @@ impl World {
         for number in 0..NODES {
             let node = &mut self.nodes[number];
             if node.frozen_until > self.now {
+                continue;
+            }
+            if self.topic.away_until > self.now {
+                let local = node.follower.local(self.now);
+                // What it sends is lost.
+                let _ = node.follower.fleet.poll_beat(local);
                 continue;
             }
             if node.follower.next.is_none() {
@@ -252,6 +269,9 @@ impl World {
     }
 
     fn turn_cancel(&mut self, mut cancel: Cancel) {
+        if matches!(cancel.stage, Stage::Left) {
+            return self.remove_later(cancel);
+        }
         let node = &mut self.nodes[cancel.node];
         if *node.follower.fleet.own() != cancel.by {
             // Whoever completes it later tells the users, and all nodes once more.
@@ -262,7 +282,7 @@ impl World {
             return self.cancels.push(cancel);
         }
         match cancel.stage {
-            Stage::Storing(at) if at <= self.now => {
+            Stage::Storing(at) if at <= self.now && !self.store.lock().is_away() => {
                 self.store.lock().end(cancel.broadcast);
                 self.truth.begin_end(cancel.broadcast);
                 let fleet = &mut self.nodes[cancel.node].follower.fleet;
@@ -291,9 +311,9 @@ impl World {
                     return self.remove_later(cancel);
                 }
             }
-            Stage::Storing(_) => {}
+            Stage::Storing(_) | Stage::Left => {}
         }
-        if cancel.removes_at.is_some_and(|at| at <= self.now) {
+        if cancel.removes_at.is_some_and(|at| at <= self.now) && !self.is_log_out() {
             self.remove(cancel.broadcast);
             cancel.removes_at = None;
         }
@@ -309,10 +329,16 @@ impl World {
         }
     }
 
+    /// Whoever completes a cancel tells the users of it.
     fn remove_later(&mut self, cancel: Cancel) {
-        if self.truth.is_ending(cancel.broadcast) {
-            self.remove(cancel.broadcast);
+        if !self.truth.is_ending(cancel.broadcast) {
+            return;
         }
+        if self.is_log_out() {
+            let (removes_at, stage) = (Some(self.now), Stage::Left);
+            return self.cancels.push(Cancel { stage, removes_at, ..cancel });
+        }
+        self.remove(cancel.broadcast);
     }
 
     /// Who could see it is told, by records in the partitions of its messages.

@@ -18,6 +18,8 @@ pub struct Counter {
     random: Random,
     now: Moment,
     pub has_faults: bool,
+    /// Nothing is taken or said until then.
+    pub away_until: Moment,
     /// Of the log as it is now.
     pub shape: LogShape,
     bounds: BTreeMap<Partition, Bounds>,
@@ -36,6 +38,7 @@ impl Desk {
             random,
             now: BEGIN,
             has_faults: true,
+            away_until: BEGIN,
             shape: SHAPE,
             bounds: BTreeMap::new(),
             flying: Vec::new(),
@@ -86,11 +89,13 @@ impl Counter {
         let is_slow = self.has_faults && self.random.one_in(3);
         let delay = if is_slow { self.random.millis(3_000) } else { Duration::ZERO };
         let done_at = self.now.plus(delay);
-        let is_away = self.has_faults && self.random.one_in(6);
+        let is_out = self.now < self.away_until;
+        let is_away = is_out || self.has_faults && self.random.one_in(6);
         for record in records {
             let at = match is_away.then(|| self.random.below(3)) {
-                None | Some(0) => done_at,
-                Some(1) => done_at.plus(self.random.millis(20_000)),
+                None => done_at,
+                Some(0) if !is_out => done_at,
+                Some(1) => done_at.max(self.away_until).plus(self.random.millis(20_000)),
                 Some(_) => continue,
             };
             self.seen.count("records published though the log was away", u64::from(is_away));
@@ -108,7 +113,8 @@ impl Log for Desk {
 
     async fn bounds(&self, partition: Partition) -> Result<Bounds, LogError> {
         let mut counter = self.lock();
-        if counter.has_faults && counter.random.one_in(8) {
+        let is_out = counter.now < counter.away_until;
+        if is_out || counter.has_faults && counter.random.one_in(8) {
             counter.seen.note("bounds that could not be had");
             return Err(LogError::Away("as drawn".to_owned()));
         }

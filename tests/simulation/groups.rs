@@ -28,6 +28,8 @@ pub struct Table {
     random: Random,
     now: Moment,
     pub has_faults: bool,
+    /// The coordinator is not there until then. Sessions count from its return.
+    pub away_until: Moment,
     members: BTreeMap<u64, Member>,
     assigned: BTreeMap<Partition, (u64, Tenure)>,
     committed: BTreeMap<Partition, u64>,
@@ -53,6 +55,7 @@ impl Groups {
             random,
             now: Moment(0),
             has_faults: true,
+            away_until: Moment(0),
             members: BTreeMap::new(),
             assigned: BTreeMap::new(),
             committed: BTreeMap::new(),
@@ -72,7 +75,9 @@ impl Groups {
         let mut table = self.lock();
         table.ids += 1;
         let id = table.ids;
-        table.enter(id);
+        if !table.is_away() {
+            table.enter(id);
+        }
         Membership { groups: self.clone(), id }
     }
 
@@ -87,7 +92,8 @@ impl Groups {
             table.commit(member, mark);
         }
         let before = table.members.len();
-        table.members.retain(|_, member| member.beat_at.plus(SESSION) > now);
+        let back_at = table.away_until;
+        table.members.retain(|_, member| member.beat_at.max(back_at).plus(SESSION) > now);
         if table.members.len() < before {
             table.rebalance(0);
         }
@@ -113,6 +119,10 @@ impl Table {
         self.flying.clear();
     }
 
+    fn is_away(&self) -> bool {
+        self.now < self.away_until
+    }
+
     pub fn committed(&self) -> &BTreeMap<Partition, u64> {
         &self.committed
     }
@@ -121,7 +131,7 @@ impl Table {
     /// the others.
     pub fn rebalance(&mut self, many: usize) {
         let members: Vec<u64> = self.members.keys().copied().collect();
-        if members.is_empty() {
+        if members.is_empty() || self.is_away() {
             return;
         }
         let partitions: Vec<Partition> = SHAPE.all_partitions().collect();
@@ -173,6 +183,9 @@ impl Membership {
     /// It leaves, so that others own at once what it did.
     pub fn leave_now(&self) {
         let mut table = self.groups.lock();
+        if table.is_away() {
+            return;
+        }
         table.members.remove(&self.id);
         table.rebalance(0);
     }
@@ -180,6 +193,9 @@ impl Membership {
     /// The member lives, and hears what it owns.
     pub fn beat(&self) {
         let mut table = self.groups.lock();
+        if table.is_away() {
+            return;
+        }
         if !table.members.contains_key(&self.id) {
             // It stood still for too long, and its partitions went to others meanwhile.
             table.seen.note("sessions that ended");
@@ -218,7 +234,7 @@ impl Ownership for Membership {
             let mut table = self.groups.lock();
             let is_slow = table.has_faults && table.random.one_in(4);
             let delay = if is_slow { table.random.millis(2_000) } else { Duration::ZERO };
-            let is_away = table.has_faults && table.random.one_in(12);
+            let is_away = table.is_away() || table.has_faults && table.random.one_in(12);
             let early = table.random.one_in(2).then(|| table.committed.clone());
             (early, table.now.plus(delay), is_away)
         };
@@ -238,6 +254,9 @@ impl Ownership for Membership {
         };
         self.groups.wait_until(done_at).await;
         let mut table = self.groups.lock();
+        if table.is_away() {
+            return Err(LogError::Away("the coordinator is away".to_owned()));
+        }
         if !table.has_faults {
             return Ok(marks.iter().map(|mark| table.commit(self.id, *mark)).collect());
         }

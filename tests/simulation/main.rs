@@ -8,12 +8,14 @@
 //! `SIMULATION_SEED=N cargo test --test simulation` runs that one again, `SIMULATION_SEEDS=N` as
 //! many as you like.
 
+mod calendars;
 mod client;
 mod control;
 mod desk;
 mod groups;
 mod node;
 mod oracle;
+mod outage;
 mod owner;
 mod parking;
 mod random;
@@ -98,6 +100,20 @@ const MUST_HAPPEN: &[&str] = &[
     "calendars that stepped ahead",
     "calendars that stepped back",
     "calendars that were set far back",
+    // Outages.
+    "outages of the store",
+    "outages of the log",
+    "outages of log and store",
+    "outages of the control topic",
+    "outages of the coordinator",
+    "outages of the log for nodes alone",
+    "deliveries without the store",
+    "starts in an outage",
+    "drains in an outage",
+    "notes lost in a drain",
+    // Bounds.
+    "clients that found no room",
+    "streams that ended with a word",
     // What is cancelled.
     "cancels",
     "cancels that were answered",
@@ -157,11 +173,12 @@ fn run_all(seeds: std::ops::Range<u64>) -> Seen {
                         break;
                     }
                     let mut world = World::new(seed, Faults::ALL);
-                    world.run_safety(400);
+                    world.run_safety(350);
+                    world.run_outage();
                     if seed.is_multiple_of(2) {
                         world.replace_log();
                     }
-                    world.run_safety(300);
+                    world.run_safety(250);
                     world.run_liveness();
                     total.lock().expect("no worker failed").add(&world.seen());
                 }

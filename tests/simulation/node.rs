@@ -13,6 +13,7 @@ use corecast::domain::{
     Vector,
 };
 use corecast::lane::Order;
+use corecast::limits::keeping::SETTLE_TIME;
 use corecast::limits::log::REPEAT_RECORDS;
 use corecast::limits::shard::DRAIN_TIME;
 use corecast::ports::Clock as _;
@@ -46,6 +47,10 @@ pub struct Node {
     /// Read, and not taken yet by the shard whose lane is full.
     held: VecDeque<(u16, Input)>,
     has_said_caught_up: bool,
+    /// The log once no longer had what it was to read next.
+    pub has_fallen_behind: bool,
+    /// Its streams have an age.
+    rotates: bool,
     lane_items: usize,
     pub owner: OwnerWork,
     pub serving: Serving,
@@ -55,6 +60,8 @@ pub struct Node {
     pub frozen_until: Moment,
     /// It has been told to drain.
     pub drains: bool,
+    /// Since when its shards have done with that.
+    drained_at: Option<Moment>,
     /// It hears and says nothing of who owns what until then, and works on.
     pub cut_off_until: Moment,
     /// It reads nothing of the control topic until then, and works on.
@@ -133,6 +140,8 @@ impl Node {
             read: BTreeMap::new(),
             held: VecDeque::new(),
             has_said_caught_up: false,
+            has_fallen_behind: false,
+            rotates: options.max_age.is_some(),
             lane_items: [1, 2, 8, 64][random.below(4)],
             owner: parts.owner,
             serving: parts.serving,
@@ -140,6 +149,7 @@ impl Node {
             clock: parts.clock,
             frozen_until: now,
             drains: false,
+            drained_at: None,
             cut_off_until: now,
             deaf_until: now,
         };
@@ -171,6 +181,7 @@ impl Node {
             let read = self.read.get_mut(&partition).expect("a partition");
             if *read < log.start(partition) {
                 seen.note("nodes that fell behind the log's start");
+                self.has_fallen_behind = true;
                 *read = log.start(partition);
                 let next = served_from(log, partition).max(*read);
                 self.held.push_back((owner, Input::Skip { partition, next }));
@@ -205,6 +216,11 @@ impl Node {
         self.clock.wall()
     }
 
+    /// Whether it tells streams to go.
+    pub fn ends_streams(&self) -> bool {
+        self.drains || self.rotates
+    }
+
     pub fn is_catching_up(&self) -> bool {
         !self.has_said_caught_up
     }
@@ -219,9 +235,13 @@ impl Node {
         self.hand_out();
     }
 
-    /// Whether nothing is left to be done before it ends.
-    pub fn has_drained(&self) -> bool {
-        self.drains && self.shards.iter().all(|shard| shard.has_drained) && self.serving.is_done()
+    /// Whether nothing is left to be done before it ends, or it has waited for that long enough.
+    pub fn has_drained(&mut self, now: Moment) -> bool {
+        if !self.drains || !self.shards.iter().all(|shard| shard.has_drained) {
+            return false;
+        }
+        let since = *self.drained_at.get_or_insert(now);
+        self.serving.is_done() || since.plus(SETTLE_TIME) <= now
     }
 
     /// Hands over in order, until a lane is full.
@@ -322,7 +342,7 @@ impl Shard {
     pub fn reread(
         &mut self,
         log: &Log,
-        has_faults: bool,
+        (has_faults, is_away): (bool, bool),
         (now, random, seen): (Moment, &mut Random, &mut Seen),
     ) {
         if let Some((at, reread)) = self.rereading.take() {
@@ -333,9 +353,9 @@ impl Shard {
                     |(partition, from): &(Partition, u64)| *from < log.start(*partition);
                 let is_refused = reread.from.iter().any(is_trimmed);
                 seen.count("replays of what the log has trimmed", u64::from(is_refused));
-                if is_refused || has_faults && random.one_in(12) {
+                if is_refused || is_away || has_faults && random.one_in(12) {
                     seen.note("replays that were refused");
-                    let why = if is_refused { Unread::Gone } else { Unread::Away };
+                    let why = if is_refused && !is_away { Unread::Gone } else { Unread::Away };
                     self.streams.handle_reread(reread.pass, Err(why), now);
                 } else {
                     let (mut events, mut next) = (Vec::new(), Vec::new());

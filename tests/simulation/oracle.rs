@@ -119,6 +119,10 @@ impl World {
         let client = &mut self.clients[number];
         let is_told = client.connection.as_ref().is_some_and(|connection| connection.is_told);
         assert!(!is_told, "seed {seed}: client {number} was told to go, and got {block:?}");
+        if let Some(connection) = client.connection.as_mut() {
+            let is_shutdown = block.event.as_deref() == Some("SERVER_SHUTDOWN");
+            connection.has_retry = block.has_retry || connection.has_retry && is_shutdown;
+        }
         if let (Some(before), Some(id)) = (&client.last_id, &block.id) {
             let rises = client::never_falls(before, id);
             assert!(rises, "seed {seed}: an id of client {number} fell: {before:?}, {id:?}");
@@ -280,6 +284,24 @@ impl World {
         }
     }
 
+    /// The node has ended a stream of a reader that takes everything: he was told when to come
+    /// back, and it was not because of an outage.
+    pub fn check_end(&mut self, number: usize, connection: &Connection) {
+        let seed = self.seed;
+        if self.clients[number].is_slow {
+            return;
+        }
+        assert!(connection.has_retry, "seed {seed}: client {number} was sent away without a word");
+        self.seen.note("streams that ended with a word");
+        let node = &self.nodes[connection.node];
+        // It drains, has had its age, or what comes next is not in the ring.
+        let goes = connection.is_told && node.ends_streams();
+        let is_due = goes || connection.may_continue || node.has_fallen_behind;
+        if self.is_in_outage() && !is_due {
+            panic!("seed {seed}: client {number} lost its stream for an outage");
+        }
+    }
+
     /// A reader that takes everything has everything that its shard has taken, whoever else is
     /// stuck.
     pub fn check_no_delay(&mut self) {
@@ -288,6 +310,11 @@ impl World {
             let Some(connection) = client.connection.as_ref() else { continue };
             let shard = &self.nodes[connection.node].shards[connection.shard];
             let replays = shard.streams.replays(connection.key);
+            if let Some(connection) = self.clients[number].connection.as_mut() {
+                connection.may_continue |= replays;
+            }
+            let client = &self.clients[number];
+            let Some(connection) = client.connection.as_ref() else { continue };
             let is_fenced = !shard.streams.may_begin();
             let is_excused = client.is_slow || is_fenced || replays;
             if is_excused || !shard.has_turned || client.last_id.is_none() {

@@ -94,11 +94,11 @@ impl OwnerWork {
     }
 
     /// `is_eager`: it does at once whatever is to be done. `is_cut_off`: it hears and says nothing
-    /// of who owns what.
+    /// of who owns what. `is_log_away`: it reads nothing.
     pub fn turn(
         &mut self,
         log: &Log,
-        (is_eager, is_cut_off): (bool, bool),
+        (is_eager, is_cut_off, is_log_away): (bool, bool, bool),
         random: &mut Random,
         seen: &mut Seen,
     ) {
@@ -108,6 +108,9 @@ impl OwnerWork {
         self.take_owned(log);
         self.look_after_writes(seen);
         for want in self.holdings.wants() {
+            if is_log_away {
+                break;
+            }
             let start = log.start(want.partition);
             if want.offset < start {
                 seen.note("checkpoints below the log");

@@ -264,6 +264,9 @@ impl World {
         let came_at = vector.clone();
         self.seen.count("clients ahead of the node", u64::from(is_ahead));
         let has_backlog = backlog.is_some();
+        let is_cut = backlog.as_ref().is_some_and(|backlog| {
+            backlog.is_cut || backlog.then.as_ref().is_some_and(|then| then.is_cut)
+        });
         let is_to_note = backlog.as_ref().is_none_or(Backlog::was_served_before);
         let presented = cursor.as_ref().filter(|_| is_to_note).map(Served::from);
         let shard = &mut self.nodes[node].shards[place];
@@ -280,8 +283,17 @@ impl World {
             now,
             wall,
         );
-        let key = opened.expect("there is room for all clients");
+        let len = shard.streams.len();
+        let Ok(key) = opened else {
+            assert_eq!(
+                len, self.room,
+                "seed {seed}: client {number} is refused, and there is room"
+            );
+            return self.seen.note("clients that found no room");
+        };
+        assert!(len <= self.room, "seed {seed}: a shard has more streams than it may have");
         shard.sockets.push((key, socket.clone()));
+        let may_continue = is_cut || shard.streams.replays(key);
         let client = &mut self.clients[number];
         client.parser = Parser::default();
         // What is for who is here was for who was here.
@@ -289,8 +301,17 @@ impl World {
             .missing
             .retain(|at| self.truth.at(*at).is_kept || at.offset >= came_at.next(at.partition));
         let shard = place;
-        client.connection =
-            Some(Connection { node, shard, key, socket, has_backlog, came_at, is_told: false });
+        client.connection = Some(Connection {
+            node,
+            shard,
+            key,
+            socket,
+            has_backlog,
+            came_at,
+            is_told: false,
+            has_retry: false,
+            may_continue,
+        });
         let user = client.user.clone();
         if let Some(served) = presented {
             self.note(node, vec![Note::Presented { user, served }]);
@@ -415,7 +436,9 @@ impl World {
                 }
             }
             if !node_has_it {
-                self.clients[client].connection = None;
+                if let Some(connection) = self.clients[client].connection.take() {
+                    self.check_end(client, &connection);
+                }
                 self.clients[client].parser = Parser::default();
             }
         }

@@ -66,6 +66,8 @@ pub struct Shelves {
     random: Random,
     now: Moment,
     pub has_faults: bool,
+    /// It does nothing until then, and answers nothing.
+    pub away_until: Moment,
     inbox: BTreeMap<(UserId, BroadcastId), Stored>,
     groups: BTreeMap<(Partition, u64), GroupRow>,
     cursors: BTreeMap<(UserId, [u8; 3], Partition), u64>,
@@ -102,6 +104,7 @@ impl FakeStore {
             random,
             now: Moment(0),
             has_faults: true,
+            away_until: Moment(0),
             inbox: BTreeMap::new(),
             groups: BTreeMap::new(),
             cursors: BTreeMap::new(),
@@ -247,7 +250,14 @@ impl Shelves {
         self.over.insert(id);
     }
 
+    pub fn is_away(&self) -> bool {
+        self.now < self.away_until
+    }
+
     fn draw_fate(&mut self) -> Fate {
+        if self.is_away() {
+            return Fate { done_at: self.now.plus(self.random.millis(6_000)), is_away: true };
+        }
         if !self.has_faults {
             return Fate { done_at: self.now, is_away: false };
         }
@@ -268,6 +278,11 @@ impl Shelves {
         for piece in pieces {
             let within = self.now.plus(self.random.millis(span + 1));
             let at = match fate.is_away {
+                // Perhaps it has come as far as some queue.
+                true if self.is_away() => {
+                    let late = self.away_until.plus(self.random.millis(20_000));
+                    self.random.one_in(6).then_some(late)
+                }
                 false => Some(within),
                 true if done_before => Some(within),
                 true => match self.random.below(3) {

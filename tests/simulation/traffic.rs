@@ -22,7 +22,13 @@ struct Draft {
 
 impl World {
     pub fn append(&mut self) {
+        if self.is_log_out() {
+            return;
+        }
+        // What our own nodes publish they have put into the store before.
+        let is_away = self.store.lock().is_away();
         match self.random.below(18) {
+            0..=7 | 16 if is_away => self.append_older(),
             0..=5 => {
                 let mut users: Vec<usize> =
                     (0..=self.random.below(3)).map(|_| self.random.below(USERS)).collect();
@@ -36,14 +42,7 @@ impl World {
                     self.publish(&draft, partition, Names::User(user));
                 }
             }
-            6 => {
-                let user = UserId::new(&format!("user-{}", self.random.below(USERS)));
-                let user = user.expect("a user id");
-                let index = SHAPE.partition_of_user(user.as_str());
-                let draft = self.draft(TargetType::Selected, Vec::new(), true);
-                let partition = Partition { topic: Topic::Selected, index };
-                self.publish(&draft, partition, Names::User(user));
-            }
+            6 => self.append_older(),
             7 => {
                 // For one user, in the topic of the groups.
                 let user = UserId::new(&format!("user-{}", self.random.below(USERS)));
@@ -91,6 +90,15 @@ impl World {
         }
     }
 
+    fn append_older(&mut self) {
+        let user = UserId::new(&format!("user-{}", self.random.below(USERS)));
+        let user = user.expect("a user id");
+        let index = SHAPE.partition_of_user(user.as_str());
+        let draft = self.draft(TargetType::Selected, Vec::new(), true);
+        let partition = Partition { topic: Topic::Selected, index };
+        self.publish(&draft, partition, Names::User(user));
+    }
+
     fn group_partition(&mut self) -> Partition {
         let index = self.random.below(usize::from(SHAPE.group_partitions)) as u16;
         Partition { topic: Topic::Group, index }
@@ -121,9 +129,12 @@ impl World {
             expires_at,
             fire_and_forget: self.random.one_in(10),
         };
-        if !is_older {
-            self.store.lock().put_content(broadcast.clone());
+        let mut shelves = self.store.lock();
+        // Else it is another producer's, of which the record says all.
+        if !is_older && !shelves.is_away() {
+            shelves.put_content(broadcast.clone());
         }
+        drop(shelves);
         Draft { broadcast, is_older }
     }
 
@@ -176,6 +187,8 @@ impl World {
 
     /// What an owner has published again stands in the log.
     pub fn append_again(&mut self, record: MovedRecord) {
+        let is_served = matches!(record.to.topic, Topic::Selected | Topic::Group);
+        assert!(is_served, "seed {}: a dead letter, of nothing that is bad", self.seed);
         #[derive(serde::Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Says {

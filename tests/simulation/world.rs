@@ -21,11 +21,12 @@ use crate::desk::Desk;
 use crate::groups::Groups;
 use crate::node::{Node, Parts};
 use crate::oracle::Person;
+use crate::outage::Outage;
 use crate::owner::{OwnerWork, quiet_after};
 use crate::random::{Random, Seen};
 use crate::records::{Log, Truth};
 use crate::serving::Serving;
-use crate::sky::{AHEAD_MAX, BEGIN, BEHIND_MAX, REPLACED, REPLACED_START, SHAPE, Time, wall_at};
+use crate::sky::{BEGIN, REPLACED, REPLACED_START, SHAPE, Time, wall_at};
 use crate::sockets::Asking;
 use crate::store::FakeStore;
 
@@ -34,6 +35,8 @@ pub const USERS: usize = 12;
 /// Some users have two.
 pub const CLIENTS: usize = 16;
 pub const NODES: usize = 3;
+/// Streams of a shard, at least: all find room if each node has one shard.
+const ROOM_MIN: usize = CLIENTS.div_ceil(NODES);
 const SHARDS_MAX: u16 = 4;
 const WRITE_PROGRESS: Duration = Duration::from_secs(30);
 
@@ -51,6 +54,8 @@ pub struct Faults {
     pub trims: bool,
     /// Calendars step.
     pub clocks: bool,
+    /// Backends are away for minutes.
+    pub outages: bool,
     /// Clients present cursors from ahead of the log.
     pub forgeries: bool,
 }
@@ -65,6 +70,7 @@ impl Faults {
         cancels: true,
         trims: true,
         clocks: true,
+        outages: true,
         forgeries: true,
     };
     pub const NONE: Self = Self {
@@ -76,6 +82,7 @@ impl Faults {
         cancels: false,
         trims: false,
         clocks: false,
+        outages: false,
         forgeries: false,
     };
 }
@@ -115,6 +122,10 @@ pub struct Connection {
     pub came_at: Vector,
     /// It was told to go, behind which nothing comes.
     pub is_told: bool,
+    /// The last that it was told is when to come back.
+    pub has_retry: bool,
+    /// What comes next was once not in the ring.
+    pub may_continue: bool,
 }
 
 pub struct World {
@@ -123,13 +134,15 @@ pub struct World {
     pub faults: Faults,
     pub now: Moment,
     /// Of the machines on which the nodes run.
-    clocks: [Arc<Time>; NODES],
+    pub clocks: [Arc<Time>; NODES],
+    /// Calendars step in this world.
+    pub has_steps: bool,
     /// Of the log as it is now.
     pub shape: LogShape,
     pub log: Log,
     pub truth: Truth,
     pub store: FakeStore,
-    desk: Desk,
+    pub desk: Desk,
     pub groups: Groups,
     pub nodes: Vec<Node>,
     pub clients: Vec<Client>,
@@ -142,9 +155,12 @@ pub struct World {
     ring: RingLimits,
     /// Messages of one piece of a backlog.
     piece: usize,
+    /// Streams of one shard.
+    pub room: usize,
     pub topic: Topic,
     pub cancels: Vec<Cancel>,
     starts: u64,
+    pub outage: Outage,
     pub seen: Seen,
     pub trace: DefaultHasher,
 }
@@ -163,12 +179,14 @@ impl World {
         let desk = Desk::new(random.fork());
         let has_large_holes = random.one_in(3);
         let piece = [2, 5, 1_000][random.below(3)];
+        let room = [ROOM_MIN, CLIENTS, CLIENTS][random.below(3)];
         let mut world = Self {
             seed,
             random,
             faults,
             now: BEGIN,
             clocks: std::array::from_fn(|_| Arc::default()),
+            has_steps: faults.clocks,
             shape: SHAPE,
             log: Log::new(),
             truth: Truth::default(),
@@ -183,9 +201,11 @@ impl World {
             has_large_holes,
             ring,
             piece,
+            room,
             topic: Topic::default(),
             cancels: Vec::new(),
             starts: 0,
+            outage: Outage::default(),
             seen: Seen::default(),
             trace: DefaultHasher::new(),
         };
@@ -355,8 +375,11 @@ impl World {
         })
     }
 
-    fn step(&mut self) {
-        let time = self.random.millis(400);
+    pub fn step(&mut self) {
+        // With something away, all waits grow long.
+        let longest =
+            if self.is_in_outage() { [400, 3_000, 12_000][self.random.below(3)] } else { 400 };
+        let time = self.random.millis(longest);
         self.pass_time(time);
         if self.faults.clocks && self.random.one_in(24) {
             self.step_clock();
@@ -384,7 +407,9 @@ impl World {
                 self.seen.note("rebalances");
                 self.groups.lock().rebalance(2);
             }
-            15 if self.faults.trims && self.random.one_in(4) => self.trim_log(),
+            15 if self.faults.trims && !self.is_log_out() && self.random.one_in(4) => {
+                self.trim_log()
+            }
             // Long quiet: heartbeats, and stuck sockets that run into their deadline.
             14 if self.random.one_in(4) => {
                 let time = self.random.millis(40_000);
@@ -446,7 +471,7 @@ impl World {
             }
             let is_cut_off = node.cut_off_until > self.now;
             if !node.drains {
-                let how = (is_eager, is_cut_off);
+                let how = (is_eager, is_cut_off, self.outage.log_until > self.now);
                 node.owner.turn(&self.log, how, &mut self.random, &mut self.seen);
             }
             node.serving.turn(&mut self.seen);
@@ -455,7 +480,7 @@ impl World {
 
     fn read_log(&mut self, number: usize, many: usize) {
         let node = &mut self.nodes[number];
-        if node.frozen_until > self.now {
+        if node.frozen_until > self.now || self.outage.log_until > self.now {
             return;
         }
         // What the log held at the start comes in large pieces.
@@ -469,7 +494,7 @@ impl World {
         let options = StreamsOptions {
             shape: self.shape,
             ring: self.ring,
-            streams_max: CLIENTS,
+            streams_max: self.room,
             heartbeat: Duration::from_secs(5),
             write_progress: WRITE_PROGRESS,
             ended_kept: ENDED_KEPT,
@@ -524,7 +549,8 @@ impl World {
         self.nodes[node].pass_on(place, &mut self.seen);
         self.feed(node, place);
         let with = (now, &mut self.random, &mut self.seen);
-        self.nodes[node].shards[place].reread(&self.log, self.faults.nodes, with);
+        let faults = (self.faults.nodes, self.outage.log_until > now);
+        self.nodes[node].shards[place].reread(&self.log, faults, with);
         let shard = &mut self.nodes[node].shards[place];
         let notes = shard.look(now);
         shard.look_at_drain(now);
@@ -581,6 +607,7 @@ impl World {
     fn crash(&mut self, number: usize) {
         let node = &self.nodes[number];
         self.seen.note("node crashes");
+        self.seen.count("starts in an outage", u64::from(self.is_in_outage()));
         self.seen.count("crashes in the middle of a write", u64::from(node.owner.is_writing()));
         self.seen.count("notes lost in a crash", u64::from(!node.serving.is_done()));
         self.restart(number);
@@ -609,6 +636,7 @@ impl World {
         let window = if self.random.one_in(4) { Duration::ZERO } else { window };
         if !self.nodes[number].drains {
             self.seen.note("nodes that drained");
+            self.seen.count("drains in an outage", u64::from(self.is_in_outage()));
             self.nodes[number].drain(window);
         }
     }
@@ -616,55 +644,12 @@ impl World {
     /// Nodes that have drained end. What their streams said at their end has been kept.
     fn end_drained(&mut self) {
         for number in 0..NODES {
-            if self.nodes[number].has_drained() {
+            if self.nodes[number].has_drained(self.now) {
+                let is_done = self.nodes[number].serving.is_done();
+                self.seen.count("notes lost in a drain", u64::from(!is_done));
                 self.restart(number);
             }
         }
-    }
-
-    /// The calendar of a machine is set: right, off by seconds or minutes, or by most of an hour.
-    fn step_clock(&mut self) {
-        let clock = &self.clocks[self.random.below(NODES)];
-        let longest = match self.random.below(8) {
-            0..=2 => 1,
-            3..=4 => 10_000,
-            5..=6 => AHEAD_MAX.as_millis() as u64,
-            _ => {
-                self.seen.note("calendars that were set far back");
-                return clock.step(-(BEHIND_MAX.as_millis() as i64));
-            }
-        };
-        let off_ms = (self.random.next() % longest) as i64;
-        let off_ms = if self.random.one_in(2) { off_ms } else { -off_ms };
-        let what = if off_ms > clock.off_ms() {
-            "calendars that stepped ahead"
-        } else {
-            "calendars that stepped back"
-        };
-        self.seen.note(what);
-        clock.step(off_ms);
-    }
-
-    /// What the nodes' calendars say has ended need not come by them, and need not be kept.
-    fn take_clocks(&mut self) {
-        for node in &self.nodes {
-            self.truth.handle_clock(node.wall(), &self.checked);
-        }
-        for number in 0..CLIENTS {
-            let wall = self.wall_of(number);
-            if let Some(asking) = &mut self.clients[number].asking {
-                asking.latest = asking.latest.max(wall);
-            }
-            self.forget_what_has_ended(number);
-        }
-    }
-
-    /// What the calendar of the node says at which a client is.
-    pub fn wall_of(&self, number: usize) -> EpochMillis {
-        let client = &self.clients[number];
-        let connection = client.connection.as_ref().map(|connection| connection.node);
-        let node = connection.or(client.asking.as_ref().map(|asking| asking.node));
-        node.map_or(self.wall(), |node| self.nodes[node].wall())
     }
 
     /// A node stands still, or hears nothing of who owns what: perhaps for longer than a session.
