@@ -53,8 +53,7 @@ pub(super) struct Core {
     pub owes_reread: bool,
     /// Messages may begin until then; `None`: it is not known yet which broadcasts have ended.
     pub fresh_until: Option<Moment>,
-    /// What stands before this place of the control topic is applied, and whether that is to be
-    /// told.
+    /// The number of the last order that is applied, and whether that is to be told.
     pub applied: u64,
     pub owes_applied: bool,
     pub wall: EpochMillis,
@@ -177,7 +176,7 @@ impl Core {
             // Before each write: a process that was frozen in the middle of a turn goes on here.
             let is_fresh = self.fresh_until.is_some_and(|until| clock.moment() < until);
             self.streams.handle_fence(is_fresh);
-            let Some(write) = self.streams.poll_write(self.wall) else { break };
+            let Some(write) = self.streams.poll_write(clock.wall()) else { break };
             let key = write.key;
             let outcome = match send(write.socket, &write.pieces) {
                 Ok(0) => Outcome::Dead,

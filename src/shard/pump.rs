@@ -283,20 +283,34 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use std::io::Read as _;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
-    use crate::base::{LogIdentity, LogShape};
-    use crate::domain::{RingLimits, StreamsOptions};
+    use crate::base::{BroadcastId, EpochMillis, LogIdentity, LogShape, Position, UserId};
+    use crate::domain::{Open, RingLimits, StreamsOptions};
     use crate::edge::AccessRules;
-    use crate::lane::{Doorbell, lane};
+    use crate::lane::{Doorbell, Sender, lane};
     use crate::ports::SystemClock;
     use crate::shard::{Probe, RuntimeWanted, mesh};
+    use crate::wire::archive::{Archiver, Audience, Event, EventKind};
 
-    #[test]
-    fn that_a_shard_serves_or_has_drained_is_said_as_soon_as_the_lane_has_room() {
+    /// A shard, and what it hears and tells.
+    struct Bench<C> {
+        shard: Shard<C>,
+        input: Sender<ToShard>,
+        order: Sender<Order>,
+        reports: Sender<FromShard>,
+        reported: Receiver<FromShard>,
+    }
+
+    const SHAPE: LogShape =
+        LogShape { identity: LogIdentity([1, 2, 3]), selected_partitions: 1, group_partitions: 1 };
+
+    fn bench<C: Clock>(clock: C) -> Bench<C> {
         let bell = || Arc::new(Doorbell::new().expect("a doorbell"));
         let own = bell();
-        let identity = LogIdentity([1, 2, 3]);
-        let shape = LogShape { identity, selected_partitions: 1, group_partitions: 1 };
         let (input, inputs) = lane("control_to_shard", 8, own.clone());
         let (order, orders) = lane("orders", 1, own.clone());
         let (reports, reported) = lane("shard_to_control", 1, bell());
@@ -307,7 +321,7 @@ mod tests {
             cpu: 0,
             runtime: RuntimeWanted::Auto,
             streams: StreamsOptions {
-                shape,
+                shape: SHAPE,
                 ring: RingLimits { frames: 8, bytes: 1 << 20 },
                 streams_max: 8,
                 heartbeat: Duration::from_secs(25),
@@ -326,11 +340,17 @@ mod tests {
             reports: reports.clone(),
             probe: Arc::new(Probe::default()),
         };
-        let mut shard = Shard::new(options, SystemClock).expect("the kernel has what it needs");
+        let shard = Shard::new(options, clock).expect("the kernel has what it needs");
+        Bench { shard, input, order, reports, reported }
+    }
+
+    #[test]
+    fn that_a_shard_serves_or_has_drained_is_said_as_soon_as_the_lane_has_room() {
+        let Bench { mut shard, input, order, reports, reported } = bench(SystemClock);
         let took = Duration::from_secs(1);
         reports.try_send(FromShard::LongTurn { shard: 0, took }).expect("there is room for one");
-        input.try_send(ToShard::Identity(identity)).expect("room");
-        for partition in shape.all_partitions() {
+        input.try_send(ToShard::Identity(SHAPE.identity)).expect("room");
+        for partition in SHAPE.all_partitions() {
             input.try_send(ToShard::Start { partition, next: 0 }).expect("room");
         }
         input.try_send(ToShard::CaughtUp).expect("room");
@@ -363,5 +383,68 @@ mod tests {
         assert!(reported.try_recv().is_none(), "it is said once");
         input.try_send(ToShard::Stop).expect("room");
         assert_eq!(shard.turn(&[]), Next::Stop);
+    }
+    /// Calendar time goes on with every look.
+    struct Quick(AtomicU64);
+
+    impl Clock for Quick {
+        fn moment(&self) -> Moment {
+            SystemClock.moment()
+        }
+
+        fn wall(&self) -> EpochMillis {
+            EpochMillis(self.0.fetch_add(1, Ordering::Relaxed))
+        }
+    }
+
+    /// A process may be frozen between two writes of a turn.
+    #[test]
+    fn no_message_begins_once_it_has_expired_in_the_middle_of_a_turn() {
+        const NOON: u64 = 1_795_514_400_000;
+        let Bench { mut shard, .. } = bench(Quick(AtomicU64::new(NOON)));
+        let now = shard.clock.moment();
+        shard.core.fresh_until = Some(now.plus(Duration::from_secs(60)));
+        let mut clients = Vec::new();
+        for name in ["ann", "ben"] {
+            let (client, node) = UnixStream::pair().expect("two sockets");
+            let user = UserId::new(name).expect("a user id");
+            let open = Open {
+                socket: OwnedFd::from(node),
+                user: &user,
+                members: &[],
+                connection: "tab",
+                cursor: None,
+                backlog: None,
+                response_head: b"",
+            };
+            shard.core.streams.handle_open(open, now, EpochMillis(NOON)).expect("room");
+            client.set_nonblocking(true).expect("a socket");
+            clients.push(client);
+        }
+        shard.core.feed(now, &shard.clock);
+        let looks = shard.clock.wall();
+        let event = Archiver::default().write(Event {
+            position: Position {
+                partition: SHAPE.all_partitions().next().expect("one"),
+                offset: 0,
+            },
+            appended_at: EpochMillis(NOON),
+            event_id: 1,
+            attempt: 0,
+            broadcast: BroadcastId::new(1).expect("small"),
+            kind: EventKind::Message,
+            expires_at: Some(EpochMillis(looks.0 + 2)),
+            is_passing: false,
+            audience: Audience::Everyone,
+            body: b"data: short\n\n",
+        });
+        shard.core.streams.handle_events(&mut vec![event]);
+        shard.core.feed(now, &shard.clock);
+        let got = clients.iter_mut().filter_map(|client| {
+            let mut text = [0; 4_096];
+            let length = client.read(&mut text).ok()?;
+            String::from_utf8_lossy(&text[..length]).contains("short").then_some(())
+        });
+        assert_eq!(got.count(), 1, "the first look came in time, the second did not");
     }
 }
