@@ -436,6 +436,9 @@ pub mod control {
     pub const BEAT_TIME: Duration = Duration::from_secs(1);
     /// Beats that are on their way: as many as the fence and slow appends leave.
     pub const BEATS_SENT_MAX: usize = 64;
+    /// Orders that not all shards have applied, each by itself: what is read in 50 s. Of more only
+    /// the last counts.
+    pub const ORDERS_GIVEN_MAX: usize = 1_024;
     /// Appends of beats that are under way: one that is late does not hold up the next.
     pub const BEATS_AT_ONCE: usize = 4;
     /// Nodes that are heard of late. With more, a cancel waits for the silence.

@@ -34,7 +34,7 @@ pub use draft::{Draft, DraftError, Violation};
 pub use effect::{Aside, Assessor, Effect, Kept};
 pub use ended::Ended;
 pub use exchange::{Exchange, Passed};
-pub use fleet::{Appended, Fleet};
+pub use fleet::{Appended, Beat, Fleet};
 pub use intake::{Intake, Taken};
 pub use judge::{BadRecord, Rules, Unserved};
 pub use lifecycle::may_become;

@@ -40,7 +40,7 @@ pub enum ToShard {
 pub struct Order {
     /// Broadcasts of which no message may begin any more, and until when that has to be known.
     pub ended: Vec<(BroadcastId, Moment)>,
-    /// What stands before this place of the control topic is applied once this order is.
+    /// Its number, which rises: all up to it are applied once this one is.
     pub applied: u64,
     /// Messages may begin until then; `None`: it says nothing of that.
     pub fresh_until: Option<Moment>,
@@ -72,7 +72,7 @@ pub enum FromShard {
     BadRecord { position: Position, reason: String, others: u64 },
     /// A record that this release does not serve, and how many before it were not told of.
     Unserved { position: Position, reason: &'static str, others: u64 },
-    /// The shard has applied what stands before this place of the control topic.
+    /// The shard has applied the orders up to this one.
     Applied { shard: u16, applied: u64 },
     /// The shard serves streams.
     Serving { shard: u16 },

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use corecast::base::{BroadcastId, End, EpochMillis, EventType, Moment, Position, TargetType};
-use corecast::domain::{Appended, Fleet};
+use corecast::domain::{Appended, Beat, Fleet};
 use corecast::lane::Order;
 use corecast::ports::{NotedEnding, StoreError};
 use corecast::wire::control::{ControlRecord, ControlSays, NodeStart};
@@ -107,7 +107,8 @@ impl Follower {
                 self.next = Some(next);
                 let until = now.plus(ENDED_KEPT);
                 let ended = noted.iter().map(|one| (one.ending.id, until)).collect();
-                return Some(Order { ended, applied: next, fresh_until: None });
+                let applied = self.fleet.next_order(next);
+                return Some(Order { ended, applied, fresh_until: None });
             }
         }
         None
@@ -115,13 +116,13 @@ impl Follower {
 
     /// Takes what stands in the topic, up to so many records.
     fn read(&mut self, topic: &Topic, many: usize, now: Moment) -> Option<Order> {
-        let next = self.next?;
-        let mut order = Order { applied: next, ..Order::default() };
+        let mut next = self.next?;
+        let mut order = Order::default();
         for (offset, record) in (next..).zip(&topic.records[next as usize..]).take(many) {
-            order.applied = offset + 1;
+            next = offset + 1;
             match record.says {
                 ControlSays::Beat { applied } => {
-                    let beat = (record.seq, applied);
+                    let beat = Beat { offset, seq: record.seq, applied };
                     self.fleet.handle_beat(&record.from, beat, self.local(now));
                 }
                 ControlSays::Ended { broadcast_id, .. } => {
@@ -130,7 +131,8 @@ impl Follower {
                 }
             }
         }
-        self.next = Some(order.applied);
+        self.next = Some(next);
+        order.applied = self.fleet.next_order(next);
         order.fresh_until = self.fleet.fresh_until();
         Some(order)
     }

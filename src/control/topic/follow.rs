@@ -12,6 +12,7 @@ use super::orders::Orders;
 use super::{ControlCounters, Shared, until};
 use crate::base::{BroadcastId, Moment, Status};
 use crate::control::InboxDesk;
+use crate::domain::Beat;
 use crate::lane::{Order, Sender};
 use crate::limits::control as limits;
 use crate::ports::{
@@ -107,8 +108,8 @@ impl Follower {
             self.parts.desk.forget(&ids);
             self.orders.give(&Order { ended: ended.to_vec(), ..Order::default() });
         }
-        let order = Order { applied: next, ..Order::default() };
-        self.orders.give(&order);
+        let applied = self.shared.lock().fleet.next_order(next);
+        self.orders.give(&Order { applied, ..Order::default() });
     }
 
     async fn follow(&mut self, mut next: u64, told: &impl Fn(Hearing)) -> Hole {
@@ -186,7 +187,7 @@ impl Follower {
         for (offset, value) in read.records {
             match ControlRecord::read(&value) {
                 Ok(ControlRecord { from, seq, says: ControlSays::Beat { applied } }) => {
-                    state.fleet.handle_beat(&from, (seq, applied), now);
+                    state.fleet.handle_beat(&from, Beat { offset, seq, applied }, now);
                 }
                 Ok(ControlRecord { says: ControlSays::Ended { broadcast_id, .. }, .. }) => {
                     ended.push((broadcast_id, kept_until));
@@ -201,13 +202,14 @@ impl Follower {
         ended.iter().for_each(|(id, until)| state.ended.insert(*id, *until));
         state.ended.forget(now);
         let fresh_until = state.fleet.fresh_until();
+        let applied = state.fleet.next_order(read.next);
         self.shared.count(&state);
         drop(state);
         if !ended.is_empty() {
             let ids: Vec<BroadcastId> = ended.iter().map(|(id, _)| *id).collect();
             self.parts.desk.forget(&ids);
         }
-        self.orders.give(&Order { ended, applied: read.next, fresh_until });
+        self.orders.give(&Order { ended, applied, fresh_until });
         self.shared.changed.notify_waiters();
     }
 

@@ -72,9 +72,9 @@ pub fn control_topic(parts: FollowerParts) -> (ControlDesk, Follower) {
 }
 
 impl ControlDesk {
-    /// A shard has applied everything before this place.
-    pub fn take_applied(&self, shard: u16, applied: u64) {
-        self.shared.lock().fleet.handle_applied(shard, applied);
+    /// A shard has applied all orders up to this one.
+    pub fn take_applied(&self, shard: u16, order: u64) {
+        self.shared.lock().fleet.handle_applied(shard, order);
         self.shared.changed.notify_waiters();
     }
 
@@ -88,9 +88,13 @@ impl ControlDesk {
     pub async fn tell_ended(&self, id: BroadcastId, status: End) -> Result<Appended, LogError> {
         let Shared { topic, clock, .. } = &*self.shared;
         let value = self.shared.record(ControlSays::Ended { broadcast_id: id, status });
+        let read = self.shared.lock().fleet.read();
         let appended = tokio::time::timeout(limits::TELL_TIME, topic.append(value)).await;
         let late = |_| LogError::Away("the control topic takes nothing".to_owned());
         let offset = appended.map_err(late)??;
+        if offset < read {
+            return Err(LogError::Away("the control topic was made anew".to_owned()));
+        }
         Ok(Appended { offset, at: clock.moment() })
     }
 
