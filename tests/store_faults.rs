@@ -40,7 +40,7 @@ fn is_missing() -> bool {
 }
 
 /// The layout that this release makes.
-const LAYOUT: i32 = 6;
+const LAYOUT: i32 = 7;
 
 /// What nodes that are killed have to be.
 const DURABLE: Setup = Setup { passwords: false, tls: false, durable_tables: true };
