@@ -6,7 +6,7 @@ mod fakes;
 use std::future::ready;
 use std::sync::Arc;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -87,6 +87,7 @@ impl Bench {
             node: "node".to_owned(),
             retention: HOUR,
             unfinished: Unfinished::default(),
+            fail_next: AtomicBool::new(false),
         })
     }
 

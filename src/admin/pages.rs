@@ -15,6 +15,14 @@ POST /api/admin/broadcasts               create a broadcast
 GET  /api/admin/broadcasts               list (filter=all|active|scheduled, limit, cursor)
 GET  /api/admin/broadcasts/{id}          one broadcast
 GET  /api/admin/broadcasts/{id}/targets  all its targets (limit, cursor)
+DELETE /api/admin/broadcasts/{id}        cancel
+GET  /api/admin/dlt/messages             dead letters (limit, cursor)
+POST /api/admin/dlt/redrive/{id}         send one again
+POST /api/admin/dlt/redrive-all          send all again
+DELETE /api/admin/dlt/purge/{id}         purge one
+DELETE /api/admin/dlt/purge-all          purge all
+GET  /api/admin/dlt/audit                what was done with them (limit, cursor)
+GET, POST /api/admin/testing/kafka-consumer-failure  the next broadcast fails (test mode)
 GET  /metrics                            OpenMetrics
 GET  /health/live, /health/ready         liveness, readiness
 ";

@@ -10,14 +10,14 @@ use std::io::{IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use backends::Backends;
 use clap::Parser as _;
 use drain::drain;
-use owner::{owner_of, start_owner};
+use owner::{owner_of, redriver_of, start_owner};
 use shards::{Places, Shards};
 
 use crate::admin::{AdminState, PublicCalls, serve_admin};
@@ -157,6 +157,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         node: config.node_id.clone(),
         retention: config.retention,
         unfinished: Unfinished::default(),
+        fail_next: AtomicBool::new(false),
     });
     let log_lag = Arc::new(AtomicU64::new(0));
     let owner_counters = Arc::<OwnerCounters>::default();
@@ -221,11 +222,13 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let state = AdminState {
         creator: creator.clone(),
         ender: ender.clone(),
+        redriver: Arc::new(redriver_of(&config, &backends, clock.clone())),
         store,
         clock: clock.clone(),
         health: health.clone(),
         metrics: Arc::new(Metrics::new(sources)),
         allow_anonymous: config.allow_anonymous,
+        is_testing: config.is_testing,
         room: Arc::default(),
     };
     if let Some(admin) = admin.pop() {

@@ -78,8 +78,8 @@ pub trait Audit: Send + Sync {
     /// Idempotent, in any order: a line without counts takes none away.
     async fn write_audit(&self, line: &AuditLine) -> Result<(), StoreError>;
 
-    /// Lines behind `after`, newest first, at most `limit`; none only if there are no more. Those of
-    /// more than 400 days ago may be missing.
+    /// Lines behind `after`, newest first, at most `limit`; fewer only at the end. Those of more
+    /// than 400 days ago may be missing.
     async fn audit(
         &self,
         after: Option<AuditPlace>,
