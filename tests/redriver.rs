@@ -1,5 +1,6 @@
 //! Sending dead letters again, beside an owner on the embedded log and store: what is published,
-//! what is not published twice, whatever breaks off in between, and what stays a dead letter and why.
+//! what is not published twice, whatever breaks off in between, and what stays a dead letter and
+//! why.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
