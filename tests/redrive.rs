@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use corecast::base::EpochMillis;
 use harness::http::{self, Response, is_instant};
 use harness::node::Node;
 use harness::sse::Stream;
@@ -313,6 +314,27 @@ fn a_crash_in_the_middle_loses_nothing_and_sends_nothing_twice() {
         had.extend(node.resume(&query, stream).contents_until("end"));
         assert_eq!(had, ["late"], "u{}", number * 50);
     }
+}
+
+#[test]
+fn a_message_that_fails_is_tried_three_times_a_second_apart_while_others_are_served() {
+    let node = start();
+    let mut stream = node.stream("userId=ann");
+    let to_ann = |content: &str| to_users(content, &["ann".to_owned()]);
+    let at = |shown: &Value| {
+        let at = EpochMillis::parse_iso(shown.as_str().expect("an instant"));
+        at.expect("a time").0
+    };
+    let began = at(&node.create(&to_ann("before"))["createdAt"]);
+    create_failing(&node, &to_ann("failing"));
+    node.create(&to_ann("behind it"));
+    assert_eq!(stream.message().content(), "before");
+    assert_eq!(stream.message().content(), "behind it");
+    let letter = wait_for_letters(&node, 1).remove(0);
+    let took = at(&letter["failedAt"]) - began;
+    assert!((2_000..20_000).contains(&took), "three tries in {took} ms");
+    let again = node.metric("corecast_records_published_again_total");
+    assert_eq!(again, Some(2.0), "two more tries");
 }
 
 #[test]

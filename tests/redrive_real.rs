@@ -1,6 +1,6 @@
-//! Dead letters by the admin API of two nodes on a real Kafka and a real CQL database, from outside:
-//! sent again by both at once, by one that is killed in the middle, and with the database away. Each
-//! message comes once. Cassandra stands in for ScyllaDB.
+//! Dead letters by the admin API of two nodes on a real Kafka and a real CQL database, from
+//! outside: sent again by both at once, by one that is killed in the middle, and with the database
+//! away. Each message comes once. Cassandra stands in for ScyllaDB.
 
 mod real;
 

@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use corecast::base::{BroadcastId, EpochMillis, LogShape, Partition, Priority, Status, TargetType};
+use corecast::base::{
+    BroadcastId, EpochMillis, LogShape, Partition, Priority, Status, TargetType, UserId,
+};
 use corecast::control::{Bulk, RedriveError, Redriven, Redriver};
 use corecast::domain::{Broadcast, Target};
 use corecast::limits::log::{AGAIN_RECORDS, REPEAT_RECORDS};
 use corecast::owner::{Leaver, Owner, leaving};
 use corecast::ports::{
-    Clock as _, DeadLetterId, DeadLetterPlace, DeadLetterRow, DeadLetterRows, Header, LogNames,
-    MovedRecord, Ownership, Record, StoreError, SystemClock, TimedBy, Want,
+    Clock as _, DeadLetterId, DeadLetterPlace, DeadLetterRow, DeadLetterRows, Delivery, Header,
+    InboxWrite, LogNames, MovedRecord, Ownership, Progress, Record, StoreError, SystemClock,
+    TimedBy, Want,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions, LoneControl};
 use corecast::wire::control::NodeStart;
@@ -261,6 +264,38 @@ async fn a_letter_is_published_as_it_was_in_the_next_attempt() {
     assert_eq!(json_of(record), value);
     assert_eq!(bench.letters().await, 0);
     assert!(matches!(bench.redriver.redrive(&id).await, Err(RedriveError::Missing(_))));
+}
+
+#[tokio::test]
+async fn a_row_that_failed_waits_again_in_the_next_attempt() {
+    let bench = Bench::start().await;
+    let _leaver = bench.own();
+    let (inbox, user) = (bench.embedded.inbox(), UserId::new("ann").expect("a name"));
+    let (now, mut value) = (SystemClock.wall(), to_ann(7, "CREATED"));
+    value["attempt"] = json!(2);
+    let broadcast = BroadcastId::new(7).expect("small");
+    let written = |attempt: u32, delivery: Delivery| InboxWrite {
+        user: user.clone(),
+        broadcast,
+        place: None,
+        progress: Progress { attempt, delivery },
+        at: now,
+        keep_until: EpochMillis(now.0 + 3_600_000),
+    };
+    inbox.write_inbox(&[written(2, Delivery::Failed)]).await.expect("written");
+    let id = bench.bury(0, SELECTED, &value.to_string(), &[]).await;
+    bench.redriver.redrive(&id).await.expect("it is sent again");
+    bench.wait_until_kept(bench.partition_of(&value)).await;
+    let row = inbox.row(&user, broadcast).await.expect("rows").expect("one row");
+    let pending = Progress { attempt: 3, delivery: Delivery::Pending };
+    assert_eq!((row.progress, row.place.is_some()), (pending, true));
+    // Word of the earlier attempt that comes late moves nothing back.
+    inbox.write_inbox(&[written(3, Delivery::Delivered)]).await.expect("written");
+    inbox.write_inbox(&[written(2, Delivery::Failed)]).await.expect("written");
+    let rows = inbox.inbox(&user, None, 10).await.expect("rows");
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    let delivered = Progress { attempt: 3, delivery: Delivery::Delivered };
+    assert_eq!(rows[0].progress, delivered);
 }
 
 #[tokio::test]

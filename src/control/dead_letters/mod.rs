@@ -37,6 +37,9 @@ pub enum NotRedriven {
     Unknown(BroadcastId),
     #[error("broadcast {0} is for selected users, who have events of their own")]
     Selected(BroadcastId),
+    /// One reader takes its bytes for JSON, another does not.
+    #[error("it can't be written again: {0}")]
+    Odd(String),
     #[error(transparent)]
     TooLarge(LogError),
 }

@@ -168,8 +168,10 @@ impl Redriver {
             if is_there {
                 standing.push(letter.id);
             } else if let Some(after) = rooms.take(&*self.log, letter.redrive.to).await? {
-                let record = letter.record(after)?;
-                going.push((letter.id, record));
+                match letter.record(after) {
+                    Ok(record) => going.push((letter.id, record)),
+                    Err(reason) => done.take(letter.id, Err(reason)),
+                }
             } else {
                 held.push(letter);
             }
@@ -258,13 +260,12 @@ impl Letter {
     }
 
     /// As it was before it died, in the next attempt.
-    fn record(&self, after: u64) -> Result<MovedRecord, LogError> {
+    fn record(&self, after: u64) -> Result<MovedRecord, NotRedriven> {
         let audience = self.audience.as_ref().map(|(kind, names)| (*kind, &names[..]));
         let attempt = self.redrive.aside.kept.attempt;
         let changed = Again { attempt, after, audience, is_mended: true };
         let value = self.row.record.value.as_deref().unwrap_or_default();
-        let value = again(value, &changed)
-            .map_err(|error| LogError::Failed(format!("dead letter {}: {error}", self.id)))?;
+        let value = again(value, &changed).map_err(|error| NotRedriven::Odd(error.to_string()))?;
         let headers = self.row.record.headers.iter().filter(|header| !is_of_its_death(header));
         Ok(MovedRecord {
             to: self.redrive.to,
