@@ -234,6 +234,7 @@ fn what_is_purged_stays_away_and_its_line_stays() {
     create_failing(&node, &to_users("never", &users));
     wait_for_letters(&node, users.len());
     assert_eq!(delete(&node, PURGE_ALL).status, 204);
+    assert_eq!(node.metric("corecast_dead_letters_purged_total"), Some(users.len() as f64));
     node.crash();
     assert_eq!(letters(&node), NO_LETTERS);
     assert_eq!(post(&node, REDRIVE_ALL).expect_json(), all_succeed(0));
@@ -267,6 +268,7 @@ fn thousands_are_listed_page_by_page_and_sent_again() {
 
     let began = std::time::Instant::now();
     assert_eq!(post(&node, REDRIVE_ALL).expect_json(), all_succeed(MANY));
+    assert_eq!(node.metric("corecast_dead_letters_redriven_total"), Some(MANY as f64));
     println!("{MANY} dead letters sent again in {:?}", began.elapsed());
     for stream in &mut streams {
         assert_eq!(until_marker(&node, stream, "end"), ["late"]);

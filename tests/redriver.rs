@@ -13,7 +13,7 @@ use corecast::base::{
 };
 use corecast::control::{Bulk, RedriveError, Redriven, Redriver};
 use corecast::domain::{Broadcast, Target};
-use corecast::limits::log::{AGAIN_RECORDS, REPEAT_RECORDS};
+use corecast::limits::log::{AGAIN_RECORDS, RECORD_VALUE_BYTES_MAX, REPEAT_RECORDS};
 use corecast::owner::{Leaver, Owner, leaving};
 use corecast::ports::{
     Clock as _, DeadLetterId, DeadLetterPlace, DeadLetterRow, DeadLetterRows, Delivery, Header,
@@ -98,6 +98,7 @@ impl Bench {
             is_testing: true,
             unknown_is_for_all: false,
             bulk: Bulk::default(),
+            counters: Arc::default(),
         };
         let shape = embedded.log().shape().await.expect("it is embedded");
         Self { embedded, ownership, rows, redriver, shape, _folder: folder }
@@ -355,6 +356,7 @@ async fn two_at_once_publish_near_enough_to_be_known_for_repeats() {
         is_testing: true,
         unknown_is_for_all: false,
         bulk: Bulk::default(),
+        counters: Arc::default(),
     };
     let (one, two) = tokio::join!(bench.redriver.redrive(&id), other.redrive(&id));
     for outcome in [one, two] {
@@ -460,15 +462,22 @@ async fn what_stays_a_dead_letter_says_why_and_holds_up_nothing() {
     let cut = [header(CUT, b"value of 2700000 bytes")];
     bench.bury(2, SELECTED, "{\"broadcastId\":", &cut).await;
     bench.bury(3, SELECTED, &good.to_string(), &[]).await;
+    // So large that `attempt` and `after` are too much.
+    let mut large = to_ann(8, "CREATED");
+    let rest = RECORD_VALUE_BYTES_MAX - large.to_string().len();
+    large["message"] = json!("m".repeat(rest + 1));
+    assert_eq!(large.to_string().len(), RECORD_VALUE_BYTES_MAX);
+    bench.bury(4, SELECTED, &large.to_string(), &[]).await;
     let done = bench.redrive_all().await;
-    assert_eq!((done.succeeded, done.failed), (1, 3));
+    assert_eq!((done.succeeded, done.failed), (1, 4));
     let said: Vec<String> =
         done.failures.iter().map(|(id, why)| format!("{}: {why}", id.offset)).collect();
     let has = |text: &str| said.iter().any(|said| said.contains(text));
     assert!(has("0: it can't be served: not a MessageDeliveryEvent"), "{said:?}");
     assert!(has("1: it comes from elsewhere, which is no topic of this configuration"), "{said:?}");
     assert!(has("the dead letter was cut: value of 2700000 bytes"), "{said:?}");
-    assert_eq!(bench.letters().await, 3);
+    assert!(has("4: it can't be served: value of"), "{said:?}");
+    assert_eq!(bench.letters().await, 4);
     assert_eq!(bench.redriver.purge_all().await.ok(), Some(()));
     assert_eq!(bench.letters().await, 0);
 }

@@ -96,7 +96,12 @@ pub(super) async fn redrive(
     let Path(id) = id?;
     let id = read_id(&id)?;
     let redriver = state.redriver.clone();
-    to_its_end(limits::ANSWER_TIME, async move { redriver.redrive(&id).await }).await?;
+    let held = state.room.for_rows(1).await;
+    let working = async move {
+        let _held = held;
+        redriver.redrive(&id).await
+    };
+    to_its_end(limits::ANSWER_TIME, working).await?;
     Ok(Json(RedriveResponse { total_messages: 1, success_count: 1, ..Default::default() }))
 }
 
@@ -126,7 +131,12 @@ pub(super) async fn purge(
     let Path(id) = id?;
     let id = read_id(&id)?;
     let redriver = state.redriver.clone();
-    to_its_end(limits::ANSWER_TIME, async move { redriver.purge(&id).await }).await?;
+    let held = state.room.for_rows(1).await;
+    let working = async move {
+        let _held = held;
+        redriver.purge(&id).await
+    };
+    to_its_end(limits::ANSWER_TIME, working).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

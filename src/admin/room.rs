@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::errors::Failure;
 use crate::limits::admin as limits;
@@ -14,7 +14,7 @@ use crate::limits::admin as limits;
 pub struct Room {
     creates: Arc<Semaphore>,
     large_creates: Arc<Semaphore>,
-    rows: Semaphore,
+    rows: Arc<Semaphore>,
 }
 
 /// The place of a create; it keeps it as long as it is under way, answered or not.
@@ -28,7 +28,7 @@ impl Default for Room {
         Self {
             creates: Arc::new(Semaphore::new(limits::CREATES_MAX)),
             large_creates: Arc::new(Semaphore::new(limits::LARGE_CREATES_MAX)),
-            rows: Semaphore::new(limits::ROWS_HELD_MAX),
+            rows: Arc::new(Semaphore::new(limits::ROWS_HELD_MAX)),
         }
     }
 }
@@ -56,11 +56,11 @@ impl Room {
         Ok(CreatePlace { _place: place, _large: large })
     }
 
-    /// Before that many rows are read from the store.
-    pub(super) async fn for_rows(&self, rows: usize) -> Option<SemaphorePermit<'_>> {
+    /// Before that many rows are read from the store, for as long as they are held.
+    pub(super) async fn for_rows(&self, rows: usize) -> Option<OwnedSemaphorePermit> {
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
         // It is never closed.
-        self.rows.acquire_many(rows).await.ok()
+        self.rows.clone().acquire_many_owned(rows).await.ok()
     }
 }
 

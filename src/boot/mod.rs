@@ -24,8 +24,8 @@ use crate::admin::{AdminState, PublicCalls, serve_admin};
 use crate::base::{LogIdentity, LogShape};
 use crate::control::{
     ControlCounters, Creator, Desks, EndRelay, Ender, Expiry, Follower, FollowerParts, Hearing,
-    KeptParts, KeptStore, Relay, Signals, Threads, Unfinished, control_topic, inboxes, rereads,
-    run_reports,
+    KeptParts, KeptStore, RedriveCounters, Relay, Signals, Threads, Unfinished, control_topic,
+    inboxes, rereads, run_reports,
 };
 use crate::edge::listen;
 use crate::ingest::kafka::OptionsError;
@@ -175,6 +175,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let notes_dropped = Arc::<AtomicU64>::default();
     let records_reread = Arc::<AtomicU64>::default();
     let control_counters = Arc::<ControlCounters>::default();
+    let redrive_counters = Arc::<RedriveCounters>::default();
     let owner = owner_counters.clone();
     let sources = Sources {
         shards: probes,
@@ -184,6 +185,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         notes_dropped: notes_dropped.clone(),
         records_reread: records_reread.clone(),
         control: control_counters.clone(),
+        redrive: redrive_counters.clone(),
         calls: Arc::default(),
         lanes,
     };
@@ -222,7 +224,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let state = AdminState {
         creator: creator.clone(),
         ender: ender.clone(),
-        redriver: Arc::new(redriver_of(&config, &backends, clock.clone())),
+        redriver: Arc::new(redriver_of(&config, &backends, clock.clone(), redrive_counters)),
         store,
         clock: clock.clone(),
         health: health.clone(),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::backends::Backends;
 use super::say_if_ready;
-use crate::control::{Bulk, Redriver, Threads};
+use crate::control::{Bulk, RedriveCounters, Redriver, Threads};
 use crate::ops::config::Config;
 use crate::ops::health::{Health, Part};
 use crate::owner::{Leaver, Owner, OwnerCounters, leaving};
@@ -38,7 +38,12 @@ pub(super) fn owner_of(
 }
 
 /// What sends dead letters again: by the rules by which the owners parked them.
-pub(super) fn redriver_of(config: &Config, backends: &Backends, clock: Arc<dyn Clock>) -> Redriver {
+pub(super) fn redriver_of(
+    config: &Config,
+    backends: &Backends,
+    clock: Arc<dyn Clock>,
+    counters: Arc<RedriveCounters>,
+) -> Redriver {
     Redriver {
         log: backends.log.clone(),
         ownership: backends.ownership.clone(),
@@ -53,6 +58,7 @@ pub(super) fn redriver_of(config: &Config, backends: &Backends, clock: Arc<dyn C
         is_testing: config.is_testing,
         unknown_is_for_all: config.unknown_is_for_all,
         bulk: Bulk::default(),
+        counters,
     }
 }
 

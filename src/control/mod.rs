@@ -12,7 +12,7 @@ mod topic;
 mod unfinished;
 
 pub use create::{CreateError, Creator};
-pub use dead_letters::{Bulk, NotRedriven, RedriveError, Redriven, Redriver};
+pub use dead_letters::{Bulk, NotRedriven, RedriveCounters, RedriveError, Redriven, Redriver};
 pub use endings::{EndError, EndRelay, Ender, Expiry};
 pub use inboxes::{InboxDesk, Inboxes, KeptParts, KeptStore, Unavailable, inboxes};
 pub use relay::Relay;

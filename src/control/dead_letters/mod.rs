@@ -8,6 +8,7 @@
 mod publish;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Mutex;
 use uuid::Uuid;
@@ -94,6 +95,14 @@ pub struct Redriver {
     pub unknown_is_for_all: bool,
     /// Held by whoever is at all of them.
     pub bulk: Bulk,
+    pub counters: Arc<RedriveCounters>,
+}
+
+/// Dead letters that left the list, as the metrics show them.
+#[derive(Default, Debug)]
+pub struct RedriveCounters {
+    pub redriven: AtomicU64,
+    pub purged: AtomicU64,
 }
 
 /// Who is at all of them: nobody, or one.
@@ -157,7 +166,7 @@ impl Redriver {
     pub async fn purge(&self, id: &DeadLetterId) -> Result<(), RedriveError> {
         self.find(id).await?;
         let line = self.begin(Audited::Purge, Some(id)).await?;
-        self.rows.purge_dead_letter(id).await?;
+        self.mark(std::slice::from_ref(id), &self.counters.purged, |_| ()).await?;
         self.end(line, AuditedCounts { succeeded: 1, failed: 0 }).await;
         Ok(())
     }
@@ -174,7 +183,7 @@ impl Redriver {
                     after = rows.last().map(DeadLetterRow::place);
                     let ids: Vec<DeadLetterId> = rows.iter().map(DeadLetterRow::id).collect();
                     drop(rows); // They may be of megabytes.
-                    self.mark(&ids, |_| purged += 1).await
+                    self.mark(&ids, &self.counters.purged, |_| purged += 1).await
                 }
                 Err(error) => Err(error),
             };
@@ -197,6 +206,7 @@ impl Redriver {
     async fn mark(
         &self,
         ids: &[DeadLetterId],
+        counter: &AtomicU64,
         mut done: impl FnMut(&DeadLetterId),
     ) -> Result<(), StoreError> {
         for part in ids.chunks(crate::limits::store::IN_FLIGHT_MAX) {
@@ -205,7 +215,10 @@ impl Redriver {
             for (id, marked) in part.iter().zip(join_all(marks).await) {
                 match marked {
                     // Somebody else may have taken it out.
-                    Ok(_) => done(id),
+                    Ok(was_there) => {
+                        counter.fetch_add(u64::from(was_there), Ordering::Relaxed);
+                        done(id);
+                    }
                     Err(error) => failed = Err(error),
                 }
             }

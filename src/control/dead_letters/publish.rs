@@ -13,8 +13,9 @@ use tokio::time::Instant;
 
 use super::{NotRedriven, RedriveError, Redriven, Redriver};
 use crate::base::{BroadcastId, LogShape, Status, TargetType, Topic};
-use crate::domain::{NotRedrivable, Redrive, Rules};
+use crate::domain::{BadRecord, NotRedrivable, Redrive, Rules};
 use crate::limits::dead_letters as limits;
+use crate::limits::log::RECORD_VALUE_BYTES_MAX;
 use crate::ports::{
     Change, Content, DeadLetterId, DeadLetterRow, GroupWhat, Header, LogError, MovedRecord, Rooms,
     StoreError, join_all, stands,
@@ -179,7 +180,8 @@ impl Redriver {
         for id in self.append(going, done).await? {
             standing.push(id);
         }
-        self.mark(&standing, |id| done.take(id.clone(), Ok(()))).await?;
+        let counter = &self.counters.redriven;
+        self.mark(&standing, counter, |id| done.take(id.clone(), Ok(()))).await?;
         Ok(held)
     }
 
@@ -266,6 +268,11 @@ impl Letter {
         let changed = Again { attempt, after, audience, is_mended: true };
         let value = self.row.record.value.as_deref().unwrap_or_default();
         let value = again(value, &changed).map_err(|error| NotRedriven::Odd(error.to_string()))?;
+        // With what is added it may be too large for everybody who reads it.
+        if value.len() > RECORD_VALUE_BYTES_MAX {
+            let bad = BadRecord::TooLarge { bytes: value.len() };
+            return Err(NotRedrivable::from(bad).into());
+        }
         let headers = self.row.record.headers.iter().filter(|header| !is_of_its_death(header));
         Ok(MovedRecord {
             to: self.redrive.to,
