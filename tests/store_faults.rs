@@ -341,6 +341,7 @@ fn older_keyspaces_are_brought_up(cluster: &Cassandra, raw: &Session) {
         "dead_letter_part",
         "dead_letter_id",
         "dead_letter_list",
+        "dead_letter_audit",
         "parked",
         "served_event",
         "ending",
