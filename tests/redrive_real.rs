@@ -213,8 +213,17 @@ impl Story<'_> {
         } else {
             real::assert_put_off(&answer, "ask again");
             println!("{story}: {}", answer.error(503));
-            let list = self.nodes[0].get(LIST);
-            real::assert_put_off(&list, "store is away");
+            let calls = [
+                ("GET", LIST),
+                ("GET", "/api/admin/dlt/audit"),
+                ("POST", REDRIVE_ALL),
+                ("DELETE", "/api/admin/dlt/purge-all"),
+                ("DELETE", "/api/admin/dlt/purge/some-topic-dlt-0-1"),
+            ];
+            for (method, target) in calls {
+                let answer = call(self.nodes[1].admin, method, target).expect("an answer");
+                real::assert_put_off(&answer, "store is away");
+            }
         }
         self.world.cassandra.thaw(0);
         self.nodes.iter().for_each(|node| wait_until_missing(node, &[]));
