@@ -584,6 +584,26 @@ pub mod dead_letters {
     pub const ROWS_AT_ONCE: usize = 16;
     /// Rows and marks are forgotten after 400 days: they outlive their records by a year.
     pub const KEEP: Duration = Duration::from_secs(400 * 24 * 3_600);
+    /// Those that are sent again or purged together: enough for `log::AGAIN_RECORDS` to be used
+    /// within some rounds, and little to be looked at again when a backend goes away.
+    pub const AT_ONCE: usize = 256;
+    pub const BYTES_AT_ONCE: usize = 4 << 20;
+    /// How long owners may make no room for what is sent again, and how often that is looked for.
+    pub const ROOM_TIME: Duration = Duration::from_secs(15);
+    pub const ROOM_LOOK: Duration = Duration::from_millis(100);
+    /// Failures that one answer names, as a page of a list.
+    pub const FAILURES_SHOWN_MAX: usize = super::contract::LIST_ROWS_MAX;
+    /// How long the answer to a call for all of them is waited for; then the caller is told that
+    /// it goes on. Shorter than the admin listener gives any call.
+    pub const ALL_TIME: Duration = Duration::from_secs(100);
+    const _: () = assert!(
+        ALL_TIME.as_secs()
+            < super::admin::ANSWER_TIME.as_secs()
+                + super::admin::BODY_TIME.as_secs()
+                + super::admin::CREATE_TIME_MAX.as_secs()
+    );
+    /// Buckets of the audit: a day, with a line a call.
+    pub const AUDIT_BUCKET: Duration = Duration::from_secs(24 * 3_600);
 }
 
 /// The admin API and the calls of users that are no stream.

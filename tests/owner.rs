@@ -15,10 +15,11 @@ use corecast::base::{
     BroadcastId, End, EpochMillis, LogShape, Partition, Position, Status, Topic, UserId,
 };
 use corecast::limits::owner as limits;
-use corecast::owner::{Keeper, LogNames, Owner, leaving};
+use corecast::owner::{Keeper, Owner, leaving};
 use corecast::ports::{
-    Batch, Bounds, Clock, ControlTopic, Endings, Header, Hole, Log, LogError, Mark, MovedRecord,
-    NewRecord, Owned, Ownership, Record, StoreError, SystemClock, TimedBy, Want, join_all,
+    Batch, Bounds, Clock, ControlTopic, Endings, Header, Hole, Log, LogError, LogNames, Mark,
+    MovedRecord, NewRecord, Owned, Ownership, Record, StoreError, SystemClock, TimedBy, Want,
+    join_all,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions, LoneControl};
 use corecast::wire::control::{ControlRecord, ControlSays, NodeStart};

@@ -11,10 +11,10 @@ use corecast::base::{
 };
 use corecast::domain::{Broadcast, Target};
 use corecast::limits::log::{DEAD_RECORD_BYTES_MAX, REPEAT_RECORDS};
-use corecast::owner::{Leaver, LogNames, Owner, leaving};
+use corecast::owner::{Leaver, Owner, leaving};
 use corecast::ports::{
-    Clock, Delivery, Header, Inbox, InboxRow, Log, MovedRecord, Ownership, Progress, Record, Store,
-    SystemClock, Want,
+    Clock, Delivery, Header, Inbox, InboxRow, Log, LogNames, MovedRecord, Ownership, Progress,
+    Record, Store, SystemClock, Want,
 };
 use corecast::store::embedded::{Embedded, EmbeddedOptions, LoneControl};
 use corecast::wire::control::NodeStart;

@@ -5,7 +5,8 @@ mod fakes;
 
 use std::future::ready;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,8 +14,8 @@ use corecast::base::{LogShape, Partition, Topic, UserId};
 use corecast::control::{Creator, Relay, Unfinished};
 use corecast::domain::{Broadcast, Draft};
 use corecast::limits::log::AGAIN_RECORDS;
-use corecast::owner::{Leaver, LogNames, Owner, leaving};
-use corecast::ports::{Clock, Log, LogError, MovedRecord, OutboxRow, SystemClock, Want};
+use corecast::owner::{Leaver, Owner, leaving};
+use corecast::ports::{Clock, Log, LogError, LogNames, MovedRecord, OutboxRow, SystemClock, Want};
 use corecast::store::embedded::{Embedded, EmbeddedOptions, LoneControl};
 use corecast::wire::control::NodeStart;
 use fakes::Gated;
@@ -86,6 +87,7 @@ impl Bench {
             node: "node".to_owned(),
             retention: HOUR,
             unfinished: Unfinished::default(),
+            fail_next: AtomicBool::new(false),
         })
     }
 

@@ -40,7 +40,7 @@ fn is_missing() -> bool {
 }
 
 /// The layout that this release makes.
-const LAYOUT: i32 = 6;
+const LAYOUT: i32 = 7;
 
 /// What nodes that are killed have to be.
 const DURABLE: Setup = Setup { passwords: false, tls: false, durable_tables: true };
@@ -341,6 +341,7 @@ fn older_keyspaces_are_brought_up(cluster: &Cassandra, raw: &Session) {
         "dead_letter_part",
         "dead_letter_id",
         "dead_letter_list",
+        "dead_letter_audit",
         "parked",
         "served_event",
         "ending",

@@ -52,6 +52,7 @@ pub fn record(number: usize, audience: For<'_>) -> NewRecord {
         created_at: Some(now),
         scheduled_at: None,
         expires_at: Some(now.plus(Duration::from_secs(30 * 24 * 3_600))),
+        simulate_failure: false,
         attempt: 0,
         after: None,
     };

@@ -111,6 +111,7 @@ fn targeted_records() -> Vec<Record> {
             created_at: Some(WALL),
             scheduled_at: None,
             expires_at: Some(EpochMillis(WALL.0 + 86_400_000)),
+            simulate_failure: false,
             attempt: 0,
             after: None,
         };

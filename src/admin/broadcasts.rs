@@ -9,24 +9,16 @@ use axum::extract::{FromRequest as _, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
-use serde::Deserialize;
+use http::{HeaderMap, StatusCode, header};
 
 use super::errors::Failure;
+use super::lists::{Listing, bad_cursor, both, page, read_limit};
 use super::{AdminState, body};
 use crate::base::{BroadcastId, EpochMillis, TargetType};
 use crate::domain::Draft;
 use crate::limits::{admin as limits, contract};
 use crate::ports::{BroadcastRow, ListFilter, ListPlace};
 use crate::wire::api::{self, BroadcastResponse};
-
-/// Query of a list. Texts, so that each can be refused by name.
-#[derive(Debug, Deserialize)]
-pub(super) struct Listing {
-    filter: Option<String>,
-    limit: Option<String>,
-    cursor: Option<String>,
-}
 
 pub(super) async fn create(
     State(state): State<AdminState>,
@@ -67,7 +59,7 @@ pub(super) async fn create(
     Ok(Json(response(&row)).into_response())
 }
 
-async fn read_body(request: Request) -> Result<Bytes, Failure> {
+pub(super) async fn read_body(request: Request) -> Result<Bytes, Failure> {
     let body = tokio::time::timeout(limits::BODY_TIME, Bytes::from_request(request, &())).await;
     let body = body.map_err(|_| {
         let message = format!("the body was not complete within {} s", limits::BODY_TIME.as_secs());
@@ -224,25 +216,7 @@ fn response(row: &BroadcastRow) -> BroadcastResponse<'_> {
     }
 }
 
-/// A page; where it goes on stands in the Link field.
-fn page(
-    mut response: Response,
-    path: &str,
-    filter: Option<&str>,
-    limit: usize,
-    next: Option<String>,
-) -> Response {
-    if let Some(next) = next {
-        let filter = filter.map_or(String::new(), |word| format!("filter={word}&"));
-        let link = format!("<{path}?{filter}limit={limit}&cursor={next}>; rel=\"next\"");
-        if let Ok(link) = HeaderValue::try_from(link) {
-            response.headers_mut().insert(header::LINK, link);
-        }
-    }
-    response
-}
-
-fn check_json(headers: &HeaderMap) -> Result<(), Failure> {
+pub(super) fn check_json(headers: &HeaderMap) -> Result<(), Failure> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or("");
     if media_type.trim().eq_ignore_ascii_case(api::JSON) {
@@ -250,24 +224,6 @@ fn check_json(headers: &HeaderMap) -> Result<(), Failure> {
     }
     let message = "the body must be application/json";
     Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message))
-}
-
-/// Two parts of one request; an error that names whatever is wrong with them.
-fn both<A, B>(a: Result<A, Failure>, b: Result<B, Failure>) -> Result<(A, B), Failure> {
-    match (a, b) {
-        (Ok(a), Ok(b)) => Ok((a, b)),
-        (Err(a), Err(b)) => Err(Failure { message: format!("{}; {}", a.message, b.message), ..a }),
-        (Err(wrong), _) | (_, Err(wrong)) => Err(wrong),
-    }
-}
-
-fn read_limit(text: Option<&str>) -> Result<usize, Failure> {
-    let Some(text) = text else { return Ok(contract::LIST_ROWS_DEFAULT) };
-    let limit = text.parse().ok().filter(|limit| (1..=contract::LIST_ROWS_MAX).contains(limit));
-    limit.ok_or_else(|| {
-        let message = format!("limit: must be 1 to {}", contract::LIST_ROWS_MAX);
-        Failure::new(StatusCode::BAD_REQUEST, message)
-    })
 }
 
 fn write_place(place: ListPlace) -> String {
@@ -283,9 +239,4 @@ fn read_place(text: &str) -> Result<ListPlace, Failure> {
         Some(ListPlace { at: EpochMillis(at), id: id.parse().ok()? })
     });
     place.ok_or_else(bad_cursor)
-}
-
-fn bad_cursor() -> Failure {
-    let message = "cursor: must be one that a Link field gave";
-    Failure::new(StatusCode::BAD_REQUEST, message)
 }

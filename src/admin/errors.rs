@@ -8,7 +8,7 @@ use axum::response::Response;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::AdminState;
-use crate::control::{CreateError, EndError};
+use crate::control::{CreateError, EndError, RedriveError};
 use crate::domain::{DraftError, access};
 use crate::limits::admin as limits;
 use crate::ports::{LogError, StoreError};
@@ -88,6 +88,21 @@ impl From<EndError> for Failure {
             EndError::Store(_) | EndError::Log(_) | EndError::Full | EndError::Unsettled { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<RedriveError> for Failure {
+    fn from(error: RedriveError) -> Self {
+        let status = match &error {
+            RedriveError::Missing(_) => StatusCode::NOT_FOUND,
+            RedriveError::Refused(..) => StatusCode::CONFLICT,
+            RedriveError::Busy
+            | RedriveError::Full
+            | RedriveError::Store(_)
+            | RedriveError::Log(_)
+            | RedriveError::BrokenOff { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.to_string())
     }

@@ -7,19 +7,22 @@ mod body;
 mod broadcasts;
 mod checked;
 mod connection;
+mod dead_letters;
 mod errors;
+mod lists;
 mod pages;
 mod rewind;
 mod room;
+mod testing;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{any, get, post};
+use axum::routing::{any, delete, get, post};
 
-use crate::control::{Creator, Ender};
+use crate::control::{Creator, Ender, Redriver};
 use crate::limits::admin as limits;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -33,11 +36,14 @@ pub use room::{OpenCalls, Room};
 pub struct AdminState {
     pub creator: Arc<Creator>,
     pub ender: Arc<Ender>,
+    pub redriver: Arc<Redriver>,
     pub store: Arc<dyn Store>,
     pub clock: Arc<dyn Clock>,
     pub health: Health,
     pub metrics: Arc<Metrics>,
     pub allow_anonymous: bool,
+    /// Broadcasts may be made to fail.
+    pub is_testing: bool,
     pub room: Arc<Room>,
     pub calls: Arc<OpenCalls>,
 }
@@ -55,6 +61,13 @@ fn admin_router(state: AdminState) -> Router {
         .route("/api/admin/broadcasts", create)
         .route("/api/admin/broadcasts/{id}", get(broadcasts::show).delete(broadcasts::cancel))
         .route("/api/admin/broadcasts/{id}/targets", get(broadcasts::targets))
+        .route("/api/admin/dlt/messages", get(dead_letters::list))
+        .route("/api/admin/dlt/redrive/{id}", post(dead_letters::redrive))
+        .route("/api/admin/dlt/redrive-all", post(dead_letters::redrive_all))
+        .route("/api/admin/dlt/purge/{id}", delete(dead_letters::purge))
+        .route("/api/admin/dlt/purge-all", delete(dead_letters::purge_all))
+        .route("/api/admin/dlt/audit", get(dead_letters::audit))
+        .route("/api/admin/testing/kafka-consumer-failure", get(testing::show).post(testing::set))
         .fallback(errors::not_found)
         .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(DefaultBodyLimit::max(limits::BODY_BYTES_MAX))

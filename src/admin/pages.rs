@@ -11,13 +11,21 @@ use super::errors::Failure;
 
 const INDEX: &str = "Corecast admin listener
 
-POST /api/admin/broadcasts               create a broadcast
-GET  /api/admin/broadcasts               list (filter=all|active|scheduled, limit, cursor)
-GET  /api/admin/broadcasts/{id}          one broadcast
-DELETE /api/admin/broadcasts/{id}        cancel it
-GET  /api/admin/broadcasts/{id}/targets  all its targets (limit, cursor)
-GET  /metrics                            OpenMetrics
-GET  /health/live, /health/ready         liveness, readiness
+POST   /api/admin/broadcasts               create a broadcast
+GET    /api/admin/broadcasts               list (filter=all|active|scheduled, limit, cursor)
+GET    /api/admin/broadcasts/{id}          one broadcast
+DELETE /api/admin/broadcasts/{id}          cancel it
+GET    /api/admin/broadcasts/{id}/targets  all its targets (limit, cursor)
+GET    /api/admin/dlt/messages             dead letters (limit, cursor)
+POST   /api/admin/dlt/redrive/{id}         send one again
+POST   /api/admin/dlt/redrive-all          send all again
+DELETE /api/admin/dlt/purge/{id}           purge one
+DELETE /api/admin/dlt/purge-all            purge all
+GET    /api/admin/dlt/audit                what was done with them (limit, cursor)
+GET    /api/admin/testing/kafka-consumer-failure  whether the next broadcast fails (test mode)
+POST   /api/admin/testing/kafka-consumer-failure  have it fail ({enabled})
+GET    /metrics                            OpenMetrics
+GET    /health/live, /health/ready         liveness, readiness
 ";
 
 pub(super) async fn index() -> &'static str {

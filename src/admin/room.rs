@@ -2,11 +2,10 @@
 //! takes too long.
 
 use std::sync::Arc;
-
 use std::time::Duration;
 
 use http::StatusCode;
-use tokio::sync::{OwnedSemaphorePermit, RwLock, RwLockReadGuard, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, RwLockReadGuard, Semaphore};
 
 use super::errors::Failure;
 use crate::limits::admin as limits;
@@ -16,7 +15,7 @@ use crate::limits::admin as limits;
 pub struct Room {
     creates: Arc<Semaphore>,
     large_creates: Arc<Semaphore>,
-    rows: Semaphore,
+    rows: Arc<Semaphore>,
 }
 
 /// The place of a create; it keeps it as long as it is under way, answered or not.
@@ -30,7 +29,7 @@ impl Default for Room {
         Self {
             creates: Arc::new(Semaphore::new(limits::CREATES_MAX)),
             large_creates: Arc::new(Semaphore::new(limits::LARGE_CREATES_MAX)),
-            rows: Semaphore::new(limits::ROWS_HELD_MAX),
+            rows: Arc::new(Semaphore::new(limits::ROWS_HELD_MAX)),
         }
     }
 }
@@ -58,11 +57,11 @@ impl Room {
         Ok(CreatePlace { _place: place, _large: large })
     }
 
-    /// Before that many rows are read from the store.
-    pub(super) async fn for_rows(&self, rows: usize) -> Option<SemaphorePermit<'_>> {
+    /// Before that many rows are read from the store, for as long as they are held.
+    pub(super) async fn for_rows(&self, rows: usize) -> Option<OwnedSemaphorePermit> {
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
         // It is never closed.
-        self.rows.acquire_many(rows).await.ok()
+        self.rows.clone().acquire_many_owned(rows).await.ok()
     }
 }
 

@@ -10,7 +10,7 @@ use crate::ingest::kafka::{KafkaLog, KafkaOwnership};
 use crate::ops::config::{Config, LogConfig, StoreConfig};
 use crate::ops::health::{Health, Part};
 use crate::ports::{
-    Clock, ControlTopic, DeadLetterRows, Endings, Inbox, Log, Ownership, Parking, Store,
+    Audit, Clock, ControlTopic, DeadLetterRows, Endings, Inbox, Log, Ownership, Parking, Store,
 };
 use crate::store::embedded::{Embedded, EmbeddedOptions, LoneControl};
 use crate::store::scylla::{Progress, ScyllaStore};
@@ -24,6 +24,7 @@ pub(super) struct Backends {
     pub inbox: Arc<dyn Inbox>,
     pub parking: Arc<dyn Parking>,
     pub dead_letters: Arc<dyn DeadLetterRows>,
+    pub audit: Arc<dyn Audit>,
     /// No other node can use the store.
     pub is_alone: bool,
     embedded: Option<Embedded>,
@@ -40,16 +41,20 @@ struct Stores {
     inbox: Arc<dyn Inbox>,
     parking: Arc<dyn Parking>,
     dead_letters: Arc<dyn DeadLetterRows>,
+    audit: Arc<dyn Audit>,
 }
 
 impl Stores {
-    fn of<S: Store + Endings + Inbox + Parking + DeadLetterRows + 'static>(one: Arc<S>) -> Self {
+    fn of<S: Store + Endings + Inbox + Parking + DeadLetterRows + Audit + 'static>(
+        one: Arc<S>,
+    ) -> Self {
         Self {
             store: one.clone(),
             endings: one.clone(),
             inbox: one.clone(),
             parking: one.clone(),
-            dead_letters: one,
+            dead_letters: one.clone(),
+            audit: one,
         }
     }
 }
@@ -93,7 +98,7 @@ impl Backends {
             (None, Some(embedded)) => Stores::of(embedded.stores()),
             (None, None) => unreachable!("it was opened above"),
         };
-        let Stores { store, endings, inbox, parking, dead_letters } = stores;
+        let Stores { store, endings, inbox, parking, dead_letters, audit } = stores;
         Ok(Self {
             log,
             ownership,
@@ -103,6 +108,7 @@ impl Backends {
             inbox,
             parking,
             dead_letters,
+            audit,
             is_alone: scylla.is_none(),
             embedded,
             scylla,

@@ -17,15 +17,15 @@ use std::time::Duration;
 use backends::Backends;
 use clap::Parser as _;
 use drain::Departure;
-use owner::{owner_of, start_owner};
+use owner::{owner_of, redriver_of, start_owner};
 use shards::{Places, Shards};
 
 use crate::admin::{AdminState, OpenCalls, PublicCalls, serve_admin};
 use crate::base::{LogIdentity, LogShape};
 use crate::control::{
     ControlCounters, Creator, Desks, EndRelay, Ender, Expiry, Follower, FollowerParts, Hearing,
-    KeptParts, KeptStore, Relay, Signals, Threads, Unfinished, control_topic, inboxes, rereads,
-    run_reports,
+    KeptParts, KeptStore, RedriveCounters, Relay, Signals, Threads, Unfinished, control_topic,
+    inboxes, rereads, run_reports,
 };
 use crate::edge::listen;
 use crate::ingest::kafka::OptionsError;
@@ -133,13 +133,7 @@ fn start_logging(config: &Config) {
 fn serve(mut config: Config) -> Result<(), BootError> {
     let cores = Cores::plan(&config.shards)?;
     let descriptors = Descriptors::take_all().of_shard(cores.shards.len());
-    if descriptors.streams < config.streams_max {
-        config.streams_max = descriptors.streams;
-        let (streams, files) = (descriptors.streams, descriptors.all);
-        tracing::info!(
-            "room for {streams} streams a shard in {files} file descriptors (ulimit -Hn)"
-        );
-    }
+    bound_streams(&mut config, &descriptors);
     let (public_address, public) = bind("public.listen", config.public_listen, cores.shards.len())?;
     let (admin_address, mut admin) = bind("admin.listen", config.admin_listen, 1)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -162,6 +156,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         node: config.node_id.clone(),
         retention: config.retention,
         unfinished: Unfinished::default(),
+        fail_next: AtomicBool::new(false),
     });
     let log_lag = Arc::new(AtomicU64::new(0));
     let owner_counters = Arc::<OwnerCounters>::default();
@@ -179,6 +174,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let notes_dropped = Arc::<AtomicU64>::default();
     let records_reread = Arc::<AtomicU64>::default();
     let control_counters = Arc::<ControlCounters>::default();
+    let redrive_counters = Arc::<RedriveCounters>::default();
     let owner = owner_counters.clone();
     let sources = Sources {
         shards: probes,
@@ -188,6 +184,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         notes_dropped: notes_dropped.clone(),
         records_reread: records_reread.clone(),
         control: control_counters.clone(),
+        redrive: redrive_counters.clone(),
         calls: Arc::default(),
         lanes,
     };
@@ -227,11 +224,13 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     let state = AdminState {
         creator: creator.clone(),
         ender: ender.clone(),
+        redriver: Arc::new(redriver_of(&config, &backends, clock.clone(), redrive_counters)),
         store,
         clock: clock.clone(),
         health: health.clone(),
         metrics: Arc::new(Metrics::new(sources)),
         allow_anonymous: config.allow_anonymous,
+        is_testing: config.is_testing,
         room: Arc::default(),
         calls: calls.clone(),
     };
@@ -268,6 +267,17 @@ fn serve(mut config: Config) -> Result<(), BootError> {
     drop(lanes);
     threads.stop(STOP_TIME);
     ended
+}
+
+/// A stream is a file descriptor.
+fn bound_streams(config: &mut Config, descriptors: &Descriptors) {
+    if descriptors.streams < config.streams_max {
+        config.streams_max = descriptors.streams;
+        let (streams, files) = (descriptors.streams, descriptors.all);
+        tracing::info!(
+            "room for {streams} streams a shard in {files} file descriptors (ulimit -Hn)"
+        );
+    }
 }
 
 /// The log as configured; which one it is the shard hears once the log has answered.

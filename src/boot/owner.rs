@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::backends::Backends;
 use super::say_if_ready;
-use crate::control::Threads;
+use crate::control::{Bulk, RedriveCounters, Redriver, Threads};
 use crate::ops::config::Config;
 use crate::ops::health::{Health, Part};
 use crate::owner::{Leaver, Owner, OwnerCounters, leaving};
@@ -33,6 +33,31 @@ pub(super) fn owner_of(
         retention: config.retention,
         is_testing: config.is_testing,
         unknown_is_for_all: config.unknown_is_for_all,
+        counters,
+    }
+}
+
+/// What sends dead letters again: by the rules by which the owners parked them.
+pub(super) fn redriver_of(
+    config: &Config,
+    backends: &Backends,
+    clock: Arc<dyn Clock>,
+    counters: Arc<RedriveCounters>,
+) -> Redriver {
+    Redriver {
+        log: backends.log.clone(),
+        ownership: backends.ownership.clone(),
+        inbox: backends.inbox.clone(),
+        parking: backends.parking.clone(),
+        endings: backends.endings.clone(),
+        rows: backends.dead_letters.clone(),
+        audit: backends.audit.clone(),
+        clock,
+        names: config.log.names(),
+        node: config.node_id.clone(),
+        is_testing: config.is_testing,
+        unknown_is_for_all: config.unknown_is_for_all,
+        bulk: Bulk::default(),
         counters,
     }
 }

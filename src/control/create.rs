@@ -5,6 +5,7 @@
 //! repeat is recognised. `Ok` means that store and log hold it durably.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -43,6 +44,17 @@ pub struct Creator {
     pub retention: std::time::Duration,
     /// What the relay must leave alone, and when it must look.
     pub unfinished: Unfinished,
+    /// Test mode: the next one that is created fails.
+    pub fail_next: AtomicBool,
+}
+
+/// How a record comes into the log.
+#[derive(Clone, Copy)]
+struct Publishing {
+    /// The checkpoint of its partition, if it may be there already.
+    after: Option<u64>,
+    /// Serving it is to fail.
+    fails: bool,
 }
 
 impl Creator {
@@ -70,7 +82,8 @@ impl Creator {
         }
         if status == Status::Active {
             under_way.is_owed = true;
-            self.publish(&broadcast).await.map_err(|reason| match reason {
+            let fails = self.fail_next.swap(false, Ordering::AcqRel);
+            self.publish(&broadcast, fails).await.map_err(|reason| match reason {
                 LogError::TooLarge { .. } => CreateError::Log(reason),
                 reason => CreateError::Unpublished { id: broadcast.id, reason },
             })?;
@@ -107,10 +120,17 @@ impl Creator {
     }
 
     /// A part of the records is in the log before the next one is begun.
-    async fn publish(&self, broadcast: &Broadcast) -> Result<(), LogError> {
+    async fn publish(&self, broadcast: &Broadcast, fails: bool) -> Result<(), LogError> {
         for users in addressees(broadcast).chunks(limits::PUBLISH_RECORDS_MAX) {
-            let records = users.iter().map(|user| self.record(broadcast, *user, None)).collect();
-            self.log.append(records).await?;
+            let record = |user: &Option<&str>| {
+                self.record_of(
+                    EventType::Created,
+                    broadcast,
+                    *user,
+                    Publishing { after: None, fails },
+                )
+            };
+            self.log.append(users.iter().map(record).collect()).await?;
         }
         Ok(())
     }
@@ -122,12 +142,12 @@ impl Creator {
         user: Option<&str>,
         after: Option<u64>,
     ) -> NewRecord {
-        self.record_of(EventType::Created, broadcast, user, after)
+        self.record_of(EventType::Created, broadcast, user, Publishing { after, fails: false })
     }
 
     /// The record that says to those who had the message that it is no more.
     pub(super) fn removal(&self, how: End, broadcast: &Broadcast, user: Option<&str>) -> NewRecord {
-        self.record_of(how.event_type(), broadcast, user, None)
+        self.record_of(how.event_type(), broadcast, user, Publishing { after: None, fails: false })
     }
 
     fn record_of(
@@ -135,7 +155,7 @@ impl Creator {
         event_type: EventType,
         broadcast: &Broadcast,
         user: Option<&str>,
-        after: Option<u64>,
+        Publishing { after, fails }: Publishing,
     ) -> NewRecord {
         let kind = broadcast.target.r#type;
         let is_group = user.is_none() && !matches!(kind, TargetType::All | TargetType::Selected);
@@ -160,6 +180,7 @@ impl Creator {
             created_at: Some(broadcast.created_at),
             scheduled_at: broadcast.scheduled_at,
             expires_at: broadcast.expires_at,
+            simulate_failure: fails,
             attempt: 0,
             after,
         };

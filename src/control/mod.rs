@@ -1,6 +1,7 @@
 //! Floor 3, control threads: what the node does with log and store besides reading and serving.
 
 mod create;
+mod dead_letters;
 mod endings;
 mod inboxes;
 mod relay;
@@ -11,6 +12,7 @@ mod topic;
 mod unfinished;
 
 pub use create::{CreateError, Creator};
+pub use dead_letters::{Bulk, NotRedriven, RedriveCounters, RedriveError, Redriven, Redriver};
 pub use endings::{EndError, EndRelay, Ender, Expiry};
 pub use inboxes::{InboxDesk, Inboxes, KeptParts, KeptStore, Unavailable, inboxes};
 pub use relay::Relay;

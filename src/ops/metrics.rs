@@ -13,7 +13,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::control::ControlCounters;
+use crate::control::{ControlCounters, RedriveCounters};
 use crate::domain::CloseReason;
 use crate::lane::{RefusalReason, Refusals};
 use crate::owner::{DeadClass, OwnerCounters};
@@ -48,6 +48,7 @@ pub struct Sources {
     /// Records that were read again from the log, for all shards.
     pub records_reread: Arc<AtomicU64>,
     pub control: Arc<ControlCounters>,
+    pub redrive: Arc<RedriveCounters>,
     pub calls: Arc<CallCounters>,
     /// The lanes; those of one name are counted together.
     pub lanes: Vec<(&'static str, Arc<Refusals>)>,
@@ -182,6 +183,7 @@ impl Collector for Sources {
         } = &*self.owner;
         let ControlCounters { nodes, ended, ignored, fences } = &*self.control;
         let CallCounters { dropped, evicted } = &*self.calls;
+        let RedriveCounters { redriven, purged } = &*self.redrive;
         for (name, help, gauge) in [
             ("fleet_nodes", "Other nodes that have been heard of in the last seconds", nodes),
             ("ended_broadcasts", "Ended broadcasts that may still be in the log", ended),
@@ -227,6 +229,8 @@ impl Collector for Sources {
             ),
             ("skipped_records", "Offsets that the log lost before they were kept", skipped_records),
             ("dead_letter_rows", "Dead letters read back, whoever wrote them", dead_letter_rows),
+            ("dead_letters_redriven", "Dead letters that were sent again by hand", redriven),
+            ("dead_letters_purged", "Dead letters that were purged by hand", purged),
             (
                 "dead_letter_retries",
                 "Writes of dead letters that have to be done again",

@@ -16,12 +16,12 @@ use super::counters::{OwnerCounters, add};
 use super::dead::{DeadClass, DeadLetter, DeadLetters, DeadReason};
 use super::keep::placeless;
 use crate::base::{BroadcastId, Partition, Position, Status, TargetType, UserId};
-use crate::domain::{Aside, Assessor, Effect, Rules, Unserved};
+use crate::domain::{Assessor, Effect, Rules, Unserved};
 use crate::limits::log::{ATTEMPT_WAIT, ATTEMPTS};
 use crate::limits::parking as limits;
 use crate::ports::{
     Backoff, Bucket, Clock, Delivery, Inbox, InboxWrite, Log, LogError, MovedRecord, Ownership,
-    Parked, Parking, Rooms, StoreError,
+    Parked, Parking, Rooms, StoreError, stands,
 };
 use crate::wire::again::{Again, again};
 
@@ -112,7 +112,7 @@ impl Republisher {
                     };
                     let audience = audience.as_ref().map(|(kind, names)| (*kind, &names[..]));
                     let attempt = row.attempt.saturating_add(1);
-                    let changed = Again { attempt, after, audience };
+                    let changed = Again { attempt, after, audience, is_mended: false };
                     let record = record(&row, to, key, &changed)?;
                     moved.push(Moved { record, row, failed });
                 }
@@ -263,17 +263,4 @@ fn record(
         .map_err(|error| LogError::Failed(format!("parked record of {}: {error}", row.event)))?;
     let headers = row.record.headers.clone();
     Ok(MovedRecord { to, key: Some(key), value: Some(Bytes::from(value)), headers })
-}
-
-/// Whether an event stands where it is served, and its owner has made that durable.
-pub async fn stands(
-    inbox: &dyn Inbox,
-    parking: &dyn Parking,
-    aside: &Aside,
-) -> Result<bool, StoreError> {
-    let id = aside.kept.broadcast;
-    let Some(user) = aside.user.as_ref().filter(|_| aside.has_row) else {
-        return parking.is_served(aside.kept.event).await;
-    };
-    Ok(inbox.row(user, id).await?.is_some_and(|row| row.place.is_some()))
 }

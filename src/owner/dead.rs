@@ -9,37 +9,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::counters::{OwnerCounters, add};
-use crate::base::{Partition, Topic};
+use crate::base::Partition;
 use crate::domain::BadRecord;
 use crate::limits::owner as limits;
-use crate::ports::{Backoff, Header, Log, LogError, MovedRecord, Record, TimedBy};
+use crate::ports::{Backoff, Header, Log, LogError, LogNames, MovedRecord, Record, TimedBy};
 use crate::wire::dead_letter::{CUT, DeadHeaders};
-
-/// What the topics and the consumer groups of their owners are called outside, in the order of
-/// `Topic::ALL`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct LogNames {
-    pub topics: [String; 2],
-    pub consumer_groups: [String; 2],
-}
-
-/// The names of the contract.
-impl Default for LogNames {
-    fn default() -> Self {
-        let topic = |kind: &str| format!("broadcast-user-service-{kind}");
-        let group = |kind: &str| format!("broadcast-service-group-{kind}");
-        let kinds = Topic::ALL.map(Topic::name);
-        Self { topics: kinds.map(topic), consumer_groups: kinds.map(group) }
-    }
-}
-
-impl LogNames {
-    pub fn topic(&self, topic: Topic) -> String {
-        let original = &self.topics[topic.original() as usize];
-        let suffix = if topic.is_dead() { Topic::DEAD_SUFFIX } else { "" };
-        format!("{original}{suffix}")
-    }
-}
 
 /// Why records end here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -248,7 +222,7 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::base::{EpochMillis, LogShape, Position};
+    use crate::base::{EpochMillis, LogShape, Position, Topic};
     use crate::ports::{Batch, Bounds, NewRecord, Want};
 
     /// Takes so many bytes at once, and is away at first.

@@ -8,7 +8,6 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::Owner;
-use super::again::stands;
 use super::counters::{OwnerCounters, add};
 use super::dead::{DeadClass, DeadLetter, DeadLetters, DeadReason};
 use crate::base::{BroadcastId, End, LogShape, Partition, Position, Status};
@@ -18,7 +17,7 @@ use crate::limits::{owner as limits, parking};
 use crate::ports::{
     Backoff, Batch, Claim, Clock, ControlTopic, Delivery, Ending, Endings, GroupRow, GroupWhat,
     Hole, Inbox, InboxWrite, Parked, Parking, Place, Progress, Record, Removal, StoreError,
-    join_all,
+    join_all, stands,
 };
 use crate::wire::control::{ControlRecord, ControlSays, NodeStart};
 

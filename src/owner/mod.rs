@@ -26,13 +26,13 @@ use crate::limits::log::{FETCH_WAIT, RETRY_WAIT_FIRST, RETRY_WAIT_MAX};
 use crate::limits::owner as limits;
 use crate::ports::{
     Backoff, Batch, Bounds, Bucket, Clock, Commit, ControlTopic, DeadLetterRows, Endings, Inbox,
-    Log, LogError, Mark, Owned, Ownership, Parking, StoreError, Want, buckets_of,
+    Log, LogError, LogNames, Mark, Owned, Ownership, Parking, StoreError, Want, buckets_of,
 };
 use crate::wire::control::NodeStart;
 
 pub use again::Republisher;
 pub use counters::OwnerCounters;
-pub use dead::{DeadClass, DeadLetter, DeadLetters, DeadReason, LogNames};
+pub use dead::{DeadClass, DeadLetter, DeadLetters, DeadReason};
 pub use held::{Holdings, Kept, Lag};
 pub use keep::{Keeper, Rows};
 use read_back::ReadBack;

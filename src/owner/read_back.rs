@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use super::counters::{OwnerCounters, add};
-use super::dead::LogNames;
 use crate::limits::owner as limits;
-use crate::ports::{Backoff, Batch, DeadLetterRow, DeadLetterRows, StoreError};
+use crate::ports::{Backoff, Batch, DeadLetterRow, DeadLetterRows, LogNames, StoreError};
 
 pub struct ReadBack {
     pub rows: Arc<dyn DeadLetterRows>,

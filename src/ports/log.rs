@@ -100,6 +100,32 @@ pub enum LogError {
     Failed(String),
 }
 
+/// What the topics and the consumer groups of their owners are called outside, in the order of
+/// `Topic::ALL`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogNames {
+    pub topics: [String; 2],
+    pub consumer_groups: [String; 2],
+}
+
+/// The names of the contract.
+impl Default for LogNames {
+    fn default() -> Self {
+        let topic = |kind: &str| format!("broadcast-user-service-{kind}");
+        let group = |kind: &str| format!("broadcast-service-group-{kind}");
+        let kinds = Topic::ALL.map(Topic::name);
+        Self { topics: kinds.map(topic), consumer_groups: kinds.map(group) }
+    }
+}
+
+impl LogNames {
+    pub fn topic(&self, topic: Topic) -> String {
+        let original = &self.topics[topic.original() as usize];
+        let suffix = if topic.is_dead() { Topic::DEAD_SUFFIX } else { "" };
+        format!("{original}{suffix}")
+    }
+}
+
 #[async_trait]
 pub trait Log: Send + Sync {
     /// Identity and partition counts: known once the log has answered, and constant from then on.

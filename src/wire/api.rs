@@ -4,6 +4,7 @@
 
 use http::StatusCode;
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::base::{BroadcastId, EpochMillis, Priority, Status, TargetType};
 
@@ -56,6 +57,56 @@ pub struct BroadcastResponse<'a> {
     pub total_read: u64,
 }
 
+/// A dead letter as the list shows it. Null for what nobody says.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetterResponse<'a> {
+    pub id: &'a str,
+    pub broadcast_id: Option<BroadcastId>,
+    pub original_key: Option<&'a str>,
+    pub original_topic: Option<&'a str>,
+    pub original_partition: Option<i32>,
+    pub original_offset: Option<i64>,
+    pub exception_message: Option<&'a str>,
+    pub exception_stack_trace: Option<&'a str>,
+    pub failed_at: EpochMillis,
+    pub original_message_payload: Option<&'a str>,
+}
+
+/// What redriving dead letters has come to.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RedriveResponse {
+    pub total_messages: u64,
+    pub success_count: u64,
+    pub failure_count: u64,
+    /// At most the first 1,000.
+    pub failures: Vec<RedriveFailure>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RedriveFailure {
+    pub dlt_message_id: String,
+    pub reason: String,
+}
+
+/// What was done with dead letters, as it is kept.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetterAuditResponse<'a> {
+    pub id: Uuid,
+    pub at: EpochMillis,
+    pub action: &'static str,
+    /// Null: all that there were.
+    pub dlt_message_id: Option<&'a str>,
+    pub node: &'a str,
+    /// Null as long as it is under way, and if it broke off.
+    pub total_messages: Option<u64>,
+    pub success_count: Option<u64>,
+    pub failure_count: Option<u64>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,5 +145,70 @@ mod tests {
         let golden = include_str!("../../tests/golden/api/broadcast.json");
         let written = serde_json::to_string(&response).expect("JSON");
         assert_eq!(written, golden.trim_end());
+    }
+
+    #[test]
+    fn golden_dead_letters() {
+        let reason = "its failure was simulated, attempt 3 of 3";
+        let trace = format!(
+            "corecast.NotProcessed: {reason}\n\tat broadcast-user-service-selected-3@258\n"
+        );
+        let id = "broadcast-user-service-selected-dlt-0-7";
+        let all = [
+            DeadLetterResponse {
+                id,
+                broadcast_id: BroadcastId::new(890_123_456_789_012),
+                original_key: Some("ann"),
+                original_topic: Some("broadcast-user-service-selected"),
+                original_partition: Some(3),
+                original_offset: Some(258),
+                exception_message: Some(reason),
+                exception_stack_trace: Some(&trace),
+                failed_at: AT,
+                original_message_payload: Some("{\"broadcastId\":890123456789012}"),
+            },
+            DeadLetterResponse {
+                id: "broadcast-user-service-group-dlt-0-0",
+                broadcast_id: None,
+                original_key: None,
+                original_topic: None,
+                original_partition: None,
+                original_offset: None,
+                exception_message: None,
+                exception_stack_trace: None,
+                failed_at: AT,
+                original_message_payload: None,
+            },
+        ];
+        let golden = include_str!("../../tests/golden/api/dead-letters.json");
+        assert_eq!(serde_json::to_string(&all).expect("JSON"), golden.trim_end());
+        let reason = "it can't be served: no value".to_owned();
+        let failures = vec![RedriveFailure { dlt_message_id: id.to_owned(), reason }];
+        let redriven =
+            RedriveResponse { total_messages: 3, success_count: 2, failure_count: 1, failures };
+        let golden = include_str!("../../tests/golden/api/redriven.json");
+        assert_eq!(serde_json::to_string(&redriven).expect("JSON"), golden.trim_end());
+        let line = Uuid::from_u128(0x018f_3b3b_8d56_745d_8f2d_ca1d_6e3a_efa4);
+        let all = DeadLetterAuditResponse {
+            id: line,
+            at: AT,
+            action: "REDRIVE_ALL",
+            dlt_message_id: None,
+            node: "east-1",
+            total_messages: Some(3),
+            success_count: Some(2),
+            failure_count: Some(1),
+        };
+        let one = DeadLetterAuditResponse {
+            id: Uuid::from_u128(line.as_u128() - 1),
+            action: "PURGE",
+            dlt_message_id: Some(id),
+            total_messages: None,
+            success_count: None,
+            failure_count: None,
+            ..all.clone()
+        };
+        let golden = include_str!("../../tests/golden/api/dead-letter-audit.json");
+        assert_eq!(serde_json::to_string(&[all, one]).expect("JSON"), golden.trim_end());
     }
 }

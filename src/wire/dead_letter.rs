@@ -6,6 +6,8 @@
 
 use crate::base::BroadcastId;
 
+/// How all of them begin that are not ours.
+pub const HEADERS_BEGIN: &str = "kafka_dlt-";
 pub const ORIGINAL_TOPIC: &str = "kafka_dlt-original-topic";
 pub const ORIGINAL_PARTITION: &str = "kafka_dlt-original-partition";
 pub const ORIGINAL_OFFSET: &str = "kafka_dlt-original-offset";

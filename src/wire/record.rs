@@ -170,6 +170,9 @@ pub struct OutgoingRecord<'a> {
     pub scheduled_at: Option<EpochMillis>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<EpochMillis>,
+    /// Test mode: serving it is to fail.
+    #[serde(skip_serializing_if = "is_false")]
+    pub simulate_failure: bool,
     #[serde(skip_serializing_if = "is_zero")]
     pub attempt: u32,
     /// Published again: the checkpoint of its partition at that time.
@@ -193,6 +196,11 @@ pub fn event_id(broadcast: BroadcastId, user: Option<&str>, event_type: EventTyp
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(attempt: &u32) -> bool {
     *attempt == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// ISO-8601, or epoch seconds with a fraction, or null.

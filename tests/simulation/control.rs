@@ -435,6 +435,7 @@ fn removal_of(broadcast: BroadcastId, names: &Names, wall: EpochMillis) -> Bytes
         created_at: None,
         scheduled_at: None,
         expires_at: None,
+        simulate_failure: false,
         attempt: 0,
         after: None,
     };

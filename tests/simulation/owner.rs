@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use corecast::base::{LogShape, Moment, Partition};
 use corecast::owner::{
-    BackendError, Holdings, Keeper, Kept, LogNames, Owner, OwnerCounters, Republisher, Rows,
+    BackendError, Holdings, Keeper, Kept, Owner, OwnerCounters, Republisher, Rows,
 };
 use corecast::ports::{
-    Batch, Bounds, Clock, Commit, LogError, Mark, Ownership as _, Record, StoreError, TimedBy,
-    Want, buckets_of,
+    Batch, Bounds, Clock, Commit, LogError, LogNames, Mark, Ownership as _, Record, StoreError,
+    TimedBy, Want, buckets_of,
 };
 
 use corecast::wire::control::NodeStart;

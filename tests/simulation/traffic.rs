@@ -162,6 +162,7 @@ impl World {
             created_at: Some(broadcast.created_at),
             scheduled_at: None,
             expires_at: broadcast.expires_at,
+            simulate_failure: false,
             attempt: 0,
             after: None,
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use corecast::base::{BroadcastId, EpochMillis, Priority, TargetType};
 use corecast::domain::{Broadcast, Target};
-use corecast::ports::{Clock, DeadLetterRows, Endings, Inbox, Parking, Store, SystemClock};
+use corecast::ports::{Audit, Clock, DeadLetterRows, Endings, Inbox, Parking, Store, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions};
 use corecast::store::scylla::{OpenError, Progress, ScyllaOptions, ScyllaStore};
 use harness::wait;
@@ -29,6 +29,8 @@ pub trait Stores {
     }
 
     fn fresh_parking(&self) -> Arc<dyn Parking>;
+
+    fn fresh_audit(&self) -> Arc<dyn Audit>;
 
     /// One store, by the ports of its broadcasts and of their ends.
     fn fresh_endings(&self) -> (Arc<dyn Store>, Arc<dyn Endings>);
@@ -64,6 +66,10 @@ impl Stores for EmbeddedStores {
 
     fn fresh_parking(&self) -> Arc<dyn Parking> {
         self.open().parking()
+    }
+
+    fn fresh_audit(&self) -> Arc<dyn Audit> {
+        self.open().audit()
     }
 
     fn fresh_endings(&self) -> (Arc<dyn Store>, Arc<dyn Endings>) {
@@ -111,6 +117,10 @@ impl Stores for CqlStores {
     }
 
     fn fresh_parking(&self) -> Arc<dyn Parking> {
+        self.open()
+    }
+
+    fn fresh_audit(&self) -> Arc<dyn Audit> {
         self.open()
     }
 

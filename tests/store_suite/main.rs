@@ -2,6 +2,7 @@
 //!
 //! Each case gets a store of its own that is empty. Times are about now, as a node's are.
 
+mod audit;
 mod broadcasts;
 mod cursors;
 mod dead_letters;
@@ -32,6 +33,7 @@ const PORTS: &[(&str, &[Case])] = &[
     ("Inbox, of groups", groups::CASES),
     ("Inbox, cursors", cursors::CASES),
     ("DeadLetterRows", dead_letters::CASES),
+    ("Audit", audit::CASES),
     ("Parking", parking::CASES),
     ("Inbox, removals", removals::CASES),
     ("Endings, statuses", statuses::CASES),

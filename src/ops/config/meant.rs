@@ -9,7 +9,7 @@ use super::written::{self, Shards, Written};
 use crate::domain::RingLimits;
 use crate::ingest::kafka::{KafkaGroups, KafkaOptions};
 use crate::limits;
-use crate::owner::LogNames;
+use crate::ports::LogNames;
 use crate::shard::{RuntimeKind, RuntimeWanted, ShardsWanted};
 use crate::store::scylla::{Login, ScyllaOptions};
 

@@ -20,6 +20,7 @@
 //! | `dead_letter` | original (16) | JSON, `dead_letter_rows.rs` |
 //! | `dead_letter_list` | time (8), original (16), both inverted | empty |
 //! | `dead_letter_id` | `dltTopic-partition-offset` | original (16) |
+//! | `dead_letter_audit` | time (8), line (16), both inverted | JSON, `audit.rs` |
 //! | `cursor` | user id, 0 (1), log identity (3), topic (1), partition (2) | JSON `{v, next}` |
 //! | `hole` | log identity (3), topic (1), partition (2), offset (8) | JSON `{v, next, notedAt}` |
 //! | `ending` | time (8), broadcast id (8) | JSON, `endings.rs` |
@@ -29,6 +30,7 @@
 //! Rows of the inbox, of group messages, cursors, holes and dead letters are joined with what
 //! stands there. Those past their `keepUntil` are no longer read; nothing removes them yet.
 
+mod audit;
 mod commit;
 mod control;
 mod dead_letter_rows;
@@ -50,7 +52,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use crate::base::{LogIdentity, LogShape};
 use crate::ports::{
-    Clock, DeadLetterRows, Descriptors, Endings, Inbox, Log, Ownership, Parking, Store,
+    Audit, Clock, DeadLetterRows, Descriptors, Endings, Inbox, Log, Ownership, Parking, Store,
 };
 
 use commit::Committer;
@@ -124,6 +126,7 @@ struct Keyspaces {
     dead_letter: Keyspace,
     dead_letter_list: Keyspace,
     dead_letter_id: Keyspace,
+    dead_letter_audit: Keyspace,
     ending: Keyspace,
     open_ending: Keyspace,
     due: Keyspace,
@@ -184,6 +187,10 @@ impl Embedded {
         self.store.clone()
     }
 
+    pub fn audit(&self) -> Arc<dyn Audit> {
+        self.store.clone()
+    }
+
     pub fn endings(&self) -> Arc<dyn Endings> {
         self.store.clone()
     }
@@ -214,6 +221,7 @@ impl Keyspaces {
             dead_letter: open("dead_letter")?,
             dead_letter_list: open("dead_letter_list")?,
             dead_letter_id: open("dead_letter_id")?,
+            dead_letter_audit: open("dead_letter_audit")?,
             ending: open("ending")?,
             open_ending: open("open_ending")?,
             due: open("due")?,

@@ -25,6 +25,7 @@ pub(super) enum List {
     Outbox,
     Parked,
     DeadLetters,
+    Audit,
     Endings,
     Due,
 }
@@ -39,6 +40,7 @@ impl List {
             Self::Outbox => "outbox",
             Self::Parked => "parked",
             Self::DeadLetters => "dead letters",
+            Self::Audit => "audit",
             Self::Endings => "endings",
             Self::Due => "due",
         }
@@ -69,6 +71,7 @@ impl List {
             Self::Outbox => &statements.outbox,
             Self::Parked => &statements.parking.list,
             Self::DeadLetters => &statements.dead_letters.listed,
+            Self::Audit => &statements.audit.listed,
             Self::Endings => &statements.endings.listed,
             Self::Due => &statements.endings.due,
         }
@@ -76,7 +79,7 @@ impl List {
 
     /// Whether the oldest come first.
     const fn rises(self) -> bool {
-        !matches!(self, Self::All | Self::Active | Self::DeadLetters)
+        !matches!(self, Self::All | Self::Active | Self::DeadLetters | Self::Audit)
     }
 }
 

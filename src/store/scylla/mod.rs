@@ -4,6 +4,7 @@
 //! `Away`. `run` connects, makes the tables, and watches; it ends only with what an operator has to
 //! mend. Tables: `schema.rs`. What is unknown is never guessed: `lwt.rs`.
 
+mod audit;
 mod connect;
 mod cursor;
 mod dead_letter_statements;

@@ -13,6 +13,7 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::{Consistency, Statement};
 use tokio::task::JoinSet;
 
+use super::audit::AuditStatements;
 use super::dead_letter_statements::DeadLetterStatements;
 use super::endings::EndingStatements;
 use super::errors::store_error;
@@ -52,6 +53,7 @@ pub(super) struct Statements {
     pub inbox: InboxStatements,
     pub parking: ParkingStatements,
     pub dead_letters: DeadLetterStatements,
+    pub audit: AuditStatements,
     pub endings: EndingStatements,
 }
 
@@ -198,6 +200,7 @@ impl Statements {
             inbox: InboxStatements::prepare(session, keyspace).await?,
             parking: ParkingStatements::prepare(session, keyspace).await?,
             dead_letters: DeadLetterStatements::prepare(session, keyspace).await?,
+            audit: AuditStatements::prepare(session, keyspace).await?,
             endings: EndingStatements::prepare(session, keyspace).await?,
         })
     }
