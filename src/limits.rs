@@ -606,6 +606,9 @@ pub mod admin {
     /// Creates under way, answered or not: so many callers wait on a store that hangs, each with a
     /// body of a few KiB.
     pub const CREATES_MAX: usize = 4_096;
+    /// The same of cancels, of a few KiB each. More than come in a second of a node, each of which
+    /// takes up to `control::SETTLE_TIME` while a node is silent.
+    pub const CANCELS_MAX: usize = 4_096;
     /// Creates whose body is larger than this, or not said to be smaller. One of them takes up to
     /// 500 MB while its audience is read: eight million ids of one letter.
     pub const SMALL_CREATE_BYTES_MAX: u64 = 256 * 1024;
@@ -651,6 +654,20 @@ pub mod relay {
     /// Creates that ended between status and publishing and are remembered: 64 KiB of ids. Others
     /// wait until `GRACE` has passed.
     pub const OWED_MAX: usize = 4_096;
+}
+
+/// Telling users that a broadcast has ended.
+pub mod endings {
+    /// Of cancels, waiting or under way: tasks of 1 KiB. The relay does the others.
+    pub const REMOVALS_BEHIND_MAX: usize = 4_096;
+    /// Audiences of at most one append at a time, each with a row of up to 320 KB, a thousand names
+    /// and the content, and a record or a thousand of as much again: 40 MB.
+    pub const SMALL_REMOVALS_MAX: usize = 64;
+    /// Others at a time, each with a row of up to 60 MB: 120 MB.
+    pub const LARGE_REMOVALS_MAX: usize = 2;
+    /// Rows that are read to know which they are, up to 60 MB each. A read takes a millisecond or
+    /// two, so they are a few thousand a second.
+    pub const REMOVALS_READ_MAX: usize = 4;
 }
 
 /// Expiring broadcasts.

@@ -11,7 +11,7 @@ mod topic;
 mod unfinished;
 
 pub use create::{CreateError, Creator};
-pub use endings::{EndError, EndRelay, Ender, Expiry};
+pub use endings::{EndError, EndRelay, Ender, Expiry, Removals};
 pub use inboxes::{InboxDesk, Inboxes, KeptParts, KeptStore, Unavailable, inboxes};
 pub use relay::Relay;
 pub use reports::{Desks, Handover, run_reports};
