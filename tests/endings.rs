@@ -5,13 +5,13 @@ mod fakes;
 
 use std::future::ready;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use corecast::base::{BroadcastId, End, EpochMillis, Status, Topic};
 use corecast::control::{
-    ControlCounters, ControlDesk, Creator, EndError, EndRelay, Ender, FollowerParts, InboxDesk,
-    KeptParts, KeptStore, Removals, Unfinished, control_topic, inboxes,
+    ControlCounters, ControlDesk, Creator, EndError, EndRelay, Ender, Expiry, FollowerParts,
+    InboxDesk, KeptParts, KeptStore, Removals, Unfinished, control_topic, inboxes,
 };
 use corecast::domain::Draft;
 use corecast::lane::{Doorbell, Order, lane};
@@ -78,6 +78,11 @@ impl Bench {
         self.ender.endings.open_endings(10_000).await.expect("it is embedded")
     }
 
+    async fn status(&self, id: BroadcastId) -> Status {
+        let row = self.ender.creator.store.broadcast(id).await.expect("it is embedded");
+        row.expect("it exists").status
+    }
+
     async fn noted(&self) -> usize {
         let noted = self.ender.endings.endings(EpochMillis(0), None, 10_000).await;
         noted.expect("it is embedded").len()
@@ -96,6 +101,14 @@ impl Bench {
 
     fn start_relay(&self) {
         tokio::spawn(EndRelay { ender: self.ender.clone(), is_alone: true }.run());
+    }
+
+    fn start_expiry(&self) {
+        let ownership = self.embedded.ownership(true);
+        let owning = ownership.clone();
+        tokio::spawn(async move { owning.run(&|_| ()).await });
+        let (ender, log) = (self.ender.clone(), self.ender.creator.log.clone());
+        tokio::spawn(Expiry { ender, ownership, log }.run());
     }
 }
 
@@ -231,4 +244,47 @@ async fn few_large_audiences_are_told_at_a_time_and_hold_up_neither_cancels_nor_
     assert_eq!((begun.load(Ordering::Relaxed), bench.open().await.len()), (2, 5));
     open.add_permits(1);
     wait_for("the others' users are told", async || bench.open().await.is_empty()).await;
+}
+
+fn ending_in(wait: Duration) -> Value {
+    let at = SystemClock.wall().plus(wait).to_iso();
+    let mut body = to_all();
+    body["expiresAt"] = json!(std::str::from_utf8(&at).expect("ASCII"));
+    body
+}
+
+/// Users are told of one each 50 ms, so there is always one that has just been.
+#[tokio::test]
+async fn a_crowd_that_expires_holds_up_no_other() {
+    const CROWD: usize = 300;
+    let is_slow = Arc::new(AtomicBool::new(false));
+    let (slow, turn) = (is_slow.clone(), Arc::new(tokio::sync::Mutex::new(())));
+    let bench = Bench::new(move |_| {
+        let (slow, turn) = (slow.clone(), turn.clone());
+        async move {
+            if slow.load(Ordering::Relaxed) {
+                let _turn = turn.lock().await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Ok(())
+        }
+    });
+    let mut bodies = Vec::new();
+    for _ in 0..CROWD {
+        bodies.push(bench.create(ending_in(Duration::from_secs(4))));
+    }
+    let crowd = corecast::ports::join_all(bodies).await;
+    let lone = bench.create(ending_in(Duration::from_secs(6))).await;
+    is_slow.store(true, Ordering::Relaxed);
+    bench.start_expiry();
+    wait_for("the crowd", async || {
+        let statuses = corecast::ports::join_all(crowd.iter().map(|id| bench.status(*id))).await;
+        statuses.iter().all(|status| *status == Status::Expired)
+    })
+    .await;
+    wait_for("the lone one", async || bench.status(lone).await == Status::Expired).await;
+    assert!(bench.open().await.len() > CROWD / 4, "its users are told meanwhile");
+    is_slow.store(false, Ordering::Relaxed);
+    wait_for("its users are told", async || bench.open().await.is_empty()).await;
+    assert_eq!(bench.group_records().await, 2 * (CROWD as u64 + 1));
 }
