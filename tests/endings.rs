@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use corecast::base::{BroadcastId, End, EpochMillis, Status, Topic};
 use corecast::control::{
     ControlCounters, ControlDesk, Creator, EndError, EndRelay, Ender, Expiry, FollowerParts,
@@ -15,9 +17,9 @@ use corecast::control::{
 };
 use corecast::domain::Draft;
 use corecast::lane::{Doorbell, Order, lane};
-use corecast::ports::{Clock, ControlTopic, Ending, Log, LogError, SystemClock};
+use corecast::ports::{Clock, ControlRead, ControlTopic, Ending, Log, LogError, SystemClock};
 use corecast::store::embedded::{Embedded, EmbeddedOptions, LoneControl};
-use corecast::wire::control::NodeStart;
+use corecast::wire::control::{ControlRecord, ControlSays, NodeStart};
 use fakes::{Call, Gated};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -287,4 +289,49 @@ async fn a_crowd_that_expires_holds_up_no_other() {
     is_slow.store(false, Ordering::Relaxed);
     wait_for("its users are told", async || bench.open().await.is_empty()).await;
     assert_eq!(bench.group_records().await, 2 * (CROWD as u64 + 1));
+}
+
+/// A topic that is frozen once it has been read to its end once.
+struct Frozen {
+    topic: LoneControl,
+    is_frozen: AtomicBool,
+}
+
+#[async_trait]
+impl ControlTopic for Frozen {
+    async fn end(&self) -> Result<u64, LogError> {
+        Ok(0)
+    }
+
+    async fn append(&self, value: Bytes) -> Result<u64, LogError> {
+        match self.is_frozen.load(Ordering::Relaxed) {
+            true => std::future::pending().await,
+            false => self.topic.append(value).await,
+        }
+    }
+
+    async fn read(&self, from: u64, wait_max: Duration) -> Result<ControlRead, LogError> {
+        if self.is_frozen.swap(true, Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        self.topic.read(from, wait_max).await
+    }
+}
+
+#[tokio::test]
+async fn nodes_that_are_silent_are_not_counted_though_nothing_is_read() {
+    let bench = Bench::new(|_| ready(Ok(())));
+    let topic = LoneControl::default();
+    let from = NodeStart { node: "other".to_owned(), start: Uuid::nil() };
+    let beat = ControlRecord { from, seq: 1, says: ControlSays::Beat { applied: 0 } };
+    topic.append(beat.to_json().into()).await.expect("it is here");
+    let counters = Arc::<ControlCounters>::default();
+    let topic = Arc::new(Frozen { topic, is_frozen: AtomicBool::new(false) });
+    follow(&bench.embedded, topic, counters.clone());
+    let nodes = |count| {
+        let counters = &counters;
+        async move || counters.nodes.load(Ordering::Relaxed) == count
+    };
+    wait_for("the other node", nodes(1)).await;
+    wait_for("its silence", nodes(0)).await;
 }
