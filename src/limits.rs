@@ -629,6 +629,9 @@ pub mod admin {
     /// Creates under way, answered or not: so many callers wait on a store that hangs, each with a
     /// body of a few KiB.
     pub const CREATES_MAX: usize = 4_096;
+    /// The same of cancels, of a few KiB each. More than come in a second of a node, each of which
+    /// takes up to `control::SETTLE_TIME` while a node is silent.
+    pub const CANCELS_MAX: usize = 4_096;
     /// Creates whose body is larger than this, or not said to be smaller. One of them takes up to
     /// 500 MB while its audience is read: eight million ids of one letter.
     pub const SMALL_CREATE_BYTES_MAX: u64 = 256 * 1024;
@@ -676,6 +679,20 @@ pub mod relay {
     pub const OWED_MAX: usize = 4_096;
 }
 
+/// Telling users that a broadcast has ended.
+pub mod endings {
+    /// Of cancels, waiting or under way: tasks of 1 KiB. The relay does the others.
+    pub const REMOVALS_BEHIND_MAX: usize = 4_096;
+    /// Audiences of at most one append at a time, each with a row of up to 320 KB, a thousand names
+    /// and the content, and a record or a thousand of as much again: 40 MB.
+    pub const SMALL_REMOVALS_MAX: usize = 64;
+    /// Others at a time, each with a row of up to 60 MB: 120 MB.
+    pub const LARGE_REMOVALS_MAX: usize = 2;
+    /// Rows that are read to know which they are, up to 60 MB each. A read takes a millisecond or
+    /// two, so they are a few thousand a second.
+    pub const REMOVALS_READ_MAX: usize = 4;
+}
+
 /// Expiring broadcasts.
 pub mod expiry {
     use super::Duration;
@@ -684,10 +701,13 @@ pub mod expiry {
     pub const LOOK: Duration = Duration::from_millis(500);
     /// Longest wait while the store or the log is away.
     pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
-    /// Broadcasts of a share that are expired in one look.
+    /// Broadcasts of a share that are expired in one look; if more is due, the next is at once.
     pub const ROWS_MAX: usize = 100;
-    /// Those whose users are being told at a time. With as many, others expire later.
-    pub const TELLING_MAX: usize = 256;
+    /// Of these at a time: with three writes of 10 ms each, 1,000 a second.
+    pub const BEGUN_AT_ONCE: usize = 32;
+    /// Those whose users are being told, or wait for that, at a time: tasks of 1 KiB, and half as
+    /// many rows read in vain by a look. With as many, others expire later.
+    pub const TELLING_MAX: usize = 4_096;
 }
 
 /// Owning partitions: what their records leave behind.

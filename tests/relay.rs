@@ -193,6 +193,25 @@ async fn what_was_left_is_published_with_the_checkpoint() {
     }
 }
 
+/// As behind a start with a clock that has been set back.
+#[tokio::test]
+async fn a_node_that_is_alone_publishes_what_seems_to_be_of_the_future() {
+    let bench = Bench::new().await;
+    let _leaver = bench.start_owner();
+    let to_ann = json!({"content": "x", "targetType": "SELECTED", "targetIds": ["ann"]});
+    let broadcast = bench.create_half(to_ann, 0).await;
+    let rows = bench.outbox().await;
+    let later = OutboxRow { id: broadcast.id, created_at: broadcast.created_at.plus(HOUR) };
+    for row in rows {
+        bench.embedded.store().remove_outbox(&row).await.expect("it is embedded");
+    }
+    bench.embedded.store().put_outbox(&later).await.expect("it is embedded");
+    assert_eq!(bench.outbox().await, [later]);
+    bench.start_relay();
+    bench.wait_until_finished().await;
+    assert_eq!(bench.records().await, 1);
+}
+
 #[tokio::test]
 async fn it_waits_for_an_owner_who_is_far_behind_and_publishes_the_rest() {
     let bench = Bench::new().await;

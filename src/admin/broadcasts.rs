@@ -86,8 +86,12 @@ pub(super) async fn cancel(
     let Path(id) = id?;
     let id = read_id(&id)?;
     // A client that goes away does not leave it in the middle.
-    let ender = state.ender.clone();
-    let cancelling = tokio::spawn(async move { ender.cancel(id).await });
+    let (ender, place) = (state.ender.clone(), state.room.for_cancel()?);
+    let cancelling = tokio::spawn(async move {
+        let cancelled = ender.cancel(id).await;
+        drop(place);
+        cancelled
+    });
     let cancelled = tokio::time::timeout(limits::ANSWER_TIME, cancelling).await;
     cancelled.map_err(|_| Failure::late())?.map_err(|error| {
         Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cancelling it failed: {error}"))

@@ -15,6 +15,7 @@ use crate::limits::admin as limits;
 pub struct Room {
     creates: Arc<Semaphore>,
     large_creates: Arc<Semaphore>,
+    cancels: Arc<Semaphore>,
     rows: Arc<Semaphore>,
 }
 
@@ -29,6 +30,7 @@ impl Default for Room {
         Self {
             creates: Arc::new(Semaphore::new(limits::CREATES_MAX)),
             large_creates: Arc::new(Semaphore::new(limits::LARGE_CREATES_MAX)),
+            cancels: Arc::new(Semaphore::new(limits::CANCELS_MAX)),
             rows: Arc::new(Semaphore::new(limits::ROWS_HELD_MAX)),
         }
     }
@@ -55,6 +57,15 @@ impl Room {
             place.map_err(full)?.ok()
         };
         Ok(CreatePlace { _place: place, _large: large })
+    }
+
+    /// The place of a cancel; it keeps it as long as it is under way, answered or not.
+    pub(super) fn for_cancel(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        let full = |_| {
+            let message = "too many broadcasts are being cancelled; try again";
+            Failure::new(StatusCode::SERVICE_UNAVAILABLE, message)
+        };
+        self.cancels.clone().try_acquire_owned().map_err(full)
     }
 
     /// Before that many rows are read from the store, for as long as they are held.
@@ -118,5 +129,17 @@ mod tests {
             places.pop();
             assert!(room.for_create(Some(1)).await.is_ok());
         });
+    }
+
+    #[test]
+    fn a_cancel_too_many_is_put_off_and_has_room_later() {
+        let room = Room::default();
+        let place = |_| room.for_cancel().expect("there is room");
+        let mut places: Vec<_> = (0..limits::CANCELS_MAX).map(place).collect();
+        let refused = room.for_cancel().expect_err("it is full");
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(refused.message.contains("cancelled"), "{}", refused.message);
+        places.pop();
+        assert!(room.for_cancel().is_ok());
     }
 }

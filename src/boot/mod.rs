@@ -24,8 +24,8 @@ use crate::admin::{AdminState, OpenCalls, PublicCalls, serve_admin};
 use crate::base::{LogIdentity, LogShape};
 use crate::control::{
     ControlCounters, Creator, Desks, EndRelay, Ender, Expiry, Follower, FollowerParts, Hearing,
-    KeptParts, KeptStore, RedriveCounters, Relay, Signals, Threads, Unfinished, control_topic,
-    inboxes, rereads, run_reports,
+    KeptParts, KeptStore, RedriveCounters, Relay, Removals, Signals, Threads, Unfinished,
+    control_topic, inboxes, rereads, run_reports,
 };
 use crate::edge::listen;
 use crate::ingest::kafka::OptionsError;
@@ -219,6 +219,7 @@ fn serve(mut config: Config) -> Result<(), BootError> {
         inbox: backends.inbox.clone(),
         desk: control.clone(),
         unfinished: Unfinished::default(),
+        removals: Removals::default(),
     });
     let calls = Arc::<OpenCalls>::default();
     let state = AdminState {

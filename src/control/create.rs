@@ -104,7 +104,7 @@ impl Creator {
     async fn claim(
         &self,
         broadcast: &mut Broadcast,
-        under_way: &mut UnderWay<'_>,
+        under_way: &mut UnderWay,
     ) -> Result<(), CreateError> {
         for _ in 0..limits::ID_DRAWS_MAX {
             under_way.move_to(broadcast.id);

@@ -13,7 +13,7 @@ mod unfinished;
 
 pub use create::{CreateError, Creator};
 pub use dead_letters::{Bulk, NotRedriven, RedriveCounters, RedriveError, Redriven, Redriver};
-pub use endings::{EndError, EndRelay, Ender, Expiry};
+pub use endings::{EndError, EndRelay, Ender, Expiry, Removals};
 pub use inboxes::{InboxDesk, Inboxes, KeptParts, KeptStore, Unavailable, inboxes};
 pub use relay::Relay;
 pub use reports::{Desks, Handover, run_reports};

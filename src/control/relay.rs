@@ -11,7 +11,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::task::JoinSet;
@@ -33,7 +32,7 @@ pub struct Relay {
     pub creator: Arc<Creator>,
     pub ownership: Arc<dyn Ownership>,
     pub inbox: Arc<dyn Inbox>,
-    /// No other node uses this store, so nobody else can be at a row.
+    /// No other node uses this store, so nobody else can be at a row, whatever its time.
     pub is_alone: bool,
 }
 
@@ -85,7 +84,6 @@ impl Relay {
     /// Looks at every row of the outbox once.
     async fn pass(&self) -> Result<Pass, CreateError> {
         let Creator { store, clock, unfinished, .. } = &*self.creator;
-        let grace = if self.is_alone { Duration::ZERO } else { limits::GRACE };
         let (mut pass, mut left) = (Pass::default(), 0);
         loop {
             // Rows that are left stand before the others, so more of them are asked for.
@@ -95,7 +93,8 @@ impl Relay {
             left = 0;
             let now = clock.wall();
             for row in rows {
-                let is_young = row.created_at.plus(grace) > now && !unfinished.is_owed(row.id);
+                let is_young = !self.is_alone && row.created_at.plus(limits::GRACE) > now;
+                let is_young = is_young && !unfinished.is_owed(row.id);
                 if unfinished.is_under_way(row.id) || is_young {
                     left += 1;
                     continue;

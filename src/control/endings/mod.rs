@@ -6,21 +6,21 @@
 
 mod expiry;
 mod relay;
+mod removals;
 
 use std::sync::Arc;
 
-use crate::base::{BroadcastId, End, EpochMillis, Status, TargetType};
-use crate::domain::Broadcast;
-use crate::limits::admin::PUBLISH_RECORDS_MAX;
+use crate::base::{BroadcastId, End, EpochMillis, Status};
 use crate::limits::control as limits;
 use crate::ports::{Change, Ending, Endings, Inbox, LogError, StoreError};
 
 use super::create::Creator;
 use super::topic::ControlDesk;
-use super::unfinished::Unfinished;
+use super::unfinished::{UnderWay, Unfinished};
 
 pub use expiry::Expiry;
 pub use relay::EndRelay;
+pub use removals::Removals;
 
 #[derive(Debug, thiserror::Error)]
 pub enum EndError {
@@ -54,11 +54,13 @@ pub struct Ender {
     pub desk: ControlDesk,
     /// What the relay must leave alone, and when it must look.
     pub unfinished: Unfinished,
+    pub removals: Removals,
 }
 
 impl Ender {
     /// Cancels. `Ok`: from now on no message of it begins on any node. One that was cancelled
-    /// before is told all nodes once more. Its users are told behind the answer: they may be many.
+    /// before is told all nodes once more, and that is all: its users are told by who cancelled it,
+    /// behind the answer, since they may be many, or by the relay.
     pub async fn cancel(self: Arc<Self>, id: BroadcastId) -> Result<(), EndError> {
         let content = self.inbox.contents(&[id]).await?.into_iter().next().flatten();
         let status = content.and_then(|content| content.status).ok_or(EndError::Missing(id))?;
@@ -69,36 +71,54 @@ impl Ender {
         if !self.desk.has_room() {
             return Err(EndError::Full);
         }
-        let ending = Ending { id, at: self.now(), how: End::Cancelled };
+        let begun = if status == to { None } else { self.begin_cancel(id).await? };
         let unsettled = |reason: String| EndError::Unsettled { id, status: to, reason };
-        let record = {
-            let mut under_way = self.unfinished.begin(id);
-            if !self.change(&ending).await? {
-                // Between the look and here it has expired.
-                under_way.is_done = true;
-                return Err(EndError::Refused { id, status: Status::Expired, to });
-            }
-            under_way.is_owed = true;
-            let told = self.desk.tell_ended(id, ending.how).await;
-            let record = told.map_err(|error| unsettled(format!(": {error}")))?;
-            (under_way.is_owed, under_way.is_done) = (false, true);
-            record
-        };
-        tokio::spawn(self.clone().remove_behind(ending));
+        let told = self.desk.tell_ended(id, End::Cancelled).await;
+        let record = told.map_err(|error| unsettled(format!(": {error}")))?;
+        if let Some((ending, under_way)) = begun {
+            self.clone().remove_behind(ending, under_way);
+        }
         if self.desk.settled(record).await { Ok(()) } else { Err(unsettled(String::new())) }
     }
 
-    /// What is left once all nodes have been told; the relay does it if this fails.
-    async fn remove_behind(self: Arc<Self>, ending: Ending) {
-        let mut under_way = self.unfinished.begin(ending.id);
+    /// The row, and the status; what is left to do, if this call has changed it.
+    async fn begin_cancel(&self, id: BroadcastId) -> Result<Option<(Ending, UnderWay)>, EndError> {
+        let ending =
+            Ending { id, at: self.unfinished.time_of_row(self.now()), how: End::Cancelled };
+        let mut under_way = self.unfinished.begin(id);
+        self.endings.put_ending(&ending).await?;
+        // What becomes of a change whose answer is lost, the relay finds out by another: of two
+        // one is `Done`, and no later one is.
         under_way.is_owed = true;
-        match self.remove(&ending).await {
-            Ok(()) => (under_way.is_owed, under_way.is_done) = (false, true),
-            Err(error) => {
-                let broadcast = ending.id.get();
-                tracing::warn!(broadcast, %error, "its users are told later that it has ended");
-            }
+        let change = self.endings.change_status(id, ending.how.status()).await?;
+        if change == Change::Done {
+            say_ended(&ending);
+            return Ok(Some((ending, under_way)));
         }
+        // Somebody else was quicker, and has a row of his own.
+        self.endings.settle_ending(&ending).await?;
+        under_way.finish();
+        match change {
+            Change::Done | Change::Already => Ok(None),
+            Change::Refused(status) => Err(EndError::Refused { id, status, to: Status::Cancelled }),
+            Change::Missing => Err(EndError::Missing(id)),
+        }
+    }
+
+    /// Tells the users once all nodes have been told; the relay does it if this fails, or if too
+    /// many wait for it.
+    fn remove_behind(self: Arc<Self>, ending: Ending, under_way: UnderWay) {
+        let Some(place) = self.removals.place_behind() else { return };
+        tokio::spawn(async move {
+            match self.remove(&ending).await {
+                Ok(()) => under_way.finish(),
+                Err(error) => {
+                    let broadcast = ending.id.get();
+                    tracing::warn!(broadcast, %error, "its users are told later that it has ended");
+                }
+            }
+            drop(place);
+        });
     }
 
     /// Does all that ending it takes, whatever of that was done before; `Ok` also for one that has
@@ -137,16 +157,7 @@ impl Ender {
 
     /// Tells the users, as far as they could see it; then nothing is left to do.
     async fn remove(&self, ending: &Ending) -> Result<(), EndError> {
-        let Creator { log, store, .. } = &*self.creator;
-        if let Some(row) = store.broadcast(ending.id).await? {
-            let broadcast = &row.broadcast;
-            // This one stops delivery wherever the log is read again.
-            log.append(vec![self.creator.removal(ending.how, broadcast, None)]).await?;
-            for users in selected(broadcast).chunks(PUBLISH_RECORDS_MAX) {
-                let of = |user: &String| self.creator.removal(ending.how, broadcast, Some(user));
-                log.append(users.iter().map(of).collect()).await?;
-            }
-        }
+        self.removals.append(&self.creator, ending).await?;
         Ok(self.endings.settle_ending(ending).await?)
     }
 
@@ -161,13 +172,5 @@ fn say_ended(ending: &Ending) {
     match ending.how {
         End::Cancelled => tracing::info!(broadcast, "cancelled"),
         End::Expired => tracing::debug!(broadcast, "expired"),
-    }
-}
-
-/// The users who have a record of their own.
-fn selected(broadcast: &Broadcast) -> &[String] {
-    match broadcast.target.r#type {
-        TargetType::Selected => &broadcast.target.ids,
-        _ => &[],
     }
 }

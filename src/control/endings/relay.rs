@@ -1,7 +1,6 @@
 //! Completes what a crash or an outage left of endings.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::{EndError, Ender};
 use crate::limits::relay as limits;
@@ -10,7 +9,7 @@ use crate::ports::Backoff;
 /// Runs until the process ends.
 pub struct EndRelay {
     pub ender: Arc<Ender>,
-    /// No other node uses this store, so nobody else can be at a row.
+    /// No other node uses this store, so nobody else can be at a row, whatever its time.
     pub is_alone: bool,
 }
 
@@ -38,11 +37,11 @@ impl EndRelay {
     /// Completes those that nobody is at; how many.
     async fn pass(&self) -> Result<usize, EndError> {
         let Ender { endings, unfinished, .. } = &*self.ender;
-        let grace = if self.is_alone { Duration::ZERO } else { limits::GRACE };
         let mut count = 0;
         for ending in endings.open_endings(limits::ROWS_MAX).await? {
             let id = ending.id;
-            let is_young = ending.at.plus(grace) > self.ender.now() && !unfinished.is_owed(id);
+            let is_young = !self.is_alone && ending.at.plus(limits::GRACE) > self.ender.now();
+            let is_young = is_young && !unfinished.is_owed(id);
             if unfinished.is_under_way(id) || is_young {
                 continue;
             }

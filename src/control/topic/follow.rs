@@ -90,6 +90,7 @@ impl Follower {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the control topic can't be followed yet");
+                    self.shared.count(&self.shared.lock());
                     self.tell(&told);
                     tokio::time::sleep(backoff.wait()).await;
                 }
@@ -163,6 +164,8 @@ impl Follower {
     /// Sends a beat, if one is due; one that takes too long is not waited for.
     fn beat(&self, beats: &mut JoinSet<()>) {
         let mut state = self.shared.lock();
+        // Also while nothing is read.
+        self.shared.count(&state);
         let Some((seq, applied)) = state.fleet.poll_beat(self.parts.clock.moment()) else { return };
         let from = state.fleet.own().clone();
         drop(state);
