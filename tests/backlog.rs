@@ -581,9 +581,9 @@ fn a_cursor_from_ahead_of_the_log_is_served_by_time() {
         let gap = backlog.gap.expect("what stood between is gone");
         assert_eq!((gap.reason, gap.from), (GapReason::LogReplaced, PRESENTED_AT));
         assert!(stub.delivered.lock().expect("nobody panicked").is_empty(), "nothing is noted");
-        // It is taken up in the middle like any other.
+        // It is taken up in the middle like any other: from an hour before its time on.
         let mut middle = presented((21, 77), None);
-        middle.since = backlog.since;
+        middle.since = backlog.since.plus(limits::CLOCKS_DIFFER);
         let rest = ask_by(&kept, &roles, Some(middle)).expect("it is there");
         let mut found = offsets(&rest);
         found.sort_unstable();
@@ -608,7 +608,8 @@ fn what_stands_in_the_partition_that_was_the_users_is_served() {
     assert_eq!(ids(&fresh), [2, 8, 90]);
     assert!(stub.delivered.lock().expect("nobody panicked").is_empty());
     // With one from before, what was delivered of late as well: nothing tells whether to it.
-    let cursor = Presented { since: EpochMillis(40), ..presented((60, 0), None) };
+    let since = EpochMillis(40).plus(limits::CLOCKS_DIFFER);
+    let cursor = Presented { since, ..presented((60, 0), None) };
     let resumed = ask_by(&kept(&stub), &[], Some(cursor)).expect("it is there");
     let due: Vec<u64> = [2, 8].into_iter().chain(40..50).chain(60..100).collect();
     let mut found = ids(&resumed);
