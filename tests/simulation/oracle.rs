@@ -217,7 +217,8 @@ impl World {
                 && (start..start + REPEAT_RECORDS).contains(&latest.offset)
                 && client::is_covered(id, latest)
                 && !client::is_covered(last, latest);
-            let may_repeat = is_cut_off || self.truth.is_lost(position);
+            // Whose owner took it for ended, and so kept no row of it, may be published again.
+            let may_repeat = is_cut_off || self.truth.is_lost(position) || sent.is_unkept;
             assert!(
                 !client::is_covered(last, position) || may_repeat,
                 "seed {seed}: client {number} got {position:?} behind a cursor that covers it"
