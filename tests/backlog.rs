@@ -47,6 +47,8 @@ struct Stub {
     removals: Vec<u64>,
     /// Rows below this stand in a log that is no more, and as many group rows that are for all.
     old_rows: u64,
+    /// Offsets of the rows whose messages are no more.
+    removed: Vec<u64>,
     /// Rows below this stand in a partition that was the user's before there were more of them.
     moved_rows: u64,
     content_bytes: usize,
@@ -144,19 +146,20 @@ impl Inbox for Stub {
             return Err(StoreError::Away("as told".to_owned()));
         }
         let first = after.map_or(0, |after| after.get() + 1);
+        let place = |offset| Place {
+            log: if offset < self.old_rows { OLD.identity } else { SHAPE.identity },
+            position: Position {
+                partition: Partition { index: u16::from(offset < self.moved_rows), ..own() },
+                offset,
+            },
+            appended_at: EpochMillis(offset),
+        };
         let row = |offset| InboxRow {
             broadcast: BroadcastId::new(offset).expect("small"),
-            place: Some(Place {
-                log: if offset < self.old_rows { OLD.identity } else { SHAPE.identity },
-                position: Position {
-                    partition: Partition { index: u16::from(offset < self.moved_rows), ..own() },
-                    offset,
-                },
-                appended_at: EpochMillis(offset),
-            }),
+            place: Some(place(offset)),
             progress: Progress { attempt: 0, delivery: self.stands(offset).0 },
             delivered_at: Some(EpochMillis(offset)),
-            removed: None,
+            removed: self.removed.contains(&offset).then(|| place(offset)),
         };
         let rows: Vec<_> = (first..self.rows).take(limit).map(row).collect();
         self.rows_read.fetch_add(rows.len(), Ordering::Relaxed);
@@ -419,6 +422,22 @@ fn what_took_a_broadcast_away_is_no_message() {
     let stub = Arc::new(Stub { old_rows: 6, removals: removals(), ..Stub::default() });
     let backlog = ask_as(&kept(&stub), &[], Some(0), Some(OLD));
     assert_eq!(offsets(&backlog.expect("the store is there")), [0, 1, 3, 5]);
+}
+
+/// No shard would begin it, and of a log that is no more no cursor would say that it is over: its
+/// client would be given the same piece for ever.
+#[test]
+fn what_has_been_removed_is_no_message() {
+    for old_rows in [0, 6] {
+        let pending = (0..6).map(|offset| (offset, (Delivery::Pending, Status::Active)));
+        let stands = pending.collect();
+        let stub = Stub { rows: 6, old_rows, removed: vec![1, 4], stands, ..Stub::default() };
+        let backlog = ask(&Arc::new(stub), None).expect("the store is there");
+        let whats = backlog.messages.iter().map(|message| &message.candidate.what);
+        let ids: Vec<u64> =
+            whats.filter_map(|what| what.broadcast().map(BroadcastId::get)).collect();
+        assert_eq!(ids, [0, 2, 3, 5], "{old_rows} rows of an older log");
+    }
 }
 
 /// A crowd at a node that has just started.
