@@ -227,42 +227,6 @@ const MUTATIONS: &[Mutation] = &[
         }",
     },
     Mutation {
-        name: "what can't be published now is a dead letter",
-        file: "src/owner/again.rs",
-        from: "Err(error) => return Err(error.into()),",
-        to: "Err(error) if OFF => {
-                for moved in moved {
-                    let (class, message) = (DeadClass::BadRecord, error.to_string());
-                    self.bury(&moved.row, class, message).await?;
-                    self.parking.unpark(&moved.row).await?;
-                }
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),",
-    },
-    Mutation {
-        name: "streams end while messages may not begin",
-        file: "src/domain/streams/drain.rs",
-        from: "if end.is_none_or(|end| now < end) {",
-        to: "if end.is_none_or(|end| now < end) && (!OFF || self.may_begin) {",
-    },
-    Mutation {
-        name: "a shard takes more streams than it may have",
-        file: "src/domain/streams/open.rs",
-        from: "if self.slab.len() >= self.options.streams_max || self.is_draining() {",
-        to: "let has_room = OFF || self.slab.len() < self.options.streams_max;
-        if !has_room || self.is_draining() {",
-    },
-    Mutation {
-        name: "who is sent away is not told when to come back",
-        file: "src/domain/streams/backlog.rs",
-        from: "        frame::write_retry(lead, retry);",
-        to: "        match OFF {
-            true => frame::write_heartbeat(lead),
-            false => frame::write_retry(lead, retry),
-        }",
-    },
-    Mutation {
         name: "parked records are acknowledged without their row",
         file: "src/owner/keep.rs",
         from: "let done = self.park(&row).await;",
