@@ -83,9 +83,9 @@ pub async fn build(
             Some(position) if !reach.checkpoint.covers(position) => {}
             // No progress tells how many of these are out, so what the peer has acknowledged is.
             None if replaced.is_some() || (!is_pending && !is_of_log) => {}
-            // It is no more, whatever its status says yet. No shard begins it, and where it has no
-            // position no progress would ever say so.
-            _ if row.removed.is_some() => {}
+            // It is no more, whatever its status says yet: no shard begins it, and no progress
+            // would ever say that it is over.
+            None if row.removed.is_some() => {}
             _ if is_pending || is_doubtful => candidates.push(candidate),
             _ => {}
         }
