@@ -32,7 +32,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use random::Seen;
-use report::Report;
+use report::{Report, Running};
 use world::{Faults, World};
 
 const SEEDS: u64 = 200;
@@ -176,6 +176,7 @@ fn run_all(seeds: std::ops::Range<u64>) -> Seen {
                         break;
                     }
                     report.progress(seed - seeds.start);
+                    let _running = Running(seed);
                     let mut world = World::new(seed, Faults::ALL);
                     world.run_safety(350);
                     world.run_outage();

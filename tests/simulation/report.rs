@@ -30,6 +30,17 @@ impl Report {
     }
 }
 
+/// The seed that is being run: whatever panics, it is named.
+pub struct Running(pub u64);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("that was SIMULATION_SEED={}", self.0);
+        }
+    }
+}
+
 /// The commit that is checked out, and whether something was changed since.
 fn commit() -> String {
     let git = |words: &[&str]| {
